@@ -1,0 +1,1 @@
+"""The formats on disk: the unified checkpoint and the engine bundle."""
