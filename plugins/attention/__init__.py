@@ -1,0 +1,76 @@
+"""Attention of new tokens over the paged KV cache: decode, prefill chunks, and both in one batch.
+
+Used in two steps: `plan_attention` once per engine step, because where each request's keys lie is the same in every
+layer, then `attention` per layer with that plan.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from plugins.attention.cpu import attention_cpu, plan_attention_cpu
+from plugins.library import define, implement
+
+define(
+    "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor[] plan, float scale, Tensor(a!) out) -> ()",
+)
+implement("attention", "CPU", attention_cpu)
+
+
+class AttentionShape(NamedTuple):
+    """What does not change between steps."""
+
+    num_heads: int
+    num_kv_heads: int
+    block_size: int
+    sliding_window: int | None  # a query attends to this many keys, itself included; None is all of them
+
+
+def plan_attention(
+    shape: AttentionShape,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """Lay out one step's work; the result is opaque and valid for every layer of that step.
+
+    Request b has queries query_starts[b] : query_starts[b + 1], which are the last of its context_lens[b] tokens, so
+    query i of L attends to keys 0 .. context_lens[b] - L + i.
+
+    Args:
+        query_starts: (B + 1,) int64, starts at 0, increasing.
+        context_lens: (B,) int64, tokens in the cache including this step's.
+        block_tables: (B, max_blocks) int64, each request's blocks in order; entries past its last block are not read.
+        dtype: of the queries.
+
+    Raises:
+        ValueError: a request has no query, or more queries than context.
+    """
+    if query_starts.device.type != "cpu":
+        raise ValueError(f"attention has no implementation for {query_starts.device.type} tensors in this version")
+    return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype)
+
+
+def attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: list[torch.Tensor],
+    scale: float,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Write softmax(scale q k^T) v over each query's visible keys to `out` and return it.
+
+    Query head h reads key/value head h // (N / N_kv). The softmax accumulates in float32 or wider.
+    Source: Vaswani et al., "Attention Is All You Need" (2017), equation 1; Ainslie et al., "GQA" (2023).
+
+    Args:
+        q: (T, N, D).
+        k_cache, v_cache: (num_blocks, N_kv, block_size, D) same dtype, holding this step's keys already.
+        plan: from `plan_attention`.
+        scale: usually D ** -0.5.
+        out: (T, N, D) same dtype.
+    """
+    torch.ops.enginewright.attention.default(q, k_cache, v_cache, plan, scale, out)
+    return out

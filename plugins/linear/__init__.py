@@ -1,0 +1,39 @@
+"""Linear layers over weights that are laid out once, at load, for the machine that runs them.
+
+Not a torch.library op: oneDNN's packed weights are opaque tensors and oneDNN allocates the result, so there is
+nothing for a caller to allocate. `PackedLinear` is the contract; the engine plan names the implementation.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+
+from plugins.linear.onednn import OneDnnLinear
+from plugins.linear.plain import PlainLinear
+
+LinearKind = Literal["onednn", "torch"]
+
+
+class PackedLinear(Protocol):
+    """A weight (and bias) ready to be applied to rows."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T + b: x (T, in) -> (T, out), same dtype, accumulated in float32 or wider."""
+        ...
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return residual + x W^T + b: residual (T, out), left unchanged."""
+        ...
+
+
+def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
+    """Lay out `weight` (out, in) for `kind`; the result keeps no reference to it where it made a copy.
+
+    Raises:
+        ValueError: this torch cannot do `kind`, or not in the weight's dtype.
+    """
+    if kind == "onednn":
+        return OneDnnLinear(weight, bias)
+    if kind == "torch":
+        return PlainLinear(weight, bias)
+    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'torch'")

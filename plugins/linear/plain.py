@@ -1,0 +1,17 @@
+"""Linear layers as torch does them by default: any dtype, any device, and the reference for the packed ones."""
+
+import torch
+
+
+class PlainLinear:
+    """See `PackedLinear`. Aliases the weight it is given."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self._weight = weight
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self._weight, self._bias)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return residual + torch.nn.functional.linear(x, self._weight, self._bias)

@@ -1,0 +1,54 @@
+"""The next token from logits: temperature, filters and Gumbel noise, or the argmax.
+
+The noise of a vocabulary entry depends on (seed, sample index, position, token id) alone, so a token is the same
+however its request was batched, scheduled, preempted or drafted.
+"""
+
+import torch
+
+from plugins.library import define, implement
+from plugins.sample.cpu import sample_cpu
+
+define(
+    "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
+    "Tensor sample_index, Tensor position, Tensor(a!) out) -> ()"
+)
+implement("sample", "CPU", sample_cpu)
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seed: torch.Tensor,
+    sample_index: torch.Tensor,
+    position: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Write argmax(filtered logits / T + Gumbel noise) of each row to `out` and return it; T = 0 is the plain argmax.
+
+    Filters apply in this order to p = softmax(logits / T): `top_k` keeps the k largest; `top_p` keeps the smallest
+    set of largest whose mass, renormalised after top_k, reaches it; `min_p` drops what is below min_p * max(p).
+    Ties at a filter's edge go to the lower token id. The argmax of logits plus Gumbel noise is a draw from their
+    softmax. Source: Gumbel (1954); Maddison et al., "A* Sampling" (2014), section 2.
+
+    Args:
+        logits: (R, V) any float dtype.
+        temperature: (R,) float32, >= 0.
+        top_k: (R,) int64, 0 keeps all.
+        top_p: (R,) float32 in (0, 1], 1 keeps all.
+        min_p: (R,) float32 in [0, 1], 0 keeps all.
+        seed: (R,) int64, all 64 bits are used.
+        sample_index: (R,) int64 below 2^32, which of a request's n samples.
+        position: (R,) int64 below 2^32, of the token that is drawn.
+        out: (R,) int64.
+
+    Raises:
+        ValueError: a row of logits holds NaN; there is no token to draw.
+    """
+    torch.ops.enginewright.sample.default(
+        logits, temperature, top_k, top_p, min_p, seed, sample_index, position, out
+    )  # fmt: skip
+    return out

@@ -1,0 +1,80 @@
+"""The engine contract, two levels: `forward` for whoever needs logits, `step` for generation."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from runtime.batch import Batch
+
+if TYPE_CHECKING:
+    from runtime.backends.device_state import DeviceState
+    from runtime.model.decoder import DecoderOutput
+
+
+KvLayout = Literal["paged", "slots"]
+BatchLayout = Literal["packed", "dense"]
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What an engine was compiled for."""
+
+    max_batch_size: int  # requests in one step
+    max_seq_len: int  # tokens of one request, prompt and output
+    max_num_tokens: int  # packed tokens in one step
+    num_blocks: int
+    block_size: int
+
+
+class PlanRow(NamedTuple):
+    """One request's share of a step."""
+
+    slot: int  # its row of the device state
+    token_ids: list[int] | None  # the new tokens; None is the one token that the state drew last
+    start: int  # position of the first new token
+    num_tokens: int
+    blocks: list[int]
+    emits: bool  # whether the last new token's logits choose a token
+    logprobs: int | None
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities (nats) at one position, of the raw logits."""
+
+    chosen: float
+    top: list[tuple[int, float]]  # (token id, log-probability), most likely first
+
+
+class StepResult(NamedTuple):
+    """One entry per row that emits, in the plan's order."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class TokenHandle(Protocol):
+    """A step's result that may still be on its way from the device."""
+
+    def read(self) -> StepResult:
+        """Wait for the step and return what it chose."""
+        ...
+
+
+class Backend(Protocol):
+    """Runs steps. Tokens, random state and lengths stay in a `DeviceState`; the host reads `read_lag` steps late."""
+
+    kv: KvLayout
+    batch: BatchLayout
+    read_lag: int  # steps that may be in flight when the next one is planned
+    limits: EngineLimits
+
+    def forward(self, batch: Batch) -> "DecoderOutput":
+        """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""
+        ...
+
+    def new_state(self) -> "DeviceState":
+        """Make the state of `max_batch_size` request slots."""
+        ...
+
+    def step(self, rows: list[PlanRow], state: "DeviceState") -> TokenHandle:
+        """Level two: one pass over `rows`; each row that emits draws a token into the state and the handle."""
+        ...

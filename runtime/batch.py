@@ -1,0 +1,27 @@
+"""What one pass of the target takes: packed tokens and where their keys lie."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B requests with T new tokens between them, packed without padding. All tensors are int64 on one device.
+
+    Request b owns tokens query_starts[b] : query_starts[b + 1]; they are the last of its context_lens[b] tokens.
+    Keys and values of the new tokens are written to the request's blocks by the pass itself.
+    """
+
+    token_ids: torch.Tensor  # (T,)
+    positions: torch.Tensor  # (T,), index of each token in its request
+    query_starts: torch.Tensor  # (B + 1,), from 0
+    context_lens: torch.Tensor  # (B,), tokens in the cache once this pass has run
+    block_tables: torch.Tensor  # (B, max_blocks), padded with any value
+    logit_rows: torch.Tensor  # (R,), which of the T tokens get logits, in this order
+
+    def slots(self, block_size: int) -> torch.Tensor:
+        """(T,) cache slot of each new token: block * block_size + offset."""
+        owners = torch.repeat_interleave(torch.arange(len(self.context_lens)), self.query_starts.diff())
+        blocks = self.block_tables[owners, self.positions // block_size]
+        return blocks * block_size + self.positions % block_size

@@ -1,0 +1,119 @@
+"""The engine bundle: one folder with everything an engine needs, and a manifest that vouches for every byte of it.
+
+    manifest.json          schema, model, targets, provenance, sha256 and size of every file below but attestations/
+    config.json            the model spec and the dtype of the weights
+    weights.safetensors    one copy for every target
+    tokenizer/             tokenizer.json, generation.json, chat_template.jinja
+    engines/<target>/      the compiled engine of each target
+    attestations/          what varies between builds of the same bundle: verify and bench results, host, times
+
+The manifest is deterministic and its SHA-256 is the bundle's id: the same inputs give the same id.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EnginewrightError
+from runtime.formats.checkpoint import Checkpoint
+from runtime.formats.digest import sha256_file
+from runtime.text.tokenizer import Tokenizer
+
+MANIFEST_FILE = "manifest.json"
+ATTESTATIONS_DIR = "attestations"
+ENGINES_DIR = "engines"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were all found to be what the manifest says."""
+
+    path: Path
+    bundle_id: str
+    manifest: Mapping[str, Any]
+
+    @property
+    def targets(self) -> list[str]:
+        return sorted(self.manifest["targets"])
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.path)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.path / "tokenizer")
+
+    def engine_dir(self, target: str) -> Path:
+        """Folder of one target's engine.
+
+        Raises:
+            EnginewrightError: the bundle has no engine for it.
+        """
+        if target not in self.manifest["targets"]:
+            raise EnginewrightError(
+                f"{self.path}: no engine for target {target!r}, only for {', '.join(self.targets)}; build it with "
+                f"make engine MODEL={self.manifest['model']['name']} TARGET={target}"
+            )
+        return self.path / ENGINES_DIR / target
+
+
+def write_manifest(folder: Path, model: dict[str, Any], targets: dict[str, Any], provenance: dict[str, Any]) -> str:
+    """Write the manifest of a finished folder and return the bundle's id. Call it last.
+
+    `model`, `targets` and `provenance` must not vary between builds of the same inputs.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in (MANIFEST_FILE, ATTESTATIONS_DIR)
+    }
+    manifest = {"schema": SCHEMA, "model": model, "targets": targets, "provenance": provenance, "files": files}
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (folder / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle and check every file against the manifest.
+
+    Raises:
+        EnginewrightError: no bundle here, a schema this version cannot read, or a file missing, changed or added.
+    """
+    manifest_path = path / MANIFEST_FILE
+    try:
+        text = manifest_path.read_bytes()
+        manifest = json.loads(text)
+        schema = manifest["schema"]
+    except OSError as error:
+        raise EnginewrightError(f"{path}: no engine bundle here ({MANIFEST_FILE}: {error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise EnginewrightError(
+            f"{manifest_path}: not a bundle manifest ({error!r}); build the bundle again"
+        ) from error
+    if schema != SCHEMA:
+        raise EnginewrightError(
+            f"{manifest_path}: schema {schema}, this version reads schema {SCHEMA}; use the version that built it, or "
+            "build it again"
+        )
+    _check_files(path, manifest["files"])
+    return Bundle(path, hashlib.sha256(text).hexdigest(), manifest)
+
+
+def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise EnginewrightError(f"{file}: missing from the bundle; copy or build it again")
+        size = file.stat().st_size
+        if size != expected["size_bytes"]:
+            raise EnginewrightError(
+                f"{file}: {size} bytes, the manifest says {expected['size_bytes']}; copy or build it again"
+            )
+        digest = sha256_file(file)
+        if digest != expected["sha256"]:
+            raise EnginewrightError(
+                f"{file}: sha256 {digest}, the manifest says {expected['sha256']}; copy or build it again"
+            )

@@ -1,0 +1,72 @@
+"""The CPU engine's plan, `engine.json`: how the shared weights are to be run, decided at compile time."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+from plugins.linear import LinearKind
+from runtime.errors import EnginewrightError
+from runtime.formats.checkpoint import DTYPES
+from runtime.spec import ModelSpec
+
+ENGINE_FILE = "engine.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Everything about an engine that is not in the weights.
+
+    Raises:
+        EnginewrightError: a value out of its bounds.
+    """
+
+    dtype: str  # of weights, activations and KV cache
+    linear: LinearKind
+    max_batch_size: int
+    max_seq_len: int
+    max_num_tokens: int
+    block_size: int
+    num_blocks: int
+    target: str = "cpu"
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA or self.target != "cpu":
+            raise EnginewrightError(
+                f"engine plan of schema {self.schema} for target {self.target!r}; this runtime runs schema {SCHEMA} "
+                "for 'cpu'; rebuild the bundle with this version"
+            )
+        _require_one_of("dtype", self.dtype, DTYPES)
+        _require_one_of("linear", self.linear, get_args(LinearKind))
+        for name in ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size", "num_blocks"):
+            if getattr(self, name) < 1:
+                raise EnginewrightError(f"engine plan: {name} is {getattr(self, name)}; it must be 1 or more")
+        if self.max_num_tokens < self.max_batch_size:
+            raise EnginewrightError(
+                f"engine plan: max_num_tokens is {self.max_num_tokens}, below max_batch_size {self.max_batch_size}; "
+                "a decode step gives every request one token, so raise it"
+            )
+
+    def kv_cache_bytes(self, spec: ModelSpec) -> int:
+        """Size of the KV cache once every block has been written."""
+        element = {"float64": 8, "float32": 4}.get(self.dtype, 2)
+        return self.num_blocks * self.block_size * spec.kv_bytes_per_token(element)
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "EnginePlan":
+        path = folder / ENGINE_FILE
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise EnginewrightError(f"{path}: unreadable ({error}); build the bundle again") from error
+
+
+def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise EnginewrightError(f"engine plan: {name} is {value!r}; it must be one of {', '.join(choices)}")

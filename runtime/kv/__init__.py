@@ -1,0 +1,1 @@
+"""The paged KV cache: its tensors, and who owns which block."""

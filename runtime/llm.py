@@ -1,0 +1,78 @@
+"""The public entry: prompts in, text out, over an engine bundle."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from runtime.formats.bundle import open_bundle
+from runtime.loading import load_engine
+from runtime.sampling import SamplingParams
+from runtime.text.chat import Message
+from runtime.text_engine import Prompt, RequestOutput, StreamDelta, TextEngine
+
+
+def load_bundle(bundle: str | Path, target: str = "cpu") -> TextEngine:
+    """Open and check a bundle, and load its engine for `target`.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, or has no engine that runs here.
+    """
+    opened = open_bundle(Path(bundle))
+    tokenizer = opened.tokenizer()
+    return TextEngine(load_engine(opened.checkpoint(), opened.engine_dir(target), tokenizer), tokenizer)
+
+
+class LLM:
+    """A loaded bundle. Not thread-safe; `runtime.async_llm.AsyncLLM` serves many callers.
+
+    Example:
+        llm = LLM(".enginewright/bundles/latest")
+        print(llm.generate("The capital of France is")[0].text)
+    """
+
+    def __init__(self, bundle: str | Path | TextEngine, target: str = "cpu") -> None:
+        """Load a bundle's folder, or take an engine that is loaded already."""
+        self.text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete prompts (text, or token ids), all together; `params` is one for all, or one per prompt.
+
+        Raises:
+            EnginewrightError: a prompt is empty or too long; none is completed then.
+        """
+        each_prompt = _as_prompts(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(each_prompt)
+        outputs: list[RequestOutput] = []
+        try:
+            for prompt, prompt_params in zip(each_prompt, params, strict=True):
+                outputs.append(self.text_engine.submit(prompt, prompt_params))
+            while not all(output.finished for output in outputs):
+                self.text_engine.step()
+        finally:  # an error or Ctrl-C leaves no request behind
+            for output in outputs:
+                self.text_engine.cancel(output)
+        return outputs
+
+    def chat(self, messages: list[Message], params: SamplingParams | None = None) -> RequestOutput:
+        """Answer a conversation through the model's chat template."""
+        return self.generate(self.text_engine.tokenizer.encode_chat(messages), params)[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
+        """Yield deltas of one prompt as its tokens come; closing the iterator cancels what is left."""
+        output = self.text_engine.submit(prompt, params or SamplingParams())
+        try:
+            while not output.finished:
+                yield from (delta for delta in self.text_engine.step() if delta.completion in output.completions)
+        finally:
+            self.text_engine.cancel(output)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    token_ids = [item for item in prompts if isinstance(item, int)]
+    if token_ids or not prompts:  # one prompt of token ids, which may be empty
+        return [token_ids]
+    return [prompt for prompt in prompts if not isinstance(prompt, int)]

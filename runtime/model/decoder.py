@@ -1,0 +1,98 @@
+"""One decoder for every supported model: weights packed for this machine, and the pass over a packed batch."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.linear import LinearKind, PackedLinear, pack_linear
+from plugins.rms_norm import rms_norm
+from plugins.rope_kv_write import rope_kv_write
+from plugins.silu_mul import silu_mul
+from runtime.batch import Batch
+from runtime.formats.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoint, layer_prefix
+from runtime.kv.cache import KVCache
+from runtime.model.rope import rope_table
+from runtime.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    input_norm: torch.Tensor
+    qkv: PackedLinear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    dense: PackedLinear
+    post_norm: torch.Tensor
+    gate_up: PackedLinear  # mlp.fc (activated) above mlp.gate
+    down: PackedLinear
+
+
+class DecoderOutput(NamedTuple):
+    logits: torch.Tensor  # (R, V) in the weights' dtype
+    hidden: torch.Tensor  # (R, H), after the final norm
+
+
+class Decoder:
+    """Weights of one model in `dtype`, ready to run.
+
+    Raises:
+        ValueError: `linear` cannot be done here, or not in `dtype`.
+        EnginewrightError: the checkpoint is damaged.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, linear: LinearKind, max_seq_len: int) -> None:
+        self.spec = checkpoint.spec
+        self._dtype = dtype
+        weights = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors()}
+        self._embedding = weights[EMBEDDING].clone()
+        self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
+        self._final_norm = weights[FINAL_NORM].clone()
+        self._head = pack_linear(linear, self._embedding if self.spec.tied_head else weights[LM_HEAD])
+        self._rope = rope_table(self.spec, max_seq_len, dtype)
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput:
+        """Run all layers over the batch, writing its keys and values to `cache`."""
+        spec = self.spec
+        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
+        plan = plan_attention(shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype)
+        cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
+        slots = batch.slots(cache.block_size)
+        hidden = self._embedding[batch.token_ids]
+        normed = torch.empty_like(hidden)
+        query = hidden.new_empty(len(hidden), spec.num_heads, spec.head_dim)
+        context = torch.empty_like(query)
+        activated = hidden.new_empty(len(hidden), spec.intermediate_size)
+        for layer, (k_cache, v_cache) in zip(self._layers, cache.layers, strict=True):
+            rms_norm(hidden, layer.input_norm, spec.norm_eps, normed)
+            rope_kv_write(
+                layer.qkv(normed), cos, sin, slots, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
+            )
+            attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
+            hidden = layer.dense.add(context.view(len(hidden), -1), hidden)
+            rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
+            hidden = layer.down.add(silu_mul(layer.gate_up(normed), activated), hidden)
+        rows = hidden[batch.logit_rows]
+        final = rms_norm(rows, self._final_norm, spec.norm_eps, torch.empty_like(rows))
+        return DecoderOutput(self._head(final), final)
+
+
+def _pack_layer(spec: ModelSpec, weights: dict[str, torch.Tensor], index: int, linear: LinearKind) -> LayerWeights:
+    """Take one layer's tensors out of `weights`, so that the unpacked copies can go."""
+    prefix = layer_prefix(index)
+
+    def take(name: str) -> torch.Tensor:
+        return weights.pop(prefix + name)
+
+    return LayerWeights(
+        input_norm=take("input_layernorm.weight").clone(),
+        qkv=pack_linear(linear, take("attention.qkv.weight"), take("attention.qkv.bias") if spec.qkv_bias else None),
+        q_norm=take("attention.q_layernorm.weight").clone() if spec.qk_norm else None,
+        k_norm=take("attention.k_layernorm.weight").clone() if spec.qk_norm else None,
+        dense=pack_linear(linear, take("attention.dense.weight")),
+        post_norm=take("post_layernorm.weight").clone(),
+        gate_up=pack_linear(linear, torch.cat([take("mlp.fc.weight"), take("mlp.gate.weight")])),
+        down=pack_linear(linear, take("mlp.proj.weight")),
+    )

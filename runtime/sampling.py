@@ -1,0 +1,58 @@
+"""What a caller asks of one generation."""
+
+from dataclasses import dataclass
+
+from runtime.errors import EnginewrightError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when a request ends. The default is greedy.
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it before a draw.
+        top_k: draw among the k most likely tokens; 0 is all.
+        top_p: draw among the fewest most likely tokens whose mass reaches it; 1 is all.
+        min_p: drop tokens less likely than min_p times the most likely; 0 drops none.
+        seed: 64-bit; the same seed gives the same tokens whatever else is running. None draws one.
+        n: samples per prompt; sample i differs from the others through the noise alone.
+        max_tokens: stop after this many; None goes on to the engine's limit.
+        stop: strings that end the text; they are not part of it.
+        stop_token_ids: tokens that end it besides the model's own end tokens; they are not part of the text.
+        ignore_eos: go on past the model's end tokens.
+        logprobs: report this many most likely tokens per position, and the chosen one; None reports nothing.
+            They are log-probabilities of the raw logits, before temperature and filters.
+
+    Raises:
+        EnginewrightError: a value out of its bounds.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    max_tokens: int | None = 256
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        _require("temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "0 or more; 0 is greedy")
+        _require("top_k", self.top_k, self.top_k >= 0, "0 or more; 0 keeps all tokens")
+        _require("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1; 1 keeps all tokens")
+        _require("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 and 1; 0 keeps all tokens")
+        _require("n", self.n, 1 <= self.n <= 128, "between 1 and 128")
+        _require("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more")
+        _require("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
+        _require("seed", self.seed, self.seed is None or -(2**63) <= self.seed < 2**63, "a signed 64-bit integer")
+        _require("stop", self.stop, all(self.stop), "strings of at least one character")
+
+
+def _require(name: str, value: object, holds: bool, bound: str) -> None:
+    if not holds:
+        raise EnginewrightError(f"sampling parameter {name} is {value!r}; it must be {bound}")

@@ -1,0 +1,53 @@
+"""Chat templates: Jinja that comes with a checkpoint, rendered in a sandbox because it is foreign code."""
+
+from datetime import datetime
+from typing import Any, NoReturn, TypedDict
+
+import jinja2
+import jinja2.sandbox
+
+from runtime.errors import EnginewrightError
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class ChatTemplate:
+    """A compiled template and the two tokens it may write.
+
+    Raises:
+        EnginewrightError: the template does not compile.
+    """
+
+    def __init__(self, source: str, bos_token: str, eos_token: str) -> None:
+        # The options that templates in the field are written against.
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise EnginewrightError(f"the chat template does not compile ({error}); fix it in the model") from error
+
+    def render(self, messages: list[Message]) -> str:
+        """The prompt text of a conversation, up to the start of the assistant's turn.
+
+        Raises:
+            EnginewrightError: the template refuses these messages or tries what the sandbox forbids.
+        """
+        variables: dict[str, Any] = {"messages": messages, "add_generation_prompt": True, **self._tokens}
+        try:
+            return self._template.render(variables)
+        except jinja2.TemplateError as error:
+            raise EnginewrightError(f"the chat template refused the messages: {error}") from error
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

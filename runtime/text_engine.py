@@ -1,0 +1,115 @@
+"""Text over the engine: prompts are encoded, tokens become text as they come, stop strings end a request."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from runtime.backends.base import TokenLogprobs
+from runtime.engine import Engine, NewToken
+from runtime.request import FinishReason, Request
+from runtime.sampling import SamplingParams
+from runtime.text.stream import TextStream
+from runtime.text.tokenizer import Tokenizer
+
+Prompt = str | list[int]
+
+
+@dataclass(eq=False)
+class Completion:
+    """One sample of one prompt."""
+
+    sample_index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)  # an end token, if one came, is the last
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # as many as tokens, where asked for
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(eq=False)
+class RequestOutput:
+    """All samples of one prompt."""
+
+    prompt_ids: list[int]
+    completions: list[Completion]
+
+    @property
+    def text(self) -> str:
+        """Text of the first sample."""
+        return self.completions[0].text
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.completions)
+
+
+class StreamDelta(NamedTuple):
+    """What one token added to one sample; `text` is empty while characters or stop strings are incomplete."""
+
+    completion: Completion
+    text: str
+    token_id: int
+    finish_reason: FinishReason | None
+
+
+class _Sample(NamedTuple):
+    completion: Completion
+    stream: TextStream
+
+
+class TextEngine:
+    """An engine with a tokenizer. Not thread-safe: one thread calls it."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self._samples: dict[Request, _Sample] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return self.engine.has_work
+
+    def submit(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        """Queue a prompt (text, or token ids); `step` fills in the result.
+
+        Raises:
+            EnginewrightError: the prompt is empty or too long; nothing is queued then.
+        """
+        prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        completions = [Completion(index) for index in range(params.n)]
+        for completion in completions:
+            request = self.engine.add(prompt_ids, params, completion.sample_index)
+            self._samples[request] = _Sample(completion, TextStream(self.tokenizer, prompt_ids, params.stop))
+        return RequestOutput(prompt_ids, completions)
+
+    def step(self) -> list[StreamDelta]:
+        """Run one engine step and return what it added."""
+        return [self._receive(event) for event in self.engine.step()]
+
+    def cancel(self, output: RequestOutput) -> None:
+        """Stop what is left of a prompt; its blocks are free when this returns."""
+        for request, sample in list(self._samples.items()):
+            if sample.completion in output.completions:
+                self.engine.finish(request, "cancelled")
+                self._close(request)
+
+    def _receive(self, event: NewToken) -> StreamDelta:
+        request = event.request
+        completion, stream = self._samples[request]
+        completion.token_ids.append(event.token_id)
+        if event.logprobs is not None:
+            completion.logprobs.append(event.logprobs)
+        text = ""
+        if event.token_id not in request.stop_ids:
+            text, stopped = stream.push(event.token_id)
+            if stopped:
+                self.engine.finish(request, "stop")
+        if request.finish_reason is not None:
+            text += self._close(request)
+        return StreamDelta(completion, text, event.token_id, request.finish_reason)
+
+    def _close(self, request: Request) -> str:
+        """Settle a finished request and return the text that was held back."""
+        completion, stream = self._samples.pop(request)
+        rest = stream.finish().text
+        completion.text = stream.text
+        completion.finish_reason = request.finish_reason
+        return rest

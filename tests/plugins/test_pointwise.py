@@ -1,0 +1,58 @@
+"""RMSNorm, SwiGLU and the packed linear layers against their references."""
+
+import pytest
+import torch
+
+from plugins.linear import pack_linear
+from plugins.rms_norm import rms_norm
+from plugins.rms_norm.reference import rms_norm_reference
+from plugins.silu_mul import silu_mul
+from plugins.silu_mul.reference import silu_mul_reference
+
+# One rounding of an output of size about 4: 2^-52, 2^-23 and 2^-8 of it, with room for the sums inside.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_rms_norm_equals_its_formula(rows, dtype):
+    x, weight = torch.randn(rows, 48, dtype=dtype), torch.rand(48, dtype=dtype)
+    out = rms_norm(x, weight, 1e-5, torch.full_like(x, float("nan")))
+    assert torch.allclose(out.double(), rms_norm_reference(x, weight, 1e-5), rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_rms_norm_of_zeros_is_zero():
+    out = rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-5, torch.full((2, 8), float("nan")))
+    assert torch.equal(out, torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_silu_mul_equals_its_formula(rows, dtype):
+    fused = torch.randn(rows, 64, dtype=dtype)
+    out = silu_mul(fused, torch.full((rows, 32), float("nan"), dtype=dtype))
+    assert torch.allclose(out.double(), silu_mul_reference(fused), rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance"),
+    # 96 products of size about 1; bfloat16 rounds the sum, of size up to 32, to 8 bits
+    [("torch", torch.float64, 1e-12), ("onednn", torch.float32, 1e-4), ("onednn", torch.bfloat16, 0.13)],
+)
+def test_packed_linear_equals_the_product(kind, dtype, tolerance, rows, with_bias):
+    weight, x = torch.randn(40, 96, dtype=dtype), torch.randn(rows, 96, dtype=dtype)
+    bias = torch.randn(40, dtype=dtype) if with_bias else None
+    residual = torch.randn(rows, 40, dtype=dtype)
+    before = residual.clone()
+    packed = pack_linear(kind, weight, bias)
+    expected = x.double() @ weight.double().T + (bias.double() if bias is not None else 0)
+    assert (packed(x).double() - expected).abs().max() <= tolerance
+    assert (packed.add(x, residual).double() - expected - before.double()).abs().max() <= tolerance
+    assert torch.equal(residual, before)
+
+
+def test_onednn_refuses_float64():
+    with pytest.raises(ValueError, match=r"float64; use 'torch'"):
+        pack_linear("onednn", torch.randn(4, 4, dtype=torch.float64))
