@@ -1,0 +1,1 @@
+"""Hydra's configuration files, as package data; there is no code here."""

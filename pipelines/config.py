@@ -1,0 +1,201 @@
+"""Every setting of a build, typed, with its default value.
+
+The only place that has defaults: the files of conf/ choose and override. Objects are immutable and check themselves;
+how they are composed from files and the command line is pipelines/loading.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from pathlib import Path
+
+from runtime.errors import EnginewrightError
+
+
+class CachePolicy(StrEnum):
+    """What a build does with stages built before."""
+
+    on = auto()  # reuse them, keep new ones
+    off = auto()  # neither read nor write: everything is built in a temporary folder
+    redo = auto()  # build everything again and replace what is kept
+    readonly = auto()  # reuse them; one that is missing is an error
+
+
+def require(condition: bool, key: str, value: object, bound: str) -> None:
+    """Raise the one-line error of a setting that breaks its bound."""
+    if not condition:
+        shown = list(value) if isinstance(value, tuple) else value
+        raise EnginewrightError(f"{key} is {shown!r}; it must be {bound}")
+
+
+def require_counts(group: str, settings: object, names: Sequence[str], minimum: int = 1) -> None:
+    """Check integers, and tuples of integers, of one group against a minimum."""
+    for name in names:
+        value = getattr(settings, name)
+        values = value if isinstance(value, tuple) else (value,)
+        require(len(values) > 0 and min(values) >= minimum, f"{group}.{name}", value, f"at least {minimum}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where a model comes from. An empty sha256 leaves that file unpinned."""
+
+    name: str = ""  # empty: taken from the source
+    source: str = ""
+    sha256: str = ""  # of the download
+    file_sha256: str = ""  # of the file inside a wheel
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    name: str = "bf16"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        require(self.dtype in ("bfloat16", "float32"), "precision.dtype", self.dtype, "bfloat16 or float32")
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    dtype: str = "bfloat16"
+
+
+@dataclass(frozen=True)
+class CpuTargetConfig:
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit
+    max_num_tokens: int = 2048  # packed tokens in one step
+    block_size: int = 32  # tokens in one block of the KV cache
+    kv_cache_tokens: int = 0  # 0: enough for a usual batch
+    linear: str = "onednn"
+
+    def __post_init__(self) -> None:
+        require_counts("target.cpu", self, ["max_batch_size", "max_num_tokens", "block_size"])
+        require_counts("target.cpu", self, ["max_seq_len", "kv_cache_tokens"], minimum=0)
+        require(self.linear in ("onednn", "torch"), "target.cpu.linear", self.linear, "onednn or torch")
+        bound = f"at least target.cpu.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, "target.cpu.max_num_tokens", self.max_num_tokens, bound)
+        if self.kv_cache_tokens:
+            longest = max(self.max_seq_len, self.block_size)
+            bound = f"0 or at least {longest}, what one request of target.cpu.max_seq_len needs"
+            require(self.kv_cache_tokens >= longest, "target.cpu.kv_cache_tokens", self.kv_cache_tokens, bound)
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """One field for each target that this version builds; None where it was not chosen."""
+
+    cpu: CpuTargetConfig | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("cpu",) if self.cpu is not None else ()
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """Bounds that an engine must keep against the reference on the same weights. These are bfloat16's."""
+
+    min_greedy_agreement: float = 0.95  # share of tokens
+    max_mean_kl: float = 0.01  # nats per token
+    max_perplexity_ratio: float = 1.02  # engine / reference
+    max_error_ratio: float = 1.5  # engine's error / transformers' own error in the same dtype
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    num_new_tokens: int = 64
+    num_prompts: int = 16
+    top_logits: int = 32
+    perplexity_tokens: int = 1024
+    gates: GatesConfig = field(default_factory=GatesConfig)
+
+    def __post_init__(self) -> None:
+        require_counts("verify", self, ["num_new_tokens", "num_prompts", "top_logits"])
+        require_counts("verify", self, ["perplexity_tokens"], minimum=2)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    batch_sizes: tuple[int, ...] = (1, 4, 8)
+    prompt_lens: tuple[int, ...] = (32, 512)
+    new_tokens: int = 32
+    repeats: int = 3
+    warmups: int = 1
+    mixed_requests: int = 16
+    baseline: bool = True  # measure transformers in the same run
+
+    def __post_init__(self) -> None:
+        require_counts("bench", self, ["batch_sizes", "prompt_lens", "repeats", "mixed_requests"])
+        require_counts("bench", self, ["new_tokens"], minimum=2)  # the first token is the prefill's
+        require_counts("bench", self, ["warmups"], minimum=0)
+
+
+@dataclass(frozen=True)
+class PackageConfig:
+    name: str = ""  # empty: <model>-<precision>
+    format: str = "folder"
+
+    def __post_init__(self) -> None:
+        require(self.format == "folder", "package.format", self.format, "folder")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    enabled: bool = True
+    uri: str = ""  # empty: a sqlite database under paths.root
+    experiment: str = "enginewright"
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    root: str = ".enginewright"
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.root, "cache")
+
+    @property
+    def bundles(self) -> Path:
+        return Path(self.root, "bundles")
+
+    @property
+    def failed(self) -> Path:
+        return Path(self.root, "failed")
+
+    @property
+    def tracking(self) -> Path:
+        return Path(self.root, "mlflow")
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """One build, complete: nothing below it reads files of conf/, the command line or the environment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
+    package: PackageConfig = field(default_factory=PackageConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    cache: CachePolicy = CachePolicy.on
+
+    def __post_init__(self) -> None:
+        cpu = self.target.cpu
+        if cpu is None:
+            return
+        bound = f"at most target.cpu.max_batch_size, {cpu.max_batch_size}, or the batch would not run as one"
+        require(max(self.bench.batch_sizes) <= cpu.max_batch_size, "bench.batch_sizes", self.bench.batch_sizes, bound)
+        if cpu.max_seq_len:
+            longest = cpu.max_seq_len - self.bench.new_tokens
+            bound = f"at most {longest}, target.cpu.max_seq_len less bench.new_tokens"
+            require(max(self.bench.prompt_lens) <= longest, "bench.prompt_lens", self.bench.prompt_lens, bound)
+            bound = f"below target.cpu.max_seq_len, {cpu.max_seq_len}"
+            require(self.verify.num_new_tokens < cpu.max_seq_len, "verify.num_new_tokens", self.verify.num_new_tokens,
+                    bound)  # fmt: skip
+
+    @property
+    def convert(self) -> ConvertConfig:
+        return ConvertConfig(dtype=self.precision.dtype)

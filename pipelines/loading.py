@@ -1,0 +1,135 @@
+"""From the command line, the environment and the files of conf/ to one BuildConfig.
+
+`build_config` is the only door: Hydra's application and `load_config` both go through it.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from pipelines.config import BuildConfig, ModelConfig, PathsConfig, TrackingConfig
+from pipelines.config_errors import COMPOSITION_ERRORS, explain, group_choices
+from pipelines.schema import from_container, mutable_mirror, nearest
+from runtime.errors import EnginewrightError
+
+SOURCE_SCHEMES = ("pypi:", "hub:")
+ENVIRONMENT = {"ENGINEWRIGHT_HOME": "paths.root", "MLFLOW_TRACKING_URI": "tracking.uri"}
+GGUF_QUANTIZATION = re.compile(r"\.(I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
+
+ConfigStore.instance().store(name="build_schema", node=mutable_mirror(BuildConfig))
+
+
+def load_config(overrides: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> BuildConfig:
+    """Compose conf/ with overrides as on the command line.
+
+    Raises:
+        EnginewrightError: one line that names the key, and the nearest valid one where it is unknown.
+    """
+    arguments = translate(overrides, environment or {})
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            composed = compose("config", overrides=arguments)
+    except COMPOSITION_ERRORS as error:
+        raise EnginewrightError(explain(error)) from error
+    return build_config(composed)
+
+
+def build_config(composed: DictConfig) -> BuildConfig:
+    """Turn what Hydra composed into frozen dataclasses with every derived value filled in."""
+    values = OmegaConf.to_container(composed, resolve=True, enum_to_str=False)
+    assert isinstance(values, dict)
+    config = from_container(BuildConfig, {str(key): value for key, value in values.items()})
+    if not config.target.names:
+        raise EnginewrightError("target is empty; write target=[cpu]")
+    paths = PathsConfig(root=str(Path(config.paths.root).expanduser().absolute()))
+    model = resolve_model(config.model)
+    name = config.package.name or f"{model.name}-{config.precision.name}"
+    package = replace(config.package, name=checked_name("package.name", name))
+    tracking = resolve_tracking(config.tracking, paths)
+    return replace(config, model=model, paths=paths, package=package, tracking=tracking)
+
+
+def resolve_tracking(tracking: TrackingConfig, paths: PathsConfig) -> TrackingConfig:
+    """Fill in the local store where no other is named."""
+    return tracking if tracking.uri else replace(tracking, uri=f"sqlite:///{paths.tracking}/mlflow.db")
+
+
+def resolve_model(model: ModelConfig) -> ModelConfig:
+    """Fill in the name, and make the path of a local source absolute.
+
+    Raises:
+        EnginewrightError: no source, no such file or folder, or a name that cannot name a folder.
+    """
+    source = model.source
+    if not source:
+        raise EnginewrightError("model.source is empty; write model=<name, folder or .gguf file>")
+    if not source.startswith(SOURCE_SCHEMES):
+        path = Path(source).expanduser().absolute()
+        if not path.exists():
+            raise EnginewrightError(f"model source {source!r} does not exist; give a folder or a .gguf file")
+        if not path.is_dir() and path.suffix != ".gguf":
+            raise EnginewrightError(f"model source {source!r} is no model; give a folder or a .gguf file")
+        source = str(path)
+    return replace(model, source=source, name=checked_name("model.name", model.name or derived_name(source)))
+
+
+def derived_name(source: str) -> str:
+    """A model's name from its file or folder: `/x/SmolLM2-135M-Instruct.Q4_1.gguf` gives `smollm2-135m-instruct`."""
+    last = source.rpartition("#")[2].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
+    return re.sub(r"[^a-z0-9._-]+", "-", GGUF_QUANTIZATION.sub("", last).lower()).strip("-.")
+
+
+def checked_name(key: str, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise EnginewrightError(f"{key} is {name!r}; it names a folder: use letters, digits, '.', '_' and '-'")
+    return name
+
+
+def translate(arguments: Iterable[str], environment: Mapping[str, str]) -> list[str]:
+    """Put the environment before the overrides, and turn `model=<path or source>` into settings.
+
+    The environment wins over files, the command line over both. Options such as `-m` stay where they are, and the
+    overrides together, as Hydra's parser wants them.
+    """
+    given = [f"{key}={quoted(environment[name])}" for name, key in ENVIRONMENT.items() if environment.get(name)]
+    translated = [part for argument in arguments for part in translate_model(argument)]
+    is_override = [not part.startswith("-") and "=" in part for part in translated]
+    first = is_override.index(True) if True in is_override else len(translated)
+    return translated[:first] + given + translated[first:]
+
+
+def translate_model(override: str) -> Sequence[str]:
+    """`model=a.gguf` as `model=custom model.source='a.gguf'`; anything else as it is. A comma is a sweep."""
+    key, _, value = override.partition("=")
+    values = [value] if Path(value).exists() else value.split(",")
+    sources = [item for item in values if is_source(item)]
+    if key != "model" or not sources:
+        return [override]
+    if len(sources) < len(values):
+        raise EnginewrightError(f"model={value} mixes names and paths; sweep over one kind at a time")
+    for source in sources:
+        check_source(source)
+    return ["model=custom", "model.source=" + ",".join(map(quoted, sources))]
+
+
+def is_source(value: str) -> bool:
+    """Whether a value of `model=` is a path or a source, not the name of a file in conf/model."""
+    if value.startswith(SOURCE_SCHEMES) or "/" in value or value.endswith(".gguf"):
+        return True
+    return value not in group_choices("model") and Path(value).exists()
+
+
+def check_source(source: str) -> None:
+    if not source.startswith(SOURCE_SCHEMES) and not Path(source).expanduser().exists():
+        hint = nearest(source, group_choices("model"))
+        raise EnginewrightError(f"no model named {source!r}, and no such file or folder; {hint}")
+
+
+def quoted(value: str) -> str:
+    """A value that Hydra's grammar takes as one string, whatever is in it."""
+    return "'" + value.replace("'", "\\'") + "'"

@@ -1,0 +1,134 @@
+"""Runs one stage: finds it in the cache or builds, publishes and records it.
+
+The key names everything that decides a stage's output. The runner knows no particular stage.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cache import LOG_FILE, Cache, Entry, Metadata
+from pipelines.config import CachePolicy
+from pipelines.digest import json_digest
+from pipelines.keys import Node, key_parts
+from pipelines.plain import plain, redacted
+from pipelines.progress import BuildProgress
+from pipelines.stage import Artifact, Stage, StageContext
+from pipelines.stagelog import keep_report, stage_log
+from pipelines.tracking import StageRun, Tracker
+from runtime.errors import EnginewrightError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    artifact: Artifact
+    metadata: Metadata
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Runner:
+    cache: Cache
+    failed: Path
+    policy: CachePolicy
+    tracker: Tracker
+    progress: BuildProgress
+    roots: Mapping[str, Path] | None = None  # first-party packages, for the code digest
+
+    def run(self, node: Node, inputs: Mapping[str, StageResult]) -> StageResult:
+        """Return the stage's artifact, built or from the cache.
+
+        Raises:
+            EnginewrightError: the stage failed, or the policy is readonly and the stage is not cached.
+        """
+        made_from = key_parts(node, {name: result.artifact for name, result in inputs.items()}, self.roots)
+        entry = self.cache.entry(node.stage.name, json_digest(made_from))
+        reads = self.policy in (CachePolicy.on, CachePolicy.readonly)
+        result = self.cached(entry) if reads else None
+        if result is None and self.policy is CachePolicy.readonly:
+            raise EnginewrightError(f"stage {node.stage.name} is not in the cache and cache=readonly; write cache=on")
+        if result is None:
+            with entry.lock():
+                # Whoever held the lock before may have made it.
+                result = (self.cached(entry) if reads else None) or self.build(node, inputs, entry, made_from)
+        if result.cached:
+            self.progress.cached(node.stage.name)
+            self.tracker.stage_cached(result.metadata)
+        return result
+
+    def cached(self, entry: Entry) -> StageResult | None:
+        metadata = entry.load()
+        return None if metadata is None else StageResult(entry.artifact(metadata), metadata, cached=True)
+
+    def build(
+        self, node: Node, inputs: Mapping[str, StageResult], entry: Entry, made_from: dict[str, Any]
+    ) -> StageResult:
+        """Run the stage in a temporary folder and publish it; the caller holds the lock."""
+        name = node.stage.name
+        if node.check_inputs:
+            check_inputs(name, inputs)
+        previous = entry.load(report=True)
+        folder = entry.begin()
+        started = time.monotonic()
+        with self.recorded(node, entry) as run, stage_log(folder / LOG_FILE, name) as stage_logger:
+            with self.progress.stage(name) as progress:
+                context = StageContext(scratch_dir=entry.scratch, progress=progress, log=stage_logger)
+                artifacts = {key: result.artifact for key, result in inputs.items()}
+                output = node.stage.run(node.config, artifacts, folder / "content", context)
+            seconds = time.monotonic() - started
+            stage_logger.info("finished in %.1f s: %s", seconds, output.summary)
+            done = Metadata(name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
+                            summary=output.summary, seconds=seconds, run_id=run.run_id)  # fmt: skip
+            metadata = entry.publish(done, previous)
+        run.published(metadata, entry.folder)
+        if previous is not None and previous.digest != metadata.digest:
+            warn_different(node.stage, previous, metadata)
+        return StageResult(entry.artifact(metadata), metadata, cached=False)
+
+    @contextmanager
+    def recorded(self, node: Node, entry: Entry) -> Iterator[StageRun]:
+        """Track the run; on any exception keep its log and report, and publish nothing."""
+        name = node.stage.name
+        run = self.tracker.stage_started(name, entry.folder.name, plain(node.config))
+        try:
+            yield run
+        except Exception as error:
+            kept = keep_report(entry.temporary, self.failed / f"{name}-{entry.folder.name[:12]}")
+            run.failed(error, kept)
+            if isinstance(error, EnginewrightError):
+                raise EnginewrightError(f"{name}: {error} (log and report: {kept})") from error
+            error.add_note(f"stage {name} failed; log and report: {kept}")
+            raise
+        except BaseException as error:  # interrupted: there is nothing to report
+            shutil.rmtree(entry.temporary, ignore_errors=True)
+            run.failed(error, None)
+            raise
+
+
+def check_inputs(stage: str, inputs: Mapping[str, StageResult]) -> None:
+    """Compare every byte of the inputs with what was published.
+
+    Raises:
+        EnginewrightError: a cached file was changed.
+    """
+    for name, result in inputs.items():
+        damaged = Entry(result.artifact.path.parent).damaged_files(result.metadata)
+        if damaged:
+            raise EnginewrightError(
+                f"{stage}: the cached output of {name} was changed ({', '.join(damaged)}); build again with cache=redo"
+            )
+
+
+def warn_different(stage: Stage, previous: Metadata, metadata: Metadata) -> None:
+    if stage.hardware_bound:
+        log.info("%s measured again: its output is new", stage.name)
+    else:
+        log.warning("stage %s gave another output from the same inputs: %s, before %s; what depends on it is new too",
+                    stage.name, metadata.digest[:12], previous.digest[:12])  # fmt: skip

@@ -1,0 +1,86 @@
+"""Package: everything an engine needs in one folder, with a manifest that is the same whenever the inputs are."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.codedigest import code_digest
+from pipelines.config import PackageConfig
+from pipelines.digest import json_digest
+from pipelines.stage import Artifact, StageContext, StageOutput
+
+# Stages whose code decides the bytes that the manifest vouches for.
+DETERMINING_STAGES = ("fetch", "convert", "compile")
+
+
+class PackageStage:
+    name = "package"
+    libraries: tuple[str, ...] = ()
+    hardware_bound = False
+    resources: tuple[Path, ...] = ()
+
+    def run(
+        self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
+    ) -> StageOutput:
+        """Write the bundle and open it as a user would."""
+        from runtime.formats.bundle import ATTESTATIONS_DIR, ENGINES_DIR, open_bundle, write_manifest
+        from runtime.formats.engine_plan import EnginePlan
+
+        _link_tree(inputs["convert"].path, out_dir)
+        _link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
+        _link_tree(inputs["verify"].path, out_dir / ATTESTATIONS_DIR / "verify")
+        _link_tree(inputs["bench"].path, out_dir / ATTESTATIONS_DIR / "bench")
+        context.progress.advance(0.5, text="hashing")
+        plan = EnginePlan.read(inputs["compile"].path)
+        write_manifest(out_dir, _model(config, inputs), {"cpu": _compatibility(plan)}, _provenance(inputs))
+        context.progress.advance(0.8, text="opening the bundle")
+        bundle = open_bundle(out_dir)
+        num_bytes = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
+        return StageOutput(
+            metrics={"bundle_bytes": num_bytes}, summary=f"id {bundle.bundle_id[:12]}, {num_bytes / 1e6:.1f} MB"
+        )
+
+
+def _model(config: PackageConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    checkpoint = json.loads((inputs["convert"].path / "config.json").read_text(encoding="utf-8"))
+    return {"name": config.name, "spec": checkpoint}
+
+
+def _compatibility(plan: Any) -> dict[str, Any]:
+    """What the engine needs of the machine that runs it."""
+    return {
+        "arch": "any",  # torch dispatches on the CPU it finds
+        "dtype": plan.dtype,
+        "limits": {name: getattr(plan, name) for name in ("max_batch_size", "max_seq_len", "max_num_tokens")},
+        "topology": {"tensor_parallel": 1},
+        "requires": {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear == "onednn" else {}),
+    }
+
+
+def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Where the bytes come from: nothing that differs between two builds of the same inputs."""
+    source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
+    settings = [
+        json.loads((inputs[stage].path / name).read_text(encoding="utf-8"))
+        for stage, name in (("convert", "config.json"), ("compile", "engine.json"))
+    ]
+    code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in DETERMINING_STAGES}
+    return {"source": source, "config_digest": json_digest(settings), "code_digest": json_digest(code)}
+
+
+def _link_tree(source: Path, destination: Path) -> None:
+    """Put the files of a cached stage into this one's folder: hard links, since neither is ever changed."""
+    shutil.copytree(source, destination, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, destination)
+
+
+STAGE = PackageStage()

@@ -1,0 +1,121 @@
+"""Verify: the conversion report, the reference that travels in the bundle, and the engine gate.
+
+Conversion error is reported, engine error is gated: the first is the format's price, the second would be our mistake.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import VerifyConfig
+from pipelines.data import PROMPTS_FILE, TEXT_FILE, Prompt, load_prompts, load_text
+from pipelines.stage import Artifact, StageContext, StageOutput
+
+if TYPE_CHECKING:
+    from runtime.formats.reference import Reference
+    from runtime.text.tokenizer import Tokenizer
+
+REPORT_FILE = "report.json"
+
+
+class VerifyStage:
+    name = "verify"
+    libraries = ("torch", "transformers", "tokenizers", "gguf")
+    hardware_bound = True
+    resources: tuple[Path, ...] = (PROMPTS_FILE, TEXT_FILE)
+
+    def run(
+        self, config: VerifyConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
+    ) -> StageOutput:
+        """Write report.json, reference.safetensors and prompts.json.
+
+        Raises:
+            EnginewrightError: a gate failed; the report is written all the same.
+        """
+        from runtime.formats.checkpoint import TOKENIZER_DIR, Checkpoint
+        from runtime.loading import load_engine
+        from runtime.text.tokenizer import Tokenizer
+        from runtime.verification import Gates, figures_json, require_gates, verify_engine
+
+        checkpoint = Checkpoint(inputs["convert"].path)
+        tokenizer = Tokenizer(checkpoint.path / TOKENIZER_DIR)
+        reference = _make_reference(config, checkpoint.path, tokenizer, out_dir, _part(context, 0.0, 0.5))
+        conversion = _conversion(inputs["fetch"].path, checkpoint.path, reference, _part(context, 0.5, 0.8))
+        engine = load_engine(checkpoint, inputs["compile"].path, tokenizer)
+        figures = verify_engine(engine, reference, _part(context, 0.8, 1.0))
+        gates = Gates(**vars(config.gates))
+        report = {"engine": figures_json(figures, gates), "conversion": conversion,
+                  "baseline": asdict(reference.baseline)}  # fmt: skip
+        (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        require_gates(figures, gates)
+        logits = figures.logits
+        return StageOutput(
+            metrics={
+                "greedy_agreement_share": logits.greedy_agreement,
+                "mean_kl_nats": logits.mean_kl_nats,
+                "max_logit_diff": logits.max_logit_diff,
+                "near_tie_flips": logits.near_tie_flips,
+                "hard_flips": logits.hard_flips + figures.hard_divergences,
+                "error_ratio_to_transformers": figures.error_ratio,
+                "perplexity": figures.perplexity,
+                "perplexity_ratio": figures.perplexity_ratio,
+                "generated_equal_share": figures.generated_equal / figures.generated_tokens,
+                "conversion_mean_kl_nats": conversion["mean_kl_nats"],
+            },
+            summary=f"greedy agreement {logits.greedy_agreement:.2%}, KL {logits.mean_kl_nats:.1e}, error "
+            f"{figures.error_ratio:.2f}x transformers', perplexity {figures.perplexity:.2f}",
+        )
+
+
+def _make_reference(
+    config: VerifyConfig, checkpoint: Path, tokenizer: "Tokenizer", out_dir: Path, report: Callable[[float, str], None]
+) -> "Reference":
+    from pipelines.quality.reference import ReferenceSizes, make_reference
+    from runtime.formats.checkpoint import Checkpoint
+    from runtime.formats.reference import REFERENCE_FILE
+
+    opened = Checkpoint(checkpoint)
+    prompts = load_prompts(config.num_prompts)
+    entries = [asdict(prompt) for prompt in prompts]
+    (out_dir / "prompts.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    reference = make_reference(
+        opened,
+        [_encode(tokenizer, prompt) for prompt in prompts],
+        tokenizer.encode(load_text())[: config.perplexity_tokens],
+        opened.config.dtype,
+        ReferenceSizes(num_tokens=config.num_new_tokens, top_k=config.top_logits),
+        report,
+    )
+    reference.save(out_dir / REFERENCE_FILE)
+    return reference
+
+
+def _encode(tokenizer: "Tokenizer", prompt: Prompt) -> list[int]:
+    """A chat prompt goes through the model's template where it has one."""
+    if prompt.kind == "chat" and tokenizer.has_chat_template:
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    return tokenizer.encode(prompt.text)
+
+
+def _conversion(
+    fetched: Path, checkpoint: Path, reference: "Reference", report: Callable[[float, str], None]
+) -> dict[str, Any]:
+    from pipelines.quality.conversion import conversion_report
+    from runtime.formats.checkpoint import Checkpoint
+
+    return asdict(conversion_report(fetched, Checkpoint(checkpoint), reference, report))
+
+
+def _part(context: StageContext, start: float, end: float) -> Callable[[float, str], None]:
+    """A progress callback over one share of the stage's bar."""
+
+    def report(fraction: float, text: str) -> None:
+        context.progress.advance(start + (end - start) * fraction, text=text)
+        context.log.info(text)
+
+    return report
+
+
+STAGE = VerifyStage()

@@ -1,0 +1,149 @@
+"""MLflow's client, reduced to what tracking needs: one experiment, explicit run ids, no global state.
+
+Every failure becomes one EnginewrightError that names the store.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from filelock import FileLock
+
+from pipelines.config import PathsConfig, TrackingConfig
+from pipelines.plain import redacted
+from pipelines.provenance import environment_tags, is_running
+from runtime.errors import EnginewrightError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+MAX_REASON_CHARS = 200
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by default it goes on for minutes before it says that a server is down
+}
+BATCH = 100  # MLflow's limit of params and tags in one request
+
+
+def reported(method: Callable[Concatenate["Store", P], R]) -> Callable[Concatenate["Store", P], R]:
+    """Turn whatever the store raises into one line with its name and the remedy."""
+
+    @wraps(method)
+    def wrapped(self: "Store", *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            reason = redacted(str(error).strip().partition("\n")[0])[:MAX_REASON_CHARS]
+            raise EnginewrightError(
+                f"tracking store {redacted(self.uri)} failed: {reason}; set another tracking.uri or tracking=off"
+            ) from error
+
+    return cast(Callable[Concatenate["Store", P], R], wrapped)
+
+
+class Store:
+    """One MLflow store and experiment."""
+
+    def __init__(self, tracking: TrackingConfig, paths: PathsConfig) -> None:
+        self.uri = tracking.uri
+        self.experiment = tracking.experiment
+        self.paths = paths
+        self.connect()
+
+    @reported
+    def connect(self) -> None:
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+        from mlflow.tracking import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
+
+        folder = self.paths.tracking
+        folder.mkdir(parents=True, exist_ok=True)
+        self.mlflow = mlflow
+        # Two first connections to a new database would both create its tables.
+        with FileLock(folder / "store.lock"):
+            mlflow.set_tracking_uri(self.uri)
+            self.client = MlflowClient(tracking_uri=self.uri)
+            self.experiment_id = self.find_experiment(folder)
+
+    def find_experiment(self, folder: Path) -> str:
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server has its own place for artifacts; a local database would take the current folder.
+        location = (folder / "artifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        return str(self.client.create_experiment(self.experiment, artifact_location=location))
+
+    @reported
+    def start(self, name: str, tags: Mapping[str, str], parent_id: str = "") -> str:
+        nesting = {"mlflow.parentRunId": parent_id} if parent_id else {}
+        everything = {"mlflow.source.name": "enginewright", "mlflow.source.type": "LOCAL", **nesting, **tags}
+        run = self.client.create_run(self.experiment_id, tags=redacted(everything), run_name=name)
+        return str(run.info.run_id)
+
+    @reported
+    def end(self, run_id: str, status: str) -> None:
+        self.client.set_terminated(run_id, status=status)
+
+    @reported
+    def log(
+        self,
+        run_id: str,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, str] | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        figures = [Metric(name, float(value), now, 0, model_id=model_id) for name, value in (metrics or {}).items()]
+        settings = [Param(name, str(value)) for name, value in (params or {}).items()]
+        labels = [RunTag(name, value) for name, value in (tags or {}).items()]
+        for first in range(0, max(len(figures), len(settings), len(labels)), BATCH):
+            part = slice(first, first + BATCH)
+            self.client.log_batch(run_id, metrics=figures[part], params=settings[part], tags=labels[part])
+
+    @reported
+    def log_files(self, run_id: str, files: Sequence[Path]) -> None:
+        for path in files:
+            self.client.log_artifact(run_id, str(path))
+
+    @reported
+    def log_dict(self, run_id: str, values: Any, name: str) -> None:
+        self.client.log_dict(run_id, values, name)
+
+    @reported
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        self.client.log_text(run_id, text, name)
+
+    @reported
+    def create_model(
+        self, name: str, run_id: str, params: Mapping[str, str], tags: Mapping[str, str], metrics: Mapping[str, float]
+    ) -> str:
+        """Record an engine as a LoggedModel whose files stay outside MLflow, with its figures."""
+        model = self.mlflow.create_external_model(
+            name=name.replace(".", "-"),  # MLflow takes no dots here
+            model_type="engine",
+            params=dict(params),
+            tags=dict(tags),
+            source_run_id=run_id,
+            experiment_id=self.experiment_id,
+        )
+        self.log(run_id, metrics=metrics, model_id=model.model_id)
+        return str(model.model_id)
+
+    @reported
+    def close_orphans(self) -> None:
+        """Close this host's runs whose process is gone: it was killed before it could."""
+        host = environment_tags()["host"].replace("'", "")
+        query = f"attributes.status = 'RUNNING' and tags.host = '{host}'"
+        for run in self.client.search_runs([self.experiment_id], query, max_results=1000):
+            tags = run.data.tags
+            if not is_running(int(tags.get("pid", 0)), float(tags.get("pid_started", 0))):
+                self.client.set_terminated(run.info.run_id, status="KILLED")

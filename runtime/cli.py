@@ -1,0 +1,147 @@
+"""`python -m runtime generate|chat|verify|bench|inspect BUNDLE`: a plain program for hosts that only run bundles.
+
+Commands import what they need: looking at a bundle loads no weights and no torch.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EnginewrightError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; exits with 1 and one line for whatever a user can mend, with 130 on Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except EnginewrightError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader went away, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m runtime", description="Run an engine bundle.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = _command(commands, "generate", _generate, "complete a prompt")
+    generate.add_argument("--prompt", required=True)
+    _add_sampling(generate)
+    chat = _command(commands, "chat", _chat, "talk to the model; an empty line or Ctrl-D ends it")
+    chat.add_argument("--system", help="the system message")
+    _add_sampling(chat)
+    _command(commands, "verify", _verify, "check the engine against the reference in the bundle, on this machine")
+    bench = _command(commands, "bench", _bench, "measure the engine on this machine")
+    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8], metavar="B")
+    bench.add_argument("--prompt-lens", type=int, nargs="+", default=[32, 512], metavar="S")
+    bench.add_argument("--new-tokens", type=int, default=32)
+    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
+    inspect = _command(commands, "inspect", _inspect, "say what the bundle is, after checking every file")
+    inspect.add_argument("--json", action="store_true", help="print the manifest itself")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--min-p", type=float, default=0.0)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--stop", action="append", default=[], help="end the text before this string; may be repeated")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+
+
+def _params(options: argparse.Namespace) -> Any:
+    from runtime.sampling import SamplingParams
+
+    names = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "ignore_eos")
+    return SamplingParams(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from runtime.llm import LLM
+
+    params = _params(options)
+    llm = LLM(options.bundle, options.target)
+    print(options.prompt, end="", flush=True)
+    _print_stream(llm, options.prompt, params)
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from runtime.llm import LLM
+    from runtime.text.chat import Message
+
+    params = _params(options)
+    llm = LLM(options.bundle, options.target)
+    messages: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            line = ""
+        if not line:
+            return
+        messages.append({"role": "user", "content": line})
+        answer = _print_stream(llm, llm.text_engine.tokenizer.encode_chat(messages), params)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _print_stream(llm: Any, prompt: str | list[int], params: Any) -> str:
+    """Print text as it comes, then its speed on stderr; return the text."""
+    started, pieces, marks = time.perf_counter(), [], []
+    for delta in llm.stream(prompt, params):
+        marks.append(time.perf_counter())
+        pieces.append(delta.text)
+        print(delta.text, end="", flush=True)
+    print()
+    speed = f", {(len(marks) - 1) / (marks[-1] - marks[0]):.1f} tokens/s" if len(marks) > 1 else ""
+    print(f"[{len(marks)} tokens, first after {(marks[0] - started) * 1e3:.0f} ms{speed}]", file=sys.stderr)
+    return "".join(pieces)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from runtime.commands import verify_bundle
+
+    report = verify_bundle(options.bundle, options.target, _report)
+    print(json.dumps(report, indent=2))
+    if not report["passed"]:
+        raise EnginewrightError(f"{options.bundle}: {'; '.join(report['failures'])}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from runtime.benchmark.suite import SuiteSettings
+    from runtime.commands import bench_bundle
+
+    settings = SuiteSettings(
+        tuple(options.batch_sizes), tuple(options.prompt_lens), options.new_tokens, options.repeats
+    )  # fmt: skip
+    print(bench_bundle(options.bundle, options.target, settings, options.output, _report))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from runtime.formats.bundle import open_bundle
+    from runtime.inspection import describe
+
+    bundle = open_bundle(options.bundle)
+    print(json.dumps(bundle.manifest, indent=2) if options.json else describe(bundle))
+
+
+def _report(fraction: float, text: str) -> None:
+    print(f"{fraction:4.0%} {text}", file=sys.stderr)

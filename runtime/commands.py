@@ -1,0 +1,63 @@
+"""What the command line does with a bundle besides generating: verify it and measure it where it is."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from runtime.benchmark.samples import Sample, summarise
+from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
+from runtime.benchmark.systems import EngineSystem
+from runtime.errors import EnginewrightError
+from runtime.formats.bundle import ATTESTATIONS_DIR, open_bundle
+from runtime.formats.reference import REFERENCE_FILE, Reference
+from runtime.loading import load_engine
+from runtime.verification import Gates, figures_json, verify_engine
+
+ReportProgress = Callable[[float, str], None]
+
+
+def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, Any]:
+    """Check a bundle's engine against the reference it carries, under the gates it was built with.
+
+    Raises:
+        EnginewrightError: the bundle is damaged or carries no reference.
+    """
+    bundle = open_bundle(path)
+    folder = path / ATTESTATIONS_DIR / "verify"
+    reference = Reference.load(folder / REFERENCE_FILE)
+    gates = _gates(folder / "report.json")
+    engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer())
+    figures = verify_engine(engine, reference, report)
+    return {"bundle": bundle.bundle_id, "target": target, **figures_json(figures, gates)}
+
+
+def bench_bundle(
+    path: Path, target: str, settings: SuiteSettings, output: Path | None, report: ReportProgress
+) -> str:  # fmt: skip
+    """Measure a bundle's engine and return a table of medians; `output` gets every timed run."""
+    bundle = open_bundle(path)
+    checkpoint = bundle.checkpoint()
+    systems = {"enginewright": EngineSystem(load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer()))}
+    runs = list(run_suite(systems, settings, checkpoint.spec.vocab_size, report))
+    if output is not None:
+        output.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs), encoding="utf-8")
+    return _table([sample for run in runs for sample in to_samples(run)])
+
+
+def _gates(path: Path) -> Gates:
+    try:
+        return Gates(**json.loads(path.read_text(encoding="utf-8"))["engine"]["gates"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EnginewrightError(f"{path}: no verification gates ({error!r}); build the bundle again") from error
+
+
+def _table(samples: list[Sample]) -> str:
+    lines = [f"{'case':8} {'batch':>5} {'prompt':>6} {'median':>10} {'min':>10} {'max':>10} unit"]
+    lines += [
+        f"{row.case:8} {row.batch_size:5} {row.prompt_len or 'mixed':>6} {row.median:10.1f} {row.min:10.1f} "
+        f"{row.max:10.1f} {row.unit}"
+        for row in summarise(samples)
+    ]
+    return "\n".join(lines)

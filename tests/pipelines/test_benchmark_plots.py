@@ -1,0 +1,63 @@
+"""Summaries state medians, spread and a ratio that always means "times better"; every measured case gets a plot."""
+
+import pytest
+
+from pipelines.benchmark.plots import draw_case, write_plots
+from runtime.benchmark.samples import Sample, summarise
+from runtime.errors import EnginewrightError
+
+
+def samples(case, unit, ours, theirs, batch_size=1, prompt_len=32):
+    both = {"enginewright": ours, "transformers": theirs}
+    return [
+        Sample(system, case, batch_size, prompt_len, repeat, value, unit)
+        for system, values in both.items()
+        for repeat, value in enumerate(values)
+    ]
+
+
+def test_summary_of_throughput():
+    ours, theirs = summarise(samples("decode", "tokens/s", [30.0, 50.0, 40.0], [20.0, 10.0, 21.0]))
+    assert (ours.median, ours.min, ours.max, ours.num_repeats) == (40.0, 30.0, 50.0, 3)
+    assert ours.ratio == 2.0
+    assert theirs.ratio == 1.0
+
+
+def test_less_time_is_better():
+    ours, _ = summarise(samples("prefill", "ms", [50.0], [100.0]))
+    assert ours.ratio == 2.0
+
+
+def test_measurements_are_not_mixed_and_a_missing_opponent_has_no_ratio():
+    lone = Sample("enginewright", "decode", 8, 32, 0, 70.0, "tokens/s")
+    rows = summarise([*samples("decode", "tokens/s", [40.0], [20.0]), lone])
+    assert [(row.batch_size, row.ratio) for row in rows] == [(1, 2.0), (1, 1.0), (8, None)]
+
+
+@pytest.mark.parametrize(("field", "value"), [("case", "warmup"), ("value", float("nan")), ("value", 0.0)])
+def test_unusable_samples_are_refused(field, value):
+    good = {"system": "transformers", "case": "decode", "batch_size": 1, "prompt_len": 32, "repeat": 0,
+            "value": 1.0, "unit": "tokens/s"}  # fmt: skip
+    Sample(**good)
+    with pytest.raises(EnginewrightError, match=str(value)):
+        Sample(**{**good, field: value})
+
+
+def test_every_case_with_throughput_gets_a_plot(tmp_path):
+    rows = summarise(
+        samples("decode", "tokens/s", [40.0], [20.0])
+        + samples("decode", "ms", [25.0], [50.0])
+        + samples("mixed", "tokens/s", [90.0], [45.0], batch_size=16, prompt_len=0)
+    )
+    paths = write_plots(rows, "tiny model, fp32, CPU", tmp_path)
+    assert [path.name for path in paths] == ["decode.png", "mixed.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_plot_shows_bars_ratios_and_spread():
+    rows = summarise(samples("decode", "tokens/s", [30.0, 50.0, 40.0], [20.0, 10.0, 21.0]))
+    figure = draw_case(rows, "Decode throughput", "tiny model, fp32, CPU")
+    (axes,) = figure.axes
+    assert sorted(bar.get_height() for bar in axes.patches) == [20.0, 40.0]
+    assert {"2.00×", "40.0", "20.0"} < {text.get_text() for text in axes.texts}  # noqa: RUF001
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["enginewright", "transformers"]

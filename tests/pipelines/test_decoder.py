@@ -1,0 +1,54 @@
+"""The one decoder against transformers' model of each family, short and past the window or the original context."""
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.formats.engine_plan import EnginePlan
+from runtime.loading import make_backend
+from runtime.sampling import SamplingParams
+from runtime.scoring import score
+from tests.pipelines.unified_models import FAMILIES, tiny_model, write_checkpoint
+
+LONG = 120  # past every window (5) and every original context (16, 32) of FAMILIES
+
+
+def make_engine(checkpoint, dtype="float64", linear="torch", max_num_tokens=128):
+    return Engine(make_backend(checkpoint, EnginePlan(dtype, linear, 4, 128, max_num_tokens, 8, 64)))
+
+
+@pytest.mark.parametrize("max_num_tokens", [128, 7], ids=["whole", "in chunks of 7"])
+@pytest.mark.parametrize("length", [1, 12, LONG])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers_in_fp64(tmp_path, family, length, max_num_tokens):
+    model = tiny_model(family)
+    engine = make_engine(write_checkpoint(tmp_path, model, family), max_num_tokens=max_num_tokens)
+    ids = torch.randint(96, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    with torch.inference_mode():
+        expected = model.double()(torch.tensor([ids])).logits[0]
+    # transformers computes rotary angles and norms in float32 even for a float64 model
+    assert (score(engine, ids) - expected).abs().max() <= 2e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "linear", "tolerance"), [("float32", "onednn", 1e-4), ("float32", "torch", 1e-4),
+                                                            ("bfloat16", "onednn", 0.05)])  # fmt: skip
+def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tolerance):
+    model = tiny_model("llama")
+    engine = make_engine(write_checkpoint(tmp_path, model, "llama"), dtype, linear)
+    ids = list(range(40))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0]
+    error = (score(engine, ids) - expected).abs().mean() / expected.abs().mean()
+    assert error <= tolerance
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_equal_transformers_generate(tmp_path, family):
+    model = tiny_model(family)
+    engine = make_engine(write_checkpoint(tmp_path, model, family))
+    prompt = [5, 90, 31, 7]
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None)[0, 4:]
+    request = engine.add(prompt, SamplingParams(max_tokens=40))
+    while engine.has_work:
+        engine.step()
+    assert request.output_ids == expected.tolist()
