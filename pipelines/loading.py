@@ -3,6 +3,7 @@
 `build_config` is the only door: Hydra's application and `load_config` both go through it.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -69,8 +70,8 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     if not source:
         raise EnginewrightError("model.source is empty; write model=<name, folder or .gguf file>")
     if not source.startswith(SOURCE_SCHEMES):
-        path = Path(source).expanduser().absolute()
-        if not path.exists():
+        path = Path(os.path.expanduser(source)).absolute()
+        if not exists(source):
             raise EnginewrightError(f"model source {source!r} does not exist; give a folder or a .gguf file")
         if not path.is_dir() and path.suffix != ".gguf":
             raise EnginewrightError(f"model source {source!r} is no model; give a folder or a .gguf file")
@@ -106,7 +107,7 @@ def translate(arguments: Iterable[str], environment: Mapping[str, str]) -> list[
 def translate_model(override: str) -> Sequence[str]:
     """`model=a.gguf` as `model=custom model.source='a.gguf'`; anything else as it is. A comma is a sweep."""
     key, _, value = override.partition("=")
-    values = [value] if Path(value).exists() else value.split(",")
+    values = [value] if exists(value) else value.split(",")
     sources = [item for item in values if is_source(item)]
     if key != "model" or not sources:
         return [override]
@@ -121,13 +122,18 @@ def is_source(value: str) -> bool:
     """Whether a value of `model=` is a path or a source, not the name of a file in conf/model."""
     if value.startswith(SOURCE_SCHEMES) or "/" in value or value.endswith(".gguf"):
         return True
-    return value not in group_choices("model") and Path(value).exists()
+    return value not in group_choices("model") and exists(value)
 
 
 def check_source(source: str) -> None:
-    if not source.startswith(SOURCE_SCHEMES) and not Path(source).expanduser().exists():
+    if not source.startswith(SOURCE_SCHEMES) and not exists(source):
         hint = nearest(source, group_choices("model"))
         raise EnginewrightError(f"no model named {source!r}, and no such file or folder; {hint}")
+
+
+def exists(path: str) -> bool:
+    """Whether something is there; False also for a path that may not be looked at, or that no file can have."""
+    return os.path.exists(os.path.expanduser(path))
 
 
 def quoted(value: str) -> str:

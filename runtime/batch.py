@@ -20,8 +20,9 @@ class Batch:
     block_tables: torch.Tensor  # (B, max_blocks), padded with any value
     logit_rows: torch.Tensor  # (R,), which of the T tokens get logits, in this order
 
-    def slots(self, block_size: int) -> torch.Tensor:
-        """(T,) cache slot of each new token: block * block_size + offset."""
+    def kv_rows(self, num_kv_heads: int, block_size: int) -> torch.Tensor:
+        """(T, N_kv) where each new token's keys go: rows of a cache seen as (num_blocks * N_kv * block_size, D)."""
         owners = torch.repeat_interleave(torch.arange(len(self.context_lens)), self.query_starts.diff())
         blocks = self.block_tables[owners, self.positions // block_size]
-        return blocks * block_size + self.positions % block_size
+        first = blocks * (num_kv_heads * block_size) + self.positions % block_size
+        return first.unsqueeze(1) + torch.arange(num_kv_heads) * block_size

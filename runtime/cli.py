@@ -80,8 +80,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     params = _params(options)
     llm = LLM(options.bundle, options.target)
-    print(options.prompt, end="", flush=True)
-    _print_stream(llm, options.prompt, params)
+    _print_stream(llm, options.prompt, params, options.prompt)
 
 
 def _chat(options: argparse.Namespace) -> None:
@@ -103,13 +102,13 @@ def _chat(options: argparse.Namespace) -> None:
         messages.append({"role": "assistant", "content": answer})
 
 
-def _print_stream(llm: Any, prompt: str | list[int], params: Any) -> str:
-    """Print text as it comes, then its speed on stderr; return the text."""
+def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = "") -> str:
+    """Print text as it comes, after an echo of the prompt, then its speed on stderr; return the text."""
     started, pieces, marks = time.perf_counter(), [], []
     for delta in llm.stream(prompt, params):
         marks.append(time.perf_counter())
         pieces.append(delta.text)
-        print(delta.text, end="", flush=True)
+        print(delta.text if len(pieces) > 1 else echo + delta.text, end="", flush=True)
     print()
     speed = f", {(len(marks) - 1) / (marks[-1] - marks[0]):.1f} tokens/s" if len(marks) > 1 else ""
     print(f"[{len(marks)} tokens, first after {(marks[0] - started) * 1e3:.0f} ms{speed}]", file=sys.stderr)

@@ -11,6 +11,7 @@ from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import ATTESTATIONS_DIR, open_bundle
+from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.reference import REFERENCE_FILE, Reference
 from runtime.loading import load_engine
 from runtime.verification import Gates, figures_json, verify_engine
@@ -36,13 +37,20 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
 def bench_bundle(
     path: Path, target: str, settings: SuiteSettings, output: Path | None, report: ReportProgress
 ) -> str:  # fmt: skip
-    """Measure a bundle's engine and return a table of medians; `output` gets every timed run."""
+    """Measure a bundle's engine and return a table of medians; `output` gets every timed run.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, nothing that was asked for fits it, or `output` cannot be written.
+    """
     bundle = open_bundle(path)
     checkpoint = bundle.checkpoint()
     systems = {"enginewright": EngineSystem(load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer()))}
+    settings = settings.fitted(EnginePlan.read(bundle.engine_dir(target)).max_seq_len)
+    if output is not None:
+        _write(output, "")  # a path that cannot be written fails before the work
     runs = list(run_suite(systems, settings, checkpoint.spec.vocab_size, report))
     if output is not None:
-        output.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs), encoding="utf-8")
+        _write(output, "".join(json.dumps(asdict(run)) + "\n" for run in runs))
     return _table([sample for run in runs for sample in to_samples(run)])
 
 
@@ -51,6 +59,13 @@ def _gates(path: Path) -> Gates:
         return Gates(**json.loads(path.read_text(encoding="utf-8"))["engine"]["gates"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EnginewrightError(f"{path}: no verification gates ({error!r}); build the bundle again") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise EnginewrightError(f"{path}: cannot be written ({error.strerror}); name another file") from error
 
 
 def _table(samples: list[Sample]) -> str:

@@ -34,15 +34,18 @@ class BenchStage:
         from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
         from runtime.benchmark.workloads import uniform_workload
         from runtime.formats.checkpoint import Checkpoint
+        from runtime.formats.engine_plan import EnginePlan
 
         checkpoint = Checkpoint(inputs["convert"].path)
-        largest = uniform_workload(
-            max(config.batch_sizes), max(config.prompt_lens), config.new_tokens, checkpoint.spec.vocab_size
-        )
         settings = SuiteSettings(
             config.batch_sizes, config.prompt_lens, config.new_tokens, config.repeats, config.warmups,
             config.mixed_requests,
-        )  # fmt: skip
+        ).fitted(EnginePlan.read(inputs["compile"].path).max_seq_len)  # fmt: skip
+        if settings.prompt_lens != config.prompt_lens:
+            context.log.info("the engine's context holds prompts of %s alone", settings.prompt_lens)
+        largest = uniform_workload(
+            max(config.batch_sizes), max(settings.prompt_lens), config.new_tokens, checkpoint.spec.vocab_size
+        )
         context.progress.advance(0.0, text="loading the engine" + (" and transformers" if config.baseline else ""))
         systems, peaks = _load(checkpoint, inputs["compile"].path, config.baseline, largest)
 

@@ -12,7 +12,8 @@ import torch
 if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
-_TENSORS_PER_GROUP = 3  # query rows (b, L), key rows (b, N_kv, S), additive mask (b or 1, 1, L, S) or empty for causal
+# query rows (b, L), key rows (b, N_kv, S), additive mask (b, 1, L, S) or empty where causal attention says the same
+_TENSORS_PER_GROUP = 3
 _SHORTEST_BUCKET = 64
 
 
@@ -79,24 +80,32 @@ def attention_cpu(
         rows = key_rows.reshape(-1)
         k = k_rows.index_select(0, rows).view(*key_rows.shape, head_dim)
         v = v_rows.index_select(0, rows).view(*key_rows.shape, head_dim)
-        query = q.index_select(0, query_rows.reshape(-1)).view(*query_rows.shape, num_heads, head_dim)
-        result = _sdpa(query, k, v, mask if mask.numel() else None, scale)
-        out.index_copy_(0, query_rows.reshape(-1), result.reshape(-1, num_heads, head_dim))
+        everything = len(plan) == _TENSORS_PER_GROUP  # one group has all queries, in order
+        query = q if everything else q.index_select(0, query_rows.reshape(-1))
+        result = _sdpa(query.view(*query_rows.shape, num_heads, head_dim), k, v, mask, scale)
+        if everything:
+            out.view(result.shape).copy_(result)
+        else:
+            out.index_copy_(0, query_rows.reshape(-1), result.reshape(-1, num_heads, head_dim))
 
 
-def _sdpa(
-    query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """query (b, L, N, D), k and v (b, N_kv, S, D) -> (b, L, N, D)."""
+def _sdpa(query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """query (b, L, N, D), k and v (b, N_kv, S, D), mask as in the plan -> (b, L, N, D)."""
     sdpa = torch.nn.functional.scaled_dot_product_attention
     batch, query_len, num_heads, head_dim = query.shape
     num_kv_heads = k.shape[1]
     if query_len == 1:
         # The heads of a group see the same keys, so they pass as that many queries of one head: no K, V is repeated.
         grouped = query.view(batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        return sdpa(grouped, k, v, attn_mask=mask, scale=scale)
-    causal = mask is None
+        result = sdpa(grouped, k, v, attn_mask=mask if mask.numel() else None, scale=scale)
+        return result.view(batch, 1, num_heads, head_dim)
     result = sdpa(
-        query.transpose(1, 2), k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=num_heads != num_kv_heads
+        query.transpose(1, 2),
+        k,
+        v,
+        attn_mask=mask if mask.numel() else None,
+        is_causal=not mask.numel(),
+        scale=scale,
+        enable_gqa=num_heads != num_kv_heads,
     )
     return result.transpose(1, 2)

@@ -1,7 +1,10 @@
-"""RMSNorm through torch's own op, which is the fastest of the forms tried on the CPU for 1 to 512 rows."""
+"""RMSNorm in few passes: a prefill's rows do not fit the cache, so each pass over them counts."""
 
 import torch
 
 
 def rms_norm_cpu(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> None:
-    out.copy_(torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    scale = norm.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
+    torch.mul(x * scale, weight, out=out)

@@ -6,7 +6,7 @@ from plugins.library import define, implement
 from plugins.rope_kv_write.cpu import rope_kv_write_cpu
 
 define(
-    "rope_kv_write(Tensor qkv, Tensor cos, Tensor sin, Tensor slots, Tensor? q_norm, Tensor? k_norm, float eps, "
+    "rope_kv_write(Tensor qkv, Tensor cos, Tensor sin, Tensor kv_rows, Tensor? q_norm, Tensor? k_norm, float eps, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out) -> ()"
 )
 implement("rope_kv_write", "CPU", rope_kv_write_cpu)
@@ -16,7 +16,7 @@ def rope_kv_write(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    slots: torch.Tensor,
+    kv_rows: torch.Tensor,
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     eps: float,
@@ -32,13 +32,14 @@ def rope_kv_write(
     Args:
         qkv: (T, (N + 2 N_kv) D), heads of Q, then K, then V.
         cos, sin: (T, D) same dtype, each half repeated, the first half of `sin` negated: see `runtime.model.rope`.
-        slots: (T,) int64, block * block_size + offset of each token; no two may be equal.
+        kv_rows: (T, N_kv) int64, where each token's keys and values go: rows of the caches seen as
+            (num_blocks * N_kv * block_size, D). No two may be equal. The same in every layer: see `Batch.kv_rows`.
         q_norm, k_norm: (D,) RMSNorm weights applied per head before the rotation (Qwen3), or both None.
         eps: of those norms.
-        k_cache, v_cache: (num_blocks, N_kv, block_size, D), written in place at `slots` only.
+        k_cache, v_cache: (num_blocks, N_kv, block_size, D), contiguous, written in place at `kv_rows` only.
         q_out: (T, N, D).
     """
     torch.ops.enginewright.rope_kv_write.default(
-        qkv, cos, sin, slots, q_norm, k_norm, eps, k_cache, v_cache, q_out
+        qkv, cos, sin, kv_rows, q_norm, k_norm, eps, k_cache, v_cache, q_out
     )  # fmt: skip
     return q_out

@@ -7,7 +7,7 @@ def rope_kv_write_cpu(
     qkv: torch.Tensor,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    slots: torch.Tensor,
+    kv_rows: torch.Tensor,
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     eps: float,
@@ -15,7 +15,7 @@ def rope_kv_write_cpu(
     v_cache: torch.Tensor,
     q_out: torch.Tensor,
 ) -> None:
-    num_kv_heads, block_size, head_dim = k_cache.shape[1:]
+    num_kv_heads, head_dim = k_cache.shape[1], k_cache.shape[3]
     num_heads = q_out.shape[1]
     heads = qkv.view(qkv.shape[0], -1, head_dim)
     to_rotate = heads[:, : num_heads + num_kv_heads]
@@ -27,7 +27,6 @@ def rope_kv_write_cpu(
     swapped = to_rotate.roll(head_dim // 2, dims=-1)
     rotated = torch.addcmul(to_rotate * cos.unsqueeze(1), swapped, sin.unsqueeze(1))
     q_out.copy_(rotated[:, :num_heads])
-    blocks = torch.div(slots, block_size, rounding_mode="floor")
-    offsets = slots - blocks * block_size
-    k_cache[blocks, :, offsets] = rotated[:, num_heads:]
-    v_cache[blocks, :, offsets] = heads[:, num_heads + num_kv_heads :]
+    rows = kv_rows.reshape(-1)
+    k_cache.view(-1, head_dim).index_copy_(0, rows, rotated[:, num_heads:].reshape(-1, head_dim))
+    v_cache.view(-1, head_dim).index_copy_(0, rows, heads[:, num_heads + num_kv_heads :].reshape(-1, head_dim))

@@ -8,7 +8,7 @@ from plugins.rms_norm.reference import rms_norm_reference
 def rope_kv_write_reference(
     qkv: torch.Tensor,
     angles: torch.Tensor,
-    slots: torch.Tensor,
+    slots: list[int],
     q_norm: torch.Tensor | None,
     k_norm: torch.Tensor | None,
     eps: float,
@@ -20,12 +20,13 @@ def rope_kv_write_reference(
 
     Args:
         angles: (T, D/2) float64, the angle of each pair; the op's `cos` and `sin` are made from them.
+        slots: block * block_size + offset of each token; the op's `kv_rows` are made from them.
     """
     _, num_kv_heads, block_size, head_dim = k_cache.shape
     heads = qkv.double().view(qkv.shape[0], num_heads + 2 * num_kv_heads, head_dim)
     q_out = torch.empty(qkv.shape[0], num_heads, head_dim, dtype=torch.float64)
     for token in range(qkv.shape[0]):
-        block, offset = divmod(int(slots[token]), block_size)
+        block, offset = divmod(slots[token], block_size)
         for head in range(num_heads):
             q_out[token, head] = _rotate(_norm(heads[token, head], q_norm, eps), angles[token])
         for head in range(num_kv_heads):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 # The mixed workload's lengths: short and long questions, short and long answers, as a server would see them.
 MIXED_PROMPT_LENS = (16, 512)
 MIXED_NEW_TOKENS = (8, 64)
+MIXED_MAX_LEN = MIXED_PROMPT_LENS[1] + MIXED_NEW_TOKENS[1]
 
 
 class Workload(NamedTuple):
@@ -22,11 +23,15 @@ def uniform_workload(batch_size: int, prompt_len: int, new_tokens: int, vocab_si
     return Workload(prompts, [new_tokens] * batch_size)
 
 
-def mixed_workload(num_requests: int, vocab_size: int) -> Workload:
-    """Requests of mixed lengths, prompts and answers drawn uniformly from the ranges above."""
+def mixed_workload(num_requests: int, vocab_size: int, max_len: int = MIXED_MAX_LEN) -> Workload:
+    """Requests of mixed lengths, prompts and answers drawn uniformly from the ranges above.
+
+    max_len: of prompt and answer together; longer requests are cut to it, for engines with a short context.
+    """
     rng = random.Random(num_requests)
     prompts = [_prompt(rng, rng.randint(*MIXED_PROMPT_LENS), vocab_size) for _ in range(num_requests)]
-    return Workload(prompts, [rng.randint(*MIXED_NEW_TOKENS) for _ in range(num_requests)])
+    new_tokens = [min(rng.randint(*MIXED_NEW_TOKENS), max_len // 2) for _ in range(num_requests)]
+    return Workload([ids[: max_len - count] for ids, count in zip(prompts, new_tokens, strict=True)], new_tokens)
 
 
 def _prompt(rng: random.Random, length: int, vocab_size: int) -> list[int]:

@@ -66,9 +66,8 @@ def write_manifest(folder: Path, model: dict[str, Any], targets: dict[str, Any],
     `model`, `targets` and `provenance` must not vary between builds of the same inputs.
     """
     files = {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).parts[0] not in (MANIFEST_FILE, ATTESTATIONS_DIR)
+        name: {"sha256": sha256_file(folder / name), "size_bytes": (folder / name).stat().st_size}
+        for name in sorted(_vouched(folder))
     }
     manifest = {"schema": SCHEMA, "model": model, "targets": targets, "provenance": provenance, "files": files}
     text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
@@ -87,9 +86,11 @@ def open_bundle(path: Path) -> Bundle:
         text = manifest_path.read_bytes()
         manifest = json.loads(text)
         schema = manifest["schema"]
+        files = manifest["files"] if schema == SCHEMA else {}
+        expected = {name: (entry["size_bytes"], entry["sha256"]) for name, entry in files.items()}
     except OSError as error:
         raise EnginewrightError(f"{path}: no engine bundle here ({MANIFEST_FILE}: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnginewrightError(
             f"{manifest_path}: not a bundle manifest ({error!r}); build the bundle again"
         ) from error
@@ -98,22 +99,29 @@ def open_bundle(path: Path) -> Bundle:
             f"{manifest_path}: schema {schema}, this version reads schema {SCHEMA}; use the version that built it, or "
             "build it again"
         )
-    _check_files(path, manifest["files"])
+    _check_files(path, expected)
     return Bundle(path, hashlib.sha256(text).hexdigest(), manifest)
 
 
-def _check_files(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, expected in files.items():
+def _check_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:
+    """Compare every file with its size and sha256, and refuse one that nothing vouches for: loading might read it."""
+    if added := sorted(_vouched(path) - set(files)):
+        raise EnginewrightError(f"{path / added[0]}: not in the manifest; remove it, or copy or build the bundle again")
+    for name, (expected_size, expected_digest) in files.items():
         file = path / name
         if not file.is_file():
             raise EnginewrightError(f"{file}: missing from the bundle; copy or build it again")
         size = file.stat().st_size
-        if size != expected["size_bytes"]:
-            raise EnginewrightError(
-                f"{file}: {size} bytes, the manifest says {expected['size_bytes']}; copy or build it again"
-            )
+        if size != expected_size:
+            raise EnginewrightError(f"{file}: {size} bytes, the manifest says {expected_size}; copy or build it again")
         digest = sha256_file(file)
-        if digest != expected["sha256"]:
+        if digest != expected_digest:
             raise EnginewrightError(
-                f"{file}: sha256 {digest}, the manifest says {expected['sha256']}; copy or build it again"
+                f"{file}: sha256 {digest}, the manifest says {expected_digest}; copy or build it again"
             )
+
+
+def _vouched(folder: Path) -> set[str]:
+    """Every file that a manifest answers for, by its path in the bundle."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {name.as_posix() for name in names if name.parts[0] not in (MANIFEST_FILE, ATTESTATIONS_DIR)}

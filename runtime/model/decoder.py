@@ -59,7 +59,7 @@ class Decoder:
         shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
         plan = plan_attention(shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype)
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
-        slots = batch.slots(cache.block_size)
+        kv_rows = batch.kv_rows(spec.num_kv_heads, cache.block_size)
         hidden = self._embedding[batch.token_ids]
         normed = torch.empty_like(hidden)
         query = hidden.new_empty(len(hidden), spec.num_heads, spec.head_dim)
@@ -68,7 +68,7 @@ class Decoder:
         for layer, (k_cache, v_cache) in zip(self._layers, cache.layers, strict=True):
             rms_norm(hidden, layer.input_norm, spec.norm_eps, normed)
             rope_kv_write(
-                layer.qkv(normed), cos, sin, slots, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
+                layer.qkv(normed), cos, sin, kv_rows, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
             )
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
             hidden = layer.dense.add(context.view(len(hidden), -1), hidden)

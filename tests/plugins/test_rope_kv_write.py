@@ -31,11 +31,15 @@ def test_equals_the_reference_and_writes_nothing_else(num_tokens, with_norm, dty
     q_norm, k_norm = (torch.rand(HEAD_DIM, dtype=dtype) + 0.5 for _ in range(2)) if with_norm else (None, None)
     k_cache, v_cache = caches(dtype)
     q_out = torch.full((num_tokens, NUM_HEADS, HEAD_DIM), float("nan"), dtype=dtype)
-    rope_kv_write(qkv, cos, sin, slots, q_norm, k_norm, 1e-5, k_cache, v_cache, q_out)
+    kv_rows = torch.tensor([
+        [(slot // BLOCK_SIZE * NUM_KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE for head in range(NUM_KV_HEADS)]
+        for slot in slots.tolist()
+    ])  # fmt: skip
+    rope_kv_write(qkv, cos, sin, kv_rows, q_norm, k_norm, 1e-5, k_cache, v_cache, q_out)
 
     k_expected, v_expected = caches(torch.float64)
     q_expected = rope_kv_write_reference(
-        qkv, angles, slots, q_norm, k_norm, 1e-5, k_expected, v_expected, NUM_HEADS
+        qkv, angles, slots.tolist(), q_norm, k_norm, 1e-5, k_expected, v_expected, NUM_HEADS
     )  # fmt: skip
     assert (q_out.double() - q_expected).abs().max() <= tolerance
     for got, expected in ((k_cache, k_expected), (v_cache, v_expected)):
