@@ -4,9 +4,10 @@ TARGET ?=
 PRECISION ?=
 ARGS ?=
 PROMPT ?= The capital of France is
-BUNDLE ?= $(or $(ENGINEWRIGHT_HOME),.enginewright)/bundles/latest
+BUNDLE ?= $(HOME_DIR)/bundles/latest
 PORT ?= 5000
 
+HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
 VENV := .venv
 SYSTEM_PYTHON ?= python3
 ifdef PYTHON
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine generate chat verify bench inspect ui test test-slow lint clean
+.PHONY: help engine generate chat verify bench inspect ui test lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,9 +32,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp32> ARGS='key=value ...'
 	@$(PYTHON) -m pipelines $(if $(MODEL),'model=$(MODEL)') $(if $(TARGET),'target=[$(TARGET)]') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
 
+generate: export PROMPT := $(value PROMPT)
 generate: $(READY) ## Complete PROMPT="..." with the latest bundle, or BUNDLE=<folder>
 	@$(PYTHON) -m runtime generate '$(BUNDLE)' --prompt "$$PROMPT" $(ARGS)
-generate: export PROMPT := $(value PROMPT)
 
 chat: $(READY) ## Talk to the latest bundle
 	@$(PYTHON) -m runtime chat '$(BUNDLE)' $(ARGS)
@@ -58,5 +59,5 @@ lint: $(READY) ## Check style and types
 
 clean: ## Remove the environment, cached stages and bundles; tracked runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	rm -rf '$(or $(ENGINEWRIGHT_HOME),.enginewright)'/{cache,bundles,failed}
+	rm -rf '$(HOME_DIR)/cache' '$(HOME_DIR)/bundles' '$(HOME_DIR)/failed'
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
