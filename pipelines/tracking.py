@@ -84,6 +84,7 @@ class MlflowStageRun:
         self.store.log(self.run_id, metrics={**metadata.metrics, "stage_seconds": metadata.seconds})
         self.store.log(self.run_id, tags={"artifact_digest": metadata.digest, "summary": metadata.summary})
         self.store.log_files(self.run_id, [*small_files(folder / "content"), *small_files(folder)])
+        self.store.log_datasets(self.run_id, metadata.made_from["resources"])
         self.store.log(self.parent_id, metrics=prefixed(self.stage, metadata))
         self.store.end(self.run_id, "FINISHED")
 

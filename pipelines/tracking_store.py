@@ -25,6 +25,7 @@ MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # by default it goes on for minutes before it says that a server is down
 }
+MAX_DIGEST_CHARS = 36  # MLflow's limit for a dataset
 BATCH = 100  # MLflow's limit of params and tags in one request
 
 
@@ -121,6 +122,19 @@ class Store:
     @reported
     def log_text(self, run_id: str, text: str, name: str) -> None:
         self.client.log_text(run_id, text, name)
+
+    @reported
+    def log_datasets(self, run_id: str, digests: Mapping[str, str]) -> None:
+        """Record the shipped files that a run evaluated on, by name and sha256."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        context = [InputTag(key="mlflow.data.context", value="eval")]
+        inputs = [
+            DatasetInput(Dataset(name, digest[:MAX_DIGEST_CHARS], "shipped", f"pipelines/data/{name}"), context)
+            for name, digest in digests.items()
+        ]
+        if inputs:
+            self.client.log_inputs(run_id, datasets=inputs)
 
     @reported
     def create_model(

