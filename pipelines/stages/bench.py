@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from runtime.benchmark.samples import SummaryRow
     from runtime.benchmark.suite import RawRun
     from runtime.benchmark.systems import System
+    from runtime.benchmark.workloads import Workload
     from runtime.formats.checkpoint import Checkpoint
 
 ENGINE, BASELINE = "enginewright", "transformers"
@@ -47,7 +48,7 @@ class BenchStage:
             max(config.batch_sizes), max(settings.prompt_lens), config.new_tokens, checkpoint.spec.vocab_size
         )
         context.progress.advance(0.0, text="loading the engine" + (" and transformers" if config.baseline else ""))
-        systems, peaks = _load(checkpoint, inputs["compile"].path, config.baseline, largest)
+        systems, peak_bytes = _load(checkpoint, inputs["compile"].path, config.baseline, largest)
 
         def report(fraction: float, text: str) -> None:
             context.progress.advance(fraction, text=text)
@@ -60,16 +61,19 @@ class BenchStage:
                 file.write(json.dumps(_raw_line(run)) + "\n")
         rows = summarise(sample for run in runs for sample in to_samples(run))
         summary = {"settings": asdict(settings), "dtype": checkpoint.config.dtype, "cpu": cpu_model(),
-                   "peak_added_bytes": peaks, "rows": [asdict(row) for row in rows]}  # fmt: skip
+                   "engine_peak_added_bytes": peak_bytes, "rows": [asdict(row) for row in rows]}  # fmt: skip
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         write_plots(rows, f"{checkpoint.config.dtype} on {cpu_model()}", out_dir)
-        return StageOutput(metrics=_metrics(rows, peaks), summary=_headline(rows))
+        return StageOutput(metrics=_metrics(rows, peak_bytes), summary=_headline(rows))
 
 
 def _load(
-    checkpoint: "Checkpoint", engine_dir: Path, baseline: bool, largest: Any
-) -> tuple[dict[str, "System"], dict[str, int | None]]:
-    """Load every system and run the largest workload once, for its memory; that run is no sample."""
+    checkpoint: "Checkpoint", engine_dir: Path, baseline: bool, largest: "Workload"
+) -> tuple[dict[str, "System"], int | None]:
+    """Load every system; also the peak memory that our engine adds, loaded first and run once on `largest`.
+
+    What a second system adds to the same process says little, as it takes over what the first one freed.
+    """
     from pipelines.benchmark.baseline import TransformersBaseline
     from runtime.benchmark.memory import peak_memory
     from runtime.benchmark.systems import EngineSystem
@@ -77,19 +81,13 @@ def _load(
     from runtime.formats.engine_plan import EnginePlan
     from runtime.loading import make_backend
 
-    loaders: dict[str, Any] = {
-        ENGINE: lambda: EngineSystem(Engine(make_backend(checkpoint, EnginePlan.read(engine_dir))))
-    }
+    with peak_memory() as peak:
+        engine = EngineSystem(Engine(make_backend(checkpoint, EnginePlan.read(engine_dir))))
+        engine.run(largest)
+    systems: dict[str, System] = {ENGINE: engine}
     if baseline:
-        loaders[BASELINE] = lambda: TransformersBaseline.load(checkpoint, checkpoint.config.dtype)
-    systems: dict[str, System] = {}
-    peaks: dict[str, int | None] = {}
-    for name, load in loaders.items():
-        with peak_memory() as peak:
-            systems[name] = load()
-            systems[name].run(largest)
-        peaks[name] = peak.added_bytes
-    return systems, peaks
+        systems[BASELINE] = TransformersBaseline.load(checkpoint, checkpoint.config.dtype)
+    return systems, peak.added_bytes
 
 
 def _raw_line(run: "RawRun") -> dict[str, Any]:
@@ -97,11 +95,9 @@ def _raw_line(run: "RawRun") -> dict[str, Any]:
             **asdict(run.timings)}  # fmt: skip
 
 
-def _metrics(rows: list["SummaryRow"], peaks: Mapping[str, int | None]) -> dict[str, float]:
+def _metrics(rows: list["SummaryRow"], peak_bytes: int | None) -> dict[str, float]:
     """The engine's medians and ratios by case, batch and prompt length, with units in their names."""
-    metrics: dict[str, float] = {
-        f"{name}_peak_added_bytes": peak for name, peak in peaks.items() if peak is not None
-    }  # fmt: skip
+    metrics: dict[str, float] = {} if peak_bytes is None else {"engine_peak_added_bytes": peak_bytes}
     for row in rows:
         if row.system == ENGINE:
             key = f"{row.case}_b{row.batch_size}" + (f"_p{row.prompt_len}" if row.prompt_len else "")
