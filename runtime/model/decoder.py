@@ -30,8 +30,8 @@ class LayerWeights:
 
 
 class DecoderOutput(NamedTuple):
-    logits: torch.Tensor  # (R, V) in the weights' dtype
-    hidden: torch.Tensor  # (R, H), after the final norm
+    logits: torch.Tensor  # (R, V) float32, or wider where the weights are
+    hidden: torch.Tensor  # (R, H), after the final norm, same dtype
 
 
 class Decoder:
@@ -48,8 +48,11 @@ class Decoder:
         weights = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors()}
         self._embedding = weights[EMBEDDING].clone()
         self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
-        self._final_norm = weights[FINAL_NORM].clone()
-        self._head = pack_linear(linear, self._embedding if self.spec.tied_head else weights[LM_HEAD])
+        # Logits of size 25 are 1/8 apart in bfloat16, which would decide near ties by rounding: the head is wider.
+        head_dtype = torch.promote_types(dtype, torch.float32)
+        self._final_norm = weights[FINAL_NORM].to(head_dtype, copy=True)
+        head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
+        self._head = pack_linear(linear, head.to(head_dtype))
         self._rope = rope_table(self.spec, max_seq_len, dtype)
 
     @torch.inference_mode()
@@ -74,7 +77,7 @@ class Decoder:
             hidden = layer.dense.add(context.view(len(hidden), -1), hidden)
             rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
             hidden = layer.down.add(silu_mul(layer.gate_up(normed), activated), hidden)
-        rows = hidden[batch.logit_rows]
+        rows = hidden[batch.logit_rows].to(self._final_norm.dtype)
         final = rms_norm(rows, self._final_norm, spec.norm_eps, torch.empty_like(rows))
         return DecoderOutput(self._head(final), final)
 
