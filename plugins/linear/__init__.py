@@ -21,10 +21,6 @@ class PackedLinear(Protocol):
         """Return x W^T + b: x (T, in) -> (T, out), same dtype, accumulated in float32 or wider."""
         ...
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Return residual + x W^T + b: residual (T, out), left unchanged."""
-        ...
-
 
 def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PackedLinear:
     """Lay out `weight` (out, in) for `kind`; the result keeps no reference to it where it made a copy.

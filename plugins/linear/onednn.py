@@ -1,7 +1,7 @@
 """Linear layers over oneDNN's blocked weight layout.
 
 torch reorders a plain weight at every call or hands it to a general BLAS; a weight packed once is 1.5 to 3.5 times
-as fast at 1 to 512 rows on the CPUs measured (bench/results/), and the residual addition is fused into the product.
+as fast at 1 to 512 rows on the CPU of bench/results/.
 """
 
 import torch
@@ -22,8 +22,4 @@ class OneDnnLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
-        return result
-
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, self._bias, "add")
         return result

@@ -16,9 +16,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tenso
 
     Args:
         x: (..., H) any float dtype, normalised along H; the mean is taken in float32 or wider.
-        weight: (H,) same dtype.
+        weight: (H,) the dtype of `x` or a narrower one.
         eps: added to the mean of squares.
-        out: (..., H) same dtype; may not alias `x`.
+        out: (..., H) the dtype of `weight` or of `x`; may not alias `x`.
     """
     torch.ops.enginewright.rms_norm.default(x, weight, eps, out)
     return out

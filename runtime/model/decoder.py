@@ -48,11 +48,12 @@ class Decoder:
         weights = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors()}
         self._embedding = weights[EMBEDDING].clone()
         self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
-        # Logits of size 25 are 1/8 apart in bfloat16, which would decide near ties by rounding: the head is wider.
-        head_dtype = torch.promote_types(dtype, torch.float32)
-        self._final_norm = weights[FINAL_NORM].to(head_dtype, copy=True)
+        # The residual stream and the logits are float32 at least: bfloat16 would round the sum of every layer, and its
+        # logits of size 25 are 1/8 apart, so that rounding would decide near ties.
+        wide = torch.promote_types(dtype, torch.float32)
+        self._final_norm = weights[FINAL_NORM].to(wide, copy=True)
         head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
-        self._head = pack_linear(linear, head.to(head_dtype))
+        self._head = pack_linear(linear, head.to(wide))
         self._rope = rope_table(self.spec, max_seq_len, dtype)
 
     @torch.inference_mode()
@@ -63,21 +64,22 @@ class Decoder:
         plan = plan_attention(shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype)
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
         kv_rows = batch.kv_rows(spec.num_kv_heads, cache.block_size)
-        hidden = self._embedding[batch.token_ids]
-        normed = torch.empty_like(hidden)
-        query = hidden.new_empty(len(hidden), spec.num_heads, spec.head_dim)
+        embedded = self._embedding[batch.token_ids]
+        hidden = embedded.to(self._final_norm.dtype)
+        normed = torch.empty_like(embedded)
+        query = embedded.new_empty(len(hidden), spec.num_heads, spec.head_dim)
         context = torch.empty_like(query)
-        activated = hidden.new_empty(len(hidden), spec.intermediate_size)
+        activated = embedded.new_empty(len(hidden), spec.intermediate_size)
         for layer, (k_cache, v_cache) in zip(self._layers, cache.layers, strict=True):
             rms_norm(hidden, layer.input_norm, spec.norm_eps, normed)
             rope_kv_write(
                 layer.qkv(normed), cos, sin, kv_rows, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
             )
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
-            hidden = layer.dense.add(context.view(len(hidden), -1), hidden)
+            hidden += layer.dense(context.view(len(hidden), -1))
             rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
-            hidden = layer.down.add(silu_mul(layer.gate_up(normed), activated), hidden)
-        rows = hidden[batch.logit_rows].to(self._final_norm.dtype)
+            hidden += layer.down(silu_mul(layer.gate_up(normed), activated))
+        rows = hidden[batch.logit_rows]
         final = rms_norm(rows, self._final_norm, spec.norm_eps, torch.empty_like(rows))
         return DecoderOutput(self._head(final), final)
 
