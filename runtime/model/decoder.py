@@ -76,11 +76,13 @@ class Decoder:
                 layer.qkv(normed), cos, sin, kv_rows, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
             )
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
-            hidden += layer.dense(context.view(len(hidden), -1))
+            if layer is self._layers[-1]:  # past the last keys and values, only rows that get logits matter
+                hidden, context = hidden[batch.logit_rows], context[batch.logit_rows]
+                normed, activated = normed[: len(hidden)], activated[: len(hidden)]
+            hidden += layer.dense(context.flatten(1))
             rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
             hidden += layer.down(silu_mul(layer.gate_up(normed), activated))
-        rows = hidden[batch.logit_rows]
-        final = rms_norm(rows, self._final_norm, spec.norm_eps, torch.empty_like(rows))
+        final = rms_norm(hidden, self._final_norm, spec.norm_eps, torch.empty_like(hidden))
         return DecoderOutput(self._head(final), final)
 
 

@@ -42,6 +42,15 @@ def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tole
     assert error <= tolerance
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_chunk_that_wants_no_logits_runs_on_packed_weights(tmp_path, dtype):
+    checkpoint = write_checkpoint(tmp_path, tiny_model("llama"), "llama")
+    ids = list(range(40))
+    whole = score(make_engine(checkpoint, dtype, "onednn"), ids, first=39)
+    chunked = score(make_engine(checkpoint, dtype, "onednn", max_num_tokens=16), ids, first=39)
+    assert (whole - chunked).abs().max() <= (1e-4 if dtype == "float32" else 0.1) * whole.abs().max()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_transformers_generate(tmp_path, family):
     model = tiny_model(family)
