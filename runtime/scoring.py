@@ -34,7 +34,7 @@ def _chunk(engine: Engine, token_ids: list[int], start: int, first: int, blocks:
         query_starts=torch.tensor([0, end - start]),
         context_lens=torch.tensor([end]),
         block_tables=torch.tensor([blocks]),
-        logit_rows=torch.arange(max(first - start, 0), end - start),
+        logit_rows=torch.arange(min(max(first - start, 0), end - start), end - start),
     )
     logits = engine.backend.forward(batch).logits
     return logits if logits.dtype == torch.float64 else logits.float()
