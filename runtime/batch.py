@@ -1,8 +1,21 @@
-"""What one pass of the target takes: packed tokens and where their keys lie."""
+"""What one pass of the target takes: the host's plan, and the packed tokens with where their keys lie."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+
+
+class PlanRow(NamedTuple):
+    """One request's share of a step."""
+
+    slot: int  # its row of the device state
+    token_ids: list[int] | None  # the new tokens; None is the one token that the state drew last
+    start: int  # position of the first new token
+    num_tokens: int
+    blocks: list[int]
+    emits: bool  # whether the last new token's logits choose a token
+    logprobs: int | None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from collections import deque
 
-from runtime.backends.base import EngineLimits, PlanRow
+from runtime.backends.base import EngineLimits
+from runtime.batch import PlanRow
 from runtime.kv.block_pool import BlockPool
 from runtime.request import FinishReason, Request
 

@@ -1,14 +1,11 @@
 """The engine contract, two levels: `forward` for whoever needs logits, `step` for generation."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
-from runtime.batch import Batch
-
-if TYPE_CHECKING:
-    from runtime.backends.device_state import DeviceState
-    from runtime.model.decoder import DecoderOutput
-
+from runtime.backends.device_state import DeviceState
+from runtime.batch import Batch, PlanRow
+from runtime.model.decoder import DecoderOutput
 
 KvLayout = Literal["paged", "slots"]
 BatchLayout = Literal["packed", "dense"]
@@ -23,18 +20,6 @@ class EngineLimits:
     max_num_tokens: int  # packed tokens in one step
     num_blocks: int
     block_size: int
-
-
-class PlanRow(NamedTuple):
-    """One request's share of a step."""
-
-    slot: int  # its row of the device state
-    token_ids: list[int] | None  # the new tokens; None is the one token that the state drew last
-    start: int  # position of the first new token
-    num_tokens: int
-    blocks: list[int]
-    emits: bool  # whether the last new token's logits choose a token
-    logprobs: int | None
 
 
 class TokenLogprobs(NamedTuple):
@@ -67,14 +52,14 @@ class Backend(Protocol):
     read_lag: int  # steps that may be in flight when the next one is planned
     limits: EngineLimits
 
-    def forward(self, batch: Batch) -> "DecoderOutput":
+    def forward(self, batch: Batch) -> DecoderOutput:
         """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""
         ...
 
-    def new_state(self) -> "DeviceState":
+    def new_state(self) -> DeviceState:
         """Make the state of `max_batch_size` request slots."""
         ...
 
-    def step(self, rows: list[PlanRow], state: "DeviceState") -> TokenHandle:
+    def step(self, rows: list[PlanRow], state: DeviceState) -> TokenHandle:
         """Level two: one pass over `rows`; each row that emits draws a token into the state and the handle."""
         ...

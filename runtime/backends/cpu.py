@@ -2,9 +2,9 @@
 
 import torch
 
-from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, PlanRow, StepResult, TokenLogprobs
+from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenLogprobs
 from runtime.backends.device_state import DeviceState
-from runtime.batch import Batch
+from runtime.batch import Batch, PlanRow
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
 

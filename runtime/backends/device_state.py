@@ -5,8 +5,7 @@ from itertools import accumulate
 import torch
 
 from plugins.sample import sample
-from runtime.backends.base import PlanRow
-from runtime.batch import Batch
+from runtime.batch import Batch, PlanRow
 from runtime.sampling import SamplingParams
 
 
