@@ -9,8 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-from pipelines.digest import FileEntry, file_sha256
+from pipelines.digest import FileEntry
 from pipelines.runner import StageResult
+from runtime.formats.digest import sha256_file
 
 log = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
@@ -20,7 +21,7 @@ CHUNK_BYTES = 2**30
 
 def bundle_id(folder: Path) -> str:
     """A bundle's id: the digest of its manifest, which names the digest of everything else that is deterministic."""
-    return file_sha256(folder / MANIFEST_FILE)
+    return sha256_file(folder / MANIFEST_FILE)
 
 
 def place_bundle(package: StageResult, name: str, bundles: Path) -> Path:

@@ -20,8 +20,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipelines.digest import FileEntry, content_digest, file_sha256, folder_entries
+from pipelines.digest import FileEntry, content_digest, folder_entries
 from pipelines.stage import Artifact
+from runtime.formats.digest import sha256_file
 
 log = logging.getLogger(__name__)
 METADATA_FILE = "artifact.json"
@@ -101,7 +102,7 @@ class Entry:
 
     def damaged_files(self, metadata: Metadata) -> list[str]:
         """Files whose bytes are not those that were published; reads all of them."""
-        return [entry.path for entry in metadata.files if file_sha256(self.content / entry.path) != entry.sha256]
+        return [entry.path for entry in metadata.files if sha256_file(self.content / entry.path) != entry.sha256]
 
     def begin(self) -> Path:
         """Make an empty temporary folder with an empty `content/`, removing what a killed build left."""

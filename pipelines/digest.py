@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.formats.digest import sha256_file
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -15,11 +17,6 @@ class FileEntry:
     path: str  # relative, with forward slashes
     size: int
     sha256: str
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_entries(folder: Path) -> tuple[FileEntry, ...]:
@@ -33,7 +30,7 @@ def folder_entries(folder: Path) -> tuple[FileEntry, ...]:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is neither a file nor a folder; a stage's output holds nothing else")
         if path.is_file():
-            entries.append(FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, file_sha256(path)))
+            entries.append(FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_file(path)))
     return tuple(entries)
 
 

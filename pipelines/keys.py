@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.codedigest import code_digest
-from pipelines.digest import file_sha256
 from pipelines.hardware import fingerprint
 from pipelines.plain import plain
 from pipelines.stage import Artifact, Stage
 from runtime.errors import EnginewrightError
+from runtime.formats.digest import sha256_file
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def key_parts(node: Node, inputs: Mapping[str, Artifact], roots: Mapping[str, Pa
         "inputs": {name: artifact.digest for name, artifact in inputs.items()},
         "code": code_digest(node.module, roots),
         "libraries": {name: library_version(name) for name in ("python", *stage.libraries)},
-        "resources": {path.name: file_sha256(path) for path in stage.resources},
+        "resources": {path.name: sha256_file(path) for path in stage.resources},
     }
     if node.target:
         parts["target"] = node.target

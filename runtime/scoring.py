@@ -36,5 +36,4 @@ def _chunk(engine: Engine, token_ids: list[int], start: int, first: int, blocks:
         block_tables=torch.tensor([blocks]),
         logit_rows=torch.arange(min(max(first - start, 0), end - start), end - start),
     )
-    logits = engine.backend.forward(batch).logits
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return engine.backend.forward(batch).logits

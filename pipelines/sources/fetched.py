@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from pipelines.digest import file_sha256
 from runtime.errors import EnginewrightError
+from runtime.formats.digest import sha256_file
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_sha256(path: Path, expected: str, key: str) -> str:
     Raises:
         EnginewrightError: the digests differ.
     """
-    found = file_sha256(path)
+    found = sha256_file(path)
     if expected and found != expected.lower():
         raise EnginewrightError(
             f"{path.name}: sha256 is {found} but {key} says {expected}; correct {key} if the new file is the right one"

@@ -14,6 +14,7 @@ from pipelines.data import PROMPTS_FILE, TEXT_FILE, Prompt, load_prompts, load_t
 from pipelines.stage import Artifact, StageContext, StageOutput
 
 if TYPE_CHECKING:
+    from runtime.formats.checkpoint import Checkpoint
     from runtime.formats.reference import Reference
     from runtime.text.tokenizer import Tokenizer
 
@@ -41,8 +42,8 @@ class VerifyStage:
 
         checkpoint = Checkpoint(inputs["convert"].path)
         tokenizer = Tokenizer(checkpoint.path / TOKENIZER_DIR)
-        reference = _make_reference(config, checkpoint.path, tokenizer, out_dir, _part(context, 0.0, 0.5))
-        conversion = _conversion(inputs["fetch"].path, checkpoint.path, reference, _part(context, 0.5, 0.8))
+        reference = _make_reference(config, checkpoint, tokenizer, out_dir, _part(context, 0.0, 0.5))
+        conversion = _conversion(inputs["fetch"].path, checkpoint, reference, _part(context, 0.5, 0.8))
         engine = load_engine(checkpoint, inputs["compile"].path, tokenizer)
         figures = verify_engine(engine, reference, _part(context, 0.8, 1.0))
         gates = Gates(**vars(config.gates))
@@ -70,21 +71,23 @@ class VerifyStage:
 
 
 def _make_reference(
-    config: VerifyConfig, checkpoint: Path, tokenizer: "Tokenizer", out_dir: Path, report: Callable[[float, str], None]
+    config: VerifyConfig,
+    checkpoint: "Checkpoint",
+    tokenizer: "Tokenizer",
+    out_dir: Path,
+    report: Callable[[float, str], None],
 ) -> "Reference":
     from pipelines.quality.reference import ReferenceSizes, make_reference
-    from runtime.formats.checkpoint import Checkpoint
     from runtime.formats.reference import REFERENCE_FILE
 
-    opened = Checkpoint(checkpoint)
     prompts = load_prompts(config.num_prompts)
     entries = [asdict(prompt) for prompt in prompts]
     (out_dir / "prompts.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     reference = make_reference(
-        opened,
+        checkpoint,
         [_encode(tokenizer, prompt) for prompt in prompts],
         tokenizer.encode(load_text())[: config.perplexity_tokens],
-        opened.config.dtype,
+        checkpoint.config.dtype,
         ReferenceSizes(num_tokens=config.num_new_tokens, top_k=config.top_logits),
         report,
     )
@@ -100,12 +103,11 @@ def _encode(tokenizer: "Tokenizer", prompt: Prompt) -> list[int]:
 
 
 def _conversion(
-    fetched: Path, checkpoint: Path, reference: "Reference", report: Callable[[float, str], None]
+    fetched: Path, checkpoint: "Checkpoint", reference: "Reference", report: Callable[[float, str], None]
 ) -> dict[str, Any]:
     from pipelines.quality.conversion import conversion_report
-    from runtime.formats.checkpoint import Checkpoint
 
-    return asdict(conversion_report(fetched, Checkpoint(checkpoint), reference, report))
+    return asdict(conversion_report(fetched, checkpoint, reference, report))
 
 
 def _part(context: StageContext, start: float, end: float) -> Callable[[float, str], None]:
