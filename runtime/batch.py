@@ -10,12 +10,13 @@ class PlanRow(NamedTuple):
     """One request's share of a step."""
 
     slot: int  # its row of the device state
-    token_ids: list[int] | None  # the new tokens; None is the one token that the state drew last
-    start: int  # position of the first new token
+    token_ids: list[int] | None  # new tokens that the host knows; None goes on from the token that the state drew last
+    start: int  # position of the first new token; where the state knows better, the largest that it can be
     num_tokens: int
     blocks: list[int]
     emits: bool  # whether the last new token's logits choose a token
     logprobs: int | None
+    drafts: bool = False  # the new tokens are a draft tree of `num_tokens` nodes over the state's last token
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,25 @@ class Batch:
 
     Request b owns tokens query_starts[b] : query_starts[b + 1]; they are the last of its context_lens[b] tokens.
     Keys and values of the new tokens are written to the request's blocks by the pass itself.
+
+    The new tokens of a request are a chain, each seeing all before it, or the nodes of a draft tree. Nodes lie in the
+    cache in their own order, but their positions in the text are the root's plus their depths.
     """
 
     token_ids: torch.Tensor  # (T,)
-    positions: torch.Tensor  # (T,), index of each token in its request
+    positions: torch.Tensor  # (T,), index of each token in its request's text
+    cache_positions: torch.Tensor  # (T,), where in its request's blocks it lies; `positions` where there is no tree
     query_starts: torch.Tensor  # (B + 1,), from 0
     context_lens: torch.Tensor  # (B,), tokens in the cache once this pass has run
     block_tables: torch.Tensor  # (B, max_blocks), padded with any value
     logit_rows: torch.Tensor  # (R,), which of the T tokens get logits, in this order
+    ancestors: torch.Tensor | None = None  # (B, N), bits as in DraftTree, 0 for requests without a tree
 
     def kv_rows(self, num_kv_heads: int, block_size: int) -> torch.Tensor:
         """(T, N_kv) where each new token's keys go: rows of a cache seen as (num_blocks * N_kv * block_size, D)."""
-        owners = torch.repeat_interleave(torch.arange(len(self.context_lens)), self.query_starts.diff())
-        blocks = self.block_tables[owners, self.positions // block_size]
-        first = blocks * (num_kv_heads * block_size) + self.positions % block_size
-        return first.unsqueeze(1) + torch.arange(num_kv_heads) * block_size
+        device = self.positions.device
+        requests = torch.arange(len(self.context_lens), device=device)
+        owners = torch.repeat_interleave(requests, self.query_starts.diff(), output_size=len(self.positions))
+        blocks = self.block_tables[owners, self.cache_positions // block_size]
+        first = blocks * (num_kv_heads * block_size) + self.cache_positions % block_size
+        return first.unsqueeze(1) + torch.arange(num_kv_heads, device=device) * block_size

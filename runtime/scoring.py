@@ -31,6 +31,7 @@ def _chunk(engine: Engine, token_ids: list[int], start: int, first: int, blocks:
     batch = Batch(
         token_ids=torch.tensor(token_ids[start:end]),
         positions=torch.arange(start, end),
+        cache_positions=torch.arange(start, end),
         query_starts=torch.tensor([0, end - start]),
         context_lens=torch.tensor([end]),
         block_tables=torch.tensor([blocks]),

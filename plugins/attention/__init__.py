@@ -1,4 +1,4 @@
-"""Attention of new tokens over the paged KV cache: decode, prefill chunks, and both in one batch.
+"""Attention of new tokens over the paged KV cache: decode, prefill chunks, draft trees, and all in one batch.
 
 Used in two steps: `plan_attention` once per engine step, because where each request's keys lie is the same in every
 layer, then `attention` per layer with that plan.
@@ -32,24 +32,26 @@ def plan_attention(
     context_lens: torch.Tensor,
     block_tables: torch.Tensor,
     dtype: torch.dtype,
+    ancestors: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Lay out one step's work; the result is opaque and valid for every layer of that step.
 
-    Request b has queries query_starts[b] : query_starts[b + 1], which are the last of its context_lens[b] tokens, so
-    query i of L attends to keys 0 .. context_lens[b] - L + i.
+    Request b has queries query_starts[b] : query_starts[b + 1], which are the last of its context_lens[b] tokens. In a
+    chain, query i of L attends to keys 0 .. context_lens[b] - L + i. In a tree of L nodes, node i attends to the
+    context_lens[b] - L keys before the tree and to node j of it where bit j of ancestors[b, i] is set; a sliding
+    window counts its depth, the number of its ancestors, in place of i.
 
     Args:
         query_starts: (B + 1,) int64, starts at 0, increasing.
         context_lens: (B,) int64, tokens in the cache including this step's.
         block_tables: (B, max_blocks) int64, each request's blocks in order; entries past its last block are not read.
         dtype: of the queries.
+        ancestors: (B, L) int64 with bit 0 set in every row of a tree; zeros for a chain; None where all are chains.
 
     Raises:
         ValueError: a request has no query, or more queries than context.
     """
-    if query_starts.device.type != "cpu":
-        raise ValueError(f"attention has no implementation for {query_starts.device.type} tensors in this version")
-    return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype)
+    return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype, ancestors)
 
 
 def attention(

@@ -35,9 +35,11 @@ class DeviceState:
         token_ids = [token for row in rows for token in row.token_ids or [0]]
         starts = [0, *accumulate(row.num_tokens for row in rows)]
         max_blocks = max(len(row.blocks) for row in rows)
+        positions = torch.tensor([row.start + i for row in rows for i in range(row.num_tokens)])
         batch = Batch(
             token_ids=torch.tensor(token_ids),
-            positions=torch.tensor([row.start + i for row in rows for i in range(row.num_tokens)]),
+            positions=positions,
+            cache_positions=positions,
             query_starts=torch.tensor(starts),
             context_lens=torch.tensor([row.start + row.num_tokens for row in rows]),
             block_tables=torch.tensor([row.blocks + [0] * (max_blocks - len(row.blocks)) for row in rows]),

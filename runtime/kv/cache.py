@@ -8,18 +8,21 @@ from runtime.spec import ModelSpec
 class KVCache:
     """Per layer one K and one V tensor (num_blocks, N_kv, block_size, D), contiguous, uninitialised.
 
-    With block_size = the longest sequence this is the linear layout [B, N_kv, Smax, D] of one slot per request.
+    All lie in one storage, (2 L, num_blocks, N_kv, block_size, D), so that moving tokens or copying blocks is one
+    operation for all layers. With block_size = the longest sequence this is the linear layout [B, N_kv, Smax, D] of
+    one slot per request.
     """
 
-    def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype) -> None:
-        shape = (num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
+    def __init__(
+        self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> None:
+        shape = (2 * spec.num_layers, num_blocks, spec.num_kv_heads, block_size, spec.head_dim)
         self.block_size = block_size
         self.num_blocks = num_blocks
         # Untouched pages of an uninitialised tensor cost no memory on the CPU.
-        self.layers = [
-            (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)) for _ in range(spec.num_layers)
-        ]
+        self.storage = torch.empty(shape, dtype=dtype, device=device)
+        self.layers = [(self.storage[2 * layer], self.storage[2 * layer + 1]) for layer in range(spec.num_layers)]
 
     @property
     def num_bytes(self) -> int:
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+        return self.storage.nbytes

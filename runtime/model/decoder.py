@@ -61,7 +61,9 @@ class Decoder:
         """Run all layers over the batch, writing its keys and values to `cache`."""
         spec = self.spec
         shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
-        plan = plan_attention(shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype)
+        plan = plan_attention(
+            shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors
+        )
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
         kv_rows = batch.kv_rows(spec.num_kv_heads, cache.block_size)
         embedded = self._embedding[batch.token_ids]
