@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the text's last few tokens the time before is proposed again. Needs no model.
+"""Prompt lookup: what followed the text's last few tokens before is proposed again. Needs no model.
 
 Source: Saxena, "Prompt Lookup Decoding" (2023).
 """
@@ -8,7 +8,7 @@ import torch
 from runtime.batch import Batch
 from runtime.errors import EnginewrightError
 from runtime.kv.cache import KVCache
-from runtime.speculation.chain import chain_tree
+from runtime.speculation.candidates import Candidates, merge_equal, pack
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import DraftTree, TreeShape
 
@@ -36,18 +36,42 @@ class NgramDrafter:
         self._max_n = max_n
 
     def propose(self, context: DraftContext, shape: TreeShape) -> DraftTree:
-        """Propose a chain of up to `shape.depth` tokens, none where no n-gram recurs.
+        """Propose up to `shape.depth` tokens after each of the `shape.num_beams` best places; nothing where none is.
 
-        Example: in "a b c d a b e a b" with K = 2, the last "a b" is found at "a b e", and "e a" is proposed.
+        Example: in "a b c d a b e a b" with K = 2, the last "a b" is found at "a b e", and "e a" is proposed; with
+        W = 2 "c d" as well.
         """
-        assert context.history.shape[1] <= _LONGEST_HISTORY
-        ranks = _ranks(context.history, context.positions, self._min_n, self._max_n, shape.depth)
-        best = ranks.max(dim=1).values
-        tokens = _continuation(context.history, context.positions, best, shape.depth)
-        return chain_tree(context.root_ids, tokens, shape.num_nodes)
+        return pack(self.candidates(context, shape), context.root_ids, shape.num_nodes)
+
+    def candidates(self, context: DraftContext, shape: TreeShape) -> Candidates:
+        """List what `propose` packs."""
+        num_places, depth = context.history.shape[1], shape.depth
+        assert num_places <= _LONGEST_HISTORY
+        ranks = _ranks(context.history, context.positions, self._min_n, self._max_n, depth)
+        best = ranks.topk(min(shape.num_beams, num_places), dim=1).values.long()  # (B, W)
+        token_ids = _continuations(context.history, context.positions, best, depth)  # (B, W, K)
+        matched_len = best.unsqueeze(2) // ((depth + 1) * num_places)
+        is_known = token_ids >= 0
+        scores = torch.where(is_known, _log_chance(matched_len, depth), -torch.inf)
+        nodes = torch.arange(token_ids[0].numel(), device=best.device).view(token_ids.shape[1:])
+        parents = torch.where(nodes % depth == 0, -1, nodes - 1).expand_as(token_ids)
+        flat = Candidates(token_ids.flatten(1), parents.flatten(1), scores.flatten(1))
+        return merge_equal(flat, depth) if best.shape[1] > 1 else flat
 
     def follow(self, batch: Batch) -> None:
         """Nothing to keep: the history is in the context."""
+
+
+def _log_chance(matched_len: torch.Tensor, depth: int) -> torch.Tensor:
+    """Guess how likely continuations are after n equal tokens: (B, W, 1) int64 -> (B, W, K) float, nats.
+
+    n / (n + 1) for the next token, and so n / (n + k) for k of them, as each one makes the match longer; one place
+    better ranked than another of the same n is that much likelier.
+    """
+    _, num_beams, _ = matched_len.shape
+    steps = torch.arange(1, depth + 1, device=matched_len.device)
+    ranks = torch.arange(1, num_beams + 1, device=matched_len.device).unsqueeze(1)
+    return torch.log(matched_len / (matched_len + steps)) - torch.log(ranks)
 
 
 def _ranks(history: torch.Tensor, positions: torch.Tensor, min_n: int, max_n: int, depth: int) -> torch.Tensor:
@@ -71,9 +95,11 @@ def _ranks(history: torch.Tensor, positions: torch.Tensor, min_n: int, max_n: in
     return torch.where(lengths >= min_n, ranks, -1)
 
 
-def _continuation(history: torch.Tensor, positions: torch.Tensor, ranks: torch.Tensor, depth: int) -> torch.Tensor:
-    """The `depth` tokens after each ranked place, -1 beyond the known text: ranks (B,) -> (B, K) int64."""
-    first = ranks.long() % history.shape[1] + 1
-    places = first.unsqueeze(1) + torch.arange(depth, device=history.device)
-    is_known = (ranks >= 0).unsqueeze(1) & (places <= positions.unsqueeze(1))
-    return torch.where(is_known, history.gather(1, places.clamp(max=history.shape[1] - 1)), -1)
+def _continuations(history: torch.Tensor, positions: torch.Tensor, ranks: torch.Tensor, depth: int) -> torch.Tensor:
+    """The `depth` tokens after each ranked place, -1 beyond the known text: ranks (B, W) -> (B, W, K) int64."""
+    num_places = history.shape[1]
+    first = (ranks % num_places + 1).unsqueeze(2)
+    places = first + torch.arange(depth, device=history.device)
+    is_known = (ranks >= 0).unsqueeze(2) & (places <= positions.view(-1, 1, 1))
+    tokens = history.gather(1, places.clamp(max=num_places - 1).flatten(1)).view(places.shape)
+    return torch.where(is_known, tokens, -1)

@@ -3,13 +3,11 @@
 import random
 
 import pytest
-import torch
 
 from runtime.errors import EnginewrightError
-from runtime.speculation.chain import chain_tree
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.tree import TreeShape
-from tests.runtime.speculation.contexts import check_tree, make_context
+from tests.runtime.speculation.contexts import check_tree, make_context, paths
 
 
 def lookup(text, min_n, max_n, depth):
@@ -31,6 +29,8 @@ def test_worked_example():
     context = make_context([[a, b, c, d, a, b, e, a, b]])
     tree = NgramDrafter(min_n=2, max_n=3).propose(context, TreeShape(num_nodes=4, num_beams=1, depth=2))
     assert drafted(tree) == [[e, a]]
+    tree = NgramDrafter(min_n=2, max_n=3).propose(context, TreeShape(num_nodes=5, num_beams=2, depth=2))
+    assert paths(tree) == {(e,), (e, a), (c,), (c, d)}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -57,14 +57,23 @@ def test_history_shorter_than_the_n_gram_proposes_nothing():
     assert drafted(tree) == [[], []]
 
 
-def test_chain_of_64_nodes_uses_the_sign_bit():
-    root_ids = torch.tensor([1, 2])
-    tokens = torch.arange(126).view(2, 63)
-    tokens[1, 60] = -1
-    tree = chain_tree(root_ids, tokens, num_nodes=64)
-    check_tree(tree, root_ids, 64)
-    assert tree.depths[0].tolist() == list(range(64))
-    assert tree.depths[1].max() == 60, "what follows a -1 is not in the chain"
+@pytest.mark.parametrize("seed", range(4))
+def test_a_tree_holds_the_continuations_of_the_best_places(seed):
+    rng = random.Random(seed)
+    texts = [[rng.randrange(3) for _ in range(rng.randrange(6, 40))] for _ in range(5)]
+    context = make_context(texts)
+    tree = NgramDrafter(1, 2).propose(context, TreeShape(num_nodes=10, num_beams=3, depth=3))
+    check_tree(tree, context.root_ids, 10)
+    for request, text in enumerate(texts):
+        ends = [
+            (n, min(len(text) - end, 3), end)
+            for end in range(1, len(text))
+            for n in [2 if end > 1 and text[end - 2 : end] == text[-2:] else int(text[end - 1] == text[-1])]
+            if n
+        ]
+        places = [end for _, _, end in sorted(ends)[-3:]]
+        expected = {tuple(text[end:stop]) for end in places for stop in range(end + 1, min(end + 3, len(text)) + 1)}
+        assert paths(tree, request) == expected  # 9 nodes hold them all
 
 
 @pytest.mark.parametrize(("min_n", "max_n"), [(0, 3), (3, 2), (2, 17)])
