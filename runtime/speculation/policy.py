@@ -129,8 +129,8 @@ class SpeculationPolicy:
         shapes = [shape for shape in self._candidates if num_decoding * shape.num_nodes <= self._max_num_tokens]
         if not shapes or num_decoding == 0:
             return None
-        best = max(shapes, key=lambda shape: self._gain(shape, num_decoding, self.expected_length))
-        if self._gain(best, num_decoding, self.expected_length) > 1.0:
+        best = max(shapes, key=lambda shape: self.gain(shape, num_decoding))
+        if self.gain(best, num_decoding) > 1.0:
             self._steps_off, self._interval = 0, self._first_interval
             return best
         if max(self._gain(shape, num_decoding, self._hoped_length) for shape in shapes) <= 1.0:
@@ -151,6 +151,10 @@ class SpeculationPolicy:
         overall = min(self._overall.accepted / max(self._overall.predicted, 1e-9), _LARGEST_CORRECTION)
         return self._corrected(shape, self._by_shape[shape].ratio(otherwise=overall))
 
+    def gain(self, shape: TreeShape, num_decoding: int) -> float:
+        """Tokens per second that are expected with trees of `shape`, over those of plain decode."""
+        return self._gain(shape, num_decoding, self.expected_length)
+
     def _hoped_length(self, shape: TreeShape) -> float:
         return self._corrected(shape, _LARGEST_CORRECTION)
 
@@ -158,7 +162,6 @@ class SpeculationPolicy:
         return min(1.0 + (self._prior.accepted_length(shape) - 1.0) * ratio, shape.depth + 1.0)
 
     def _gain(self, shape: TreeShape, num_decoding: int, length: Callable[[TreeShape], float]) -> float:
-        """Tokens per second of speculation over those of plain decode."""
         speculative = self._costs.target_step(num_decoding, shape.num_nodes) + self._costs.draft(num_decoding, shape)
         return length(shape) * self._costs.target_step(num_decoding, 1) / speculative
 
