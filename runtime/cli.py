@@ -119,12 +119,11 @@ def _chat(options: argparse.Namespace) -> None:
 def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = "", colour: bool = False) -> str:
     """Print text as it comes, after an echo of the prompt, then its speed on stderr; return the text."""
     started, pieces, marks = time.perf_counter(), [], []
-    print(echo, end="", flush=True)
     for delta in llm.stream(prompt, params):
         marks.append(time.perf_counter())
         pieces.append(delta.text)
         shown = f"{_GREEN}{delta.text}{_PLAIN}" if colour and delta.was_drafted and delta.text else delta.text
-        print(shown, end="", flush=True)
+        print(shown if len(pieces) > 1 else echo + shown, end="", flush=True)
     print()
     speed = f", {(len(marks) - 1) / (marks[-1] - marks[0]):.1f} tokens/s" if len(marks) > 1 else ""
     speculation = delta.completion.speculation

@@ -23,7 +23,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)  # an end token, if one came, is the last
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # as many as tokens, where asked for
     finish_reason: FinishReason | None = None
-    speculation: SpeculationSnapshot = SpeculationSnapshot()  # filled in at the end
+    speculation: SpeculationSnapshot = field(default_factory=SpeculationSnapshot)  # filled in at the end
 
 
 @dataclass(eq=False)

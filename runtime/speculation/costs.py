@@ -19,9 +19,13 @@ def measure_backend(backend: Backend, shapes: tuple[TreeShape, ...]) -> CostTabl
         backend.forward(_batch(backend, batch_size, rows))
         _wait(backend.device)
 
+    contexts: dict[tuple[int, TreeShape], DraftContext] = {}  # made in the warm-up
+
     def draft(batch_size: int, shape: TreeShape) -> None:
         assert backend.drafter is not None
-        backend.drafter.propose(_context(backend, batch_size, shape), shape)
+        if (batch_size, shape) not in contexts:
+            contexts[batch_size, shape] = _context(backend, batch_size, shape)
+        backend.drafter.propose(contexts[batch_size, shape], shape)
         _wait(backend.device)
 
     return measure_costs(target_step, draft, shapes, limits.max_batch_size, limits.max_num_tokens)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
-from runtime.speculation.drafter import Drafter
 from runtime.speculation.draft_model import ModelDrafter
+from runtime.speculation.drafter import Drafter
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior
 from runtime.speculation.redrafter import load_redrafter
@@ -107,5 +108,5 @@ def _head_prior(draft_dir: Path) -> AcceptancePrior:
         raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")
     smallest = min(trees, key=lambda tree: tree.num_nodes)
     reached = (1.0, *smallest.acceptance)
-    rates = tuple(after / before for before, after in zip(reached, reached[1:], strict=False) if before > 0.0)
+    rates = tuple(after / before for before, after in pairwise(reached) if before > 0.0)
     return AcceptancePrior({tree.shape: tree.accepted_length["mean"] for tree in trees}, rates)

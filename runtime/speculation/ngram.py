@@ -65,13 +65,13 @@ class NgramDrafter:
 def _log_chance(matched_len: torch.Tensor, depth: int) -> torch.Tensor:
     """Guess how likely continuations are after n equal tokens: (B, W, 1) int64 -> (B, W, K) float, nats.
 
-    n / (n + 1) for the next token, and so n / (n + k) for k of them, as each one makes the match longer; one place
-    better ranked than another of the same n is that much likelier.
+    n / (n + 1) for the next token, and so n / (n + k) for k of them, as each one makes the match longer; a place
+    counts only where those ranked above it failed, which has the chance 1 / (n + 1) each.
     """
     _, num_beams, _ = matched_len.shape
     steps = torch.arange(1, depth + 1, device=matched_len.device)
-    ranks = torch.arange(1, num_beams + 1, device=matched_len.device).unsqueeze(1)
-    return torch.log(matched_len / (matched_len + steps)) - torch.log(ranks)
+    better = torch.arange(num_beams, device=matched_len.device).unsqueeze(1)
+    return torch.log(matched_len / (matched_len + steps)) - better * torch.log(matched_len + 1)
 
 
 def _ranks(history: torch.Tensor, positions: torch.Tensor, min_n: int, max_n: int, depth: int) -> torch.Tensor:

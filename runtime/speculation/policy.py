@@ -122,6 +122,7 @@ class SpeculationPolicy:
         self._max_interval = max_probe_interval
         self._probe_steps = probe_steps
         self._steps_off = 0
+        self._speeds: dict[tuple[TreeShape, int], float] = {}  # a step asks for the same ones again and again
         self._overall = _Record(_PRIOR_TOKENS, _PRIOR_TOKENS)
         self._by_shape = {shape: _Record() for shape in self._candidates}
 
@@ -162,8 +163,16 @@ class SpeculationPolicy:
         return min(1.0 + (self._prior.accepted_length(shape) - 1.0) * ratio, shape.depth + 1.0)
 
     def _gain(self, shape: TreeShape, num_decoding: int, length: Callable[[TreeShape], float]) -> float:
-        speculative = self._costs.target_step(num_decoding, shape.num_nodes) + self._costs.draft(num_decoding, shape)
-        return length(shape) * self._costs.target_step(num_decoding, 1) / speculative
+        return length(shape) * self._speed(shape, num_decoding)
+
+    def _speed(self, shape: TreeShape, num_decoding: int) -> float:
+        """Steps with trees of `shape` in the time of one of plain decode."""
+        speed = self._speeds.get((shape, num_decoding))
+        if speed is None:
+            seconds = self._costs.target_step(num_decoding, shape.num_nodes) + self._costs.draft(num_decoding, shape)
+            speed = self._costs.target_step(num_decoding, 1) / seconds
+            self._speeds[shape, num_decoding] = speed
+        return speed
 
     def _is_probing(self) -> bool:
         """Count a step that would be off, and say whether it is one of the few in which to try."""

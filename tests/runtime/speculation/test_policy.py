@@ -144,3 +144,12 @@ def test_speculation_is_parsed(text, expected):
 def test_other_words_and_trees_are_refused(text):
     with pytest.raises(EnginewrightError, match=r"not off, auto or a tree N,W,K|must be between"):
         parse_speculation(text)
+
+
+@pytest.mark.parametrize(("rows_seconds", "gain"), [(0.011, 1.46), (0.034, 0.53)])
+def test_worked_example(rows_seconds, gain):
+    shape = TreeShape(12, 4, 4)
+    costs = CostTable({(1, 1): 0.010, (1, 12): rows_seconds}, {(1, 4, 4): 0.002})
+    policy = SpeculationPolicy(costs, [shape], AcceptancePrior({shape: 1.9}), max_num_tokens=64)
+    assert policy.gain(shape, 1) == pytest.approx(gain, abs=0.01)
+    assert policy.choose(1) == (shape if gain > 1 else None)
