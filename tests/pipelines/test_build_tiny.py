@@ -150,6 +150,24 @@ def test_the_bundle_continues_texts_as_transformers_does(built: Built) -> None:
     assert greedy_texts_of_bundle(built.bundle, 16) == greedy_texts_of_transformers(built.model, 16)
 
 
+def test_what_was_left_out_is_said_wherever_a_bundle_is_looked_at(model: Path, tmp_path: Path) -> None:
+    quick = build(tmp_path, model, "verify=off", "bench=off", "target.cpu.max_batch_size=2")
+    assert stages_that("started", quick) == ["fetch", "convert", "compile", "package"]
+    assert quick.stderr.count("not run") == 2
+    for report in ("verify/report.json", "bench/summary.json"):
+        stage = report.partition("/")[0]
+        fields = json.loads((quick.bundle / "attestations" / report).read_text())
+        assert fields == {"not_run": f"built with {stage}=off"}
+    assert "NOT VERIFIED: built with verify=off" in runtime_command("inspect", quick.bundle).stdout
+    done = runtime_command("verify", quick.bundle)
+    assert done.returncode == 1
+    assert "carries no reference to verify against (built with verify=off)" in done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("enginewright")
+    (tracked,) = client.search_logged_models([experiment.experiment_id])
+    assert tracked.params["not_run"] == "verify,bench"
+
+
 def test_a_second_build_is_all_cached_and_the_same(built: Built) -> None:
     again = build(built.root, built.model, "bench.baseline=true")
     assert again.bundle == built.bundle
