@@ -13,6 +13,7 @@ from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
+from pipelines.sources.hub import pinned
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
@@ -56,7 +57,7 @@ def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dic
     def run(name: str, node: Node, *inputs: str) -> None:
         made[name] = runner.run(node, {key: made[key] for key in inputs})
 
-    run("fetch", Node(f"{stages}.fetch", config.model, external=local_files(config.model.source)))
+    run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.verify.enabled:

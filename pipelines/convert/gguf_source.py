@@ -69,6 +69,10 @@ def read_spec(file: GgufFile, family: Family) -> ModelSpec:
         EnginewrightError: a key is missing or says something that this version cannot represent.
     """
     prefix = family.gguf_architecture
+    if (parts := file.get("split.count", int, 1)) > 1:
+        raise EnginewrightError(
+            f"{file.path}: is one of {parts} parts of a model; join them with llama.cpp's llama-gguf-split --merge"
+        )
     num_heads = file.require(f"{prefix}.attention.head_count", int)
     hidden_size = file.require(f"{prefix}.embedding_length", int)
     window = file.get(f"{prefix}.attention.sliding_window", int)
