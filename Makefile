@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp32> ARGS='key=value ...'
+engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp16, fp32> ARGS='key=value ...'
 	@$(PYTHON) -m pipelines $(if $(MODEL),'model=$(MODEL)') $(if $(TARGET),'target=[$(TARGET)]') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
 
 generate: export PROMPT := $(value PROMPT)

@@ -50,9 +50,11 @@ class ModelConfig:
 class PrecisionConfig:
     name: str = "bf16"
     dtype: str = "bfloat16"
+    cpu_linear: str = "onednn"  # what target.cpu.linear is where nothing else is asked for
 
     def __post_init__(self) -> None:
-        require(self.dtype in ("bfloat16", "float32"), "precision.dtype", self.dtype, "bfloat16 or float32")
+        dtypes = ("bfloat16", "float16", "float32")
+        require(self.dtype in dtypes, "precision.dtype", self.dtype, "bfloat16, float16 or float32")
 
 
 @dataclass(frozen=True)
