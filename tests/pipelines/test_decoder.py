@@ -31,8 +31,15 @@ def test_logits_equal_transformers_in_fp64(tmp_path, family, length, max_num_tok
     assert (score(engine, ids) - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("dtype", "linear", "tolerance"), [("float32", "onednn", 1e-4), ("float32", "torch", 1e-4),
-                                                            ("bfloat16", "onednn", 0.05), ("float16", "torch", 0.01)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "linear", "tolerance"),
+    [
+        ("float32", "onednn", 1e-4),
+        ("float32", "torch", 1e-4),
+        ("bfloat16", "onednn", 0.05),
+        ("float16", "torch", 0.01),
+    ],
+)
 def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tolerance):
     model = tiny_model("llama")
     engine = make_engine(write_checkpoint(tmp_path, model, "llama"), dtype, linear)
