@@ -6,6 +6,7 @@ ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
 PORT ?= 5000
+OUT ?= $(HOME_DIR)/exported
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
 VENV := .venv
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine generate chat verify bench inspect ui test lint clean
+.PHONY: help engine generate chat verify bench inspect export-hf ui test lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp32> ARGS='key=value ...'
+engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp16, fp32> ARGS='key=value ...'
 	@$(PYTHON) -m pipelines $(if $(MODEL),'model=$(MODEL)') $(if $(TARGET),'target=[$(TARGET)]') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
 
 generate: export PROMPT := $(value PROMPT)
@@ -47,6 +48,9 @@ bench: $(READY) ## Measure a bundle's engine on this machine
 
 inspect: $(READY) ## Say what a bundle is
 	@$(PYTHON) -m runtime inspect '$(BUNDLE)' $(ARGS)
+
+export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<new folder>
+	@$(PYTHON) -m pipelines export-hf '$(BUNDLE)' '$(OUT)' $(ARGS)
 
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 	@$(PYTHON) -m pipelines.ui --port $(PORT) $(ARGS)

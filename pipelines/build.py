@@ -13,10 +13,12 @@ from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
+from pipelines.sources.hub import pinned
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
 STAGES = "pipelines.stages"
+OPTIONAL_STAGES = ("verify", "bench")  # verify=off and bench=off leave them out
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,13 @@ def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dic
     def run(name: str, node: Node, *inputs: str) -> None:
         made[name] = runner.run(node, {key: made[key] for key in inputs})
 
-    run("fetch", Node(f"{stages}.fetch", config.model, external=local_files(config.model.source)))
+    run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
-    run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
-    run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
+    if config.verify.enabled:
+        run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
+    if config.bench.enabled:
+        run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 
@@ -75,7 +79,8 @@ def local_files(source: str) -> tuple[Path, ...]:
 def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine:
     """The packaged engine as tracking records it."""
     targets = ",".join(config.target.names)
-    gated = {stage: results[stage].artifact.metrics for stage in ("verify", "bench")}
+    measured = {stage: results[stage].artifact.metrics for stage in OPTIONAL_STAGES if stage in results}
+    not_run = ",".join(stage for stage in OPTIONAL_STAGES if stage not in results)
     return Engine(
         name=config.package.name,
         bundle_id=bundle_id(results["package"].artifact.path),
@@ -83,6 +88,7 @@ def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine
             "model": config.model.name,
             "precision": config.precision.name,
             "targets": targets,
-        },
-        metrics={f"{stage}/{name}": value for stage, metrics in gated.items() for name, value in metrics.items()},
+        }
+        | ({"not_run": not_run} if not_run else {}),
+        metrics={f"{stage}/{name}": value for stage, metrics in measured.items() for name, value in metrics.items()},
     )

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runtime.formats.attestations import not_run
 from runtime.formats.bundle import ATTESTATIONS_DIR, Bundle
 
 
@@ -27,6 +28,8 @@ def describe(bundle: Bundle) -> str:
 
 def _verified(path: Path) -> str:
     report = path / ATTESTATIONS_DIR / "verify" / "report.json"
+    if reason := not_run(report):
+        return f"NOT VERIFIED: {reason}"
     try:
         engine: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["engine"]
         logits = engine["figures"]["logits"]
