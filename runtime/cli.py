@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m runtime", description="Run an engine bundle.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_commands(commands)
-    doctor = add_bundle_command(commands, "doctor", _doctor, "say whether the bundle will run on this machine")
+    doctor = add_bundle_command(commands, "doctor", check_command, "say whether the bundle will run on this machine")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     run_command(parser.parse_args(arguments))
 
@@ -165,7 +165,8 @@ def _inspect(options: argparse.Namespace) -> None:
     print(as_json(bundle) if options.json else describe(bundle))
 
 
-def _doctor(options: argparse.Namespace) -> None:
+def check_command(options: argparse.Namespace) -> None:
+    """Say whether a bundle runs here; ends the process with 0 or 1."""
     from runtime import machine
     from runtime.readiness import as_json, as_text, check_bundle
 
