@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 
@@ -17,6 +18,7 @@ from pipelines.sources.hub import pinned
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
+R = TypeVar("R")
 STAGES = "pipelines.stages"
 OPTIONAL_STAGES = ("verify", "bench")  # verify=off and bench=off leave them out
 
@@ -27,6 +29,12 @@ class Build:
 
     results: Mapping[str, StageResult]
     bundle: Path
+
+
+class Runs(Protocol[R]):
+    """What takes the stages of a build one by one: the runner, or a plan."""
+
+    def run(self, node: Node, inputs: Mapping[str, R]) -> R: ...
 
 
 def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Build:
@@ -50,9 +58,9 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         return Build(results, bundle)
 
 
-def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dict[str, StageResult]:
-    """Run every stage of one build; the order is that of the life of an engine."""
-    made: dict[str, StageResult] = {}
+def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
+    """Run, or plan, every stage of one build; the order is that of the life of an engine."""
+    made: dict[str, R] = {}
 
     def run(name: str, node: Node, *inputs: str) -> None:
         made[name] = runner.run(node, {key: made[key] for key in inputs})

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipelines` and `enginewright`, a Hydra application.
+"""The command line of a build: `python -m pipelines`, also `enginewright engine`, a Hydra application.
 
 Exits with 0, with 1 and one line for whatever a user can mend, with 130 or 143 when interrupted; a traceback is a bug.
 """
