@@ -13,6 +13,7 @@ from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
+from pipelines.storage import storage_errors
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
@@ -37,6 +38,7 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         EnginewrightError: a stage failed, a gate was not met, or the record of the build could not be kept.
     """
     with ExitStack() as stack:
+        stack.enter_context(storage_errors(Path(config.paths.root), "the build"))
         cache = stack.enter_context(open_cache(config))
         tracker = stack.enter_context(open_tracker(config))
         progress = stack.enter_context(BuildProgress(console))

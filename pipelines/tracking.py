@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from pipelines.cache import Metadata
 from pipelines.config import BuildConfig
-from pipelines.plain import flattened, plain, redacted
+from pipelines.plain import flattened, plain
 from pipelines.provenance import environment_tags
+from pipelines.redaction import redacted
 from pipelines.tracking_store import Store
 from runtime.errors import EnginewrightError
 

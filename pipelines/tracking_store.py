@@ -14,8 +14,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from filelock import FileLock
 
 from pipelines.config import PathsConfig, TrackingConfig
-from pipelines.plain import redacted
 from pipelines.provenance import environment_tags, is_running
+from pipelines.redaction import redacted
 from runtime.errors import EnginewrightError
 
 P = ParamSpec("P")
