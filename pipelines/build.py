@@ -45,8 +45,7 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         runner = Runner(cache, config.paths.failed, config.cache, tracker, progress)
         results = run_stages(config, runner, stages)
         bundle = place_bundle(results["package"], config.package.name, config.paths.bundles)
-        if not results["package"].cached:
-            tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
+        tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
         return Build(results, bundle)
 
 
