@@ -90,7 +90,7 @@ class Runner:
             seconds = time.monotonic() - started
             stage_logger.info("finished in %.1f s: %s", seconds, output.summary)
             done = Metadata(name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
-                            summary=output.summary, seconds=seconds, run_id=run.run_id)  # fmt: skip
+                            summary=redacted(output.summary), seconds=seconds, run_id=run.run_id)  # fmt: skip
             metadata = entry.publish(done, previous)
         run.published(metadata, entry.folder)
         if previous is not None and previous.digest != metadata.digest:

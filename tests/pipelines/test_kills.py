@@ -7,7 +7,6 @@ which are too short for a clock to hit. The default suite tries a few, the slow 
 import random
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +25,6 @@ from tests.pipelines.tiny_models import make_hf_folder
 SEED = 20_240_601
 STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
 SETTINGS = ["experiment=smoke", "precision=fp32", "bench.baseline=false"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    with ForkServer() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +65,8 @@ class Site:
 
 
 @pytest.fixture
-def site(server: ForkServer, model: Path, store_home: Path, tmp_path: Path) -> Site:
-    return Site(server, model, store_home, tmp_path)
+def site(fork_server: ForkServer, model: Path, store_home: Path, tmp_path: Path) -> Site:
+    return Site(fork_server, model, store_home, tmp_path)
 
 
 def runs_of(home: Path) -> list[Run]:
