@@ -5,6 +5,7 @@ PRECISION ?=
 ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
+OUT ?=
 PORT ?= 5000
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine generate chat verify bench inspect ui test lint clean
+.PHONY: help engine generate chat verify bench inspect archive ui test lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,9 @@ bench: $(READY) ## Measure a bundle's engine on this machine
 
 inspect: $(READY) ## Say what a bundle is
 	@$(PYTHON) -m runtime inspect '$(BUNDLE)' $(ARGS)
+
+archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
+	@$(PYTHON) -m runtime archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
 
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 	@$(PYTHON) -m pipelines.ui --port $(PORT) $(ARGS)

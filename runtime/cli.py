@@ -1,4 +1,4 @@
-"""`python -m runtime generate|chat|verify|bench|inspect BUNDLE`: a plain program for hosts that only run bundles.
+"""`python -m runtime COMMAND BUNDLE`: a plain program for hosts that only run bundles.
 
 Commands import what they need: looking at a bundle loads no weights and no torch.
 """
@@ -46,12 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
     inspect = _command(commands, "inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print the manifest itself")
+    archive = commands.add_parser("archive", help="write a bundle as one .tar.zst file")
+    archive.add_argument("bundle", type=Path, help="the bundle's folder")
+    archive.add_argument("--out", type=Path, help="the file; by default <bundle>.tar.zst beside it")
+    archive.set_defaults(command=_archive)
+    extract = commands.add_parser("extract", help="extract such a file to a folder")
+    extract.add_argument("archive", type=Path, help="the .tar.zst file")
+    extract.add_argument("--out", type=Path, help="the new folder; by default the archive's name beside it")
+    extract.set_defaults(command=_extract)
     return parser
 
 
 def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
     parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
     parser.set_defaults(command=function)
     return parser
@@ -140,6 +148,19 @@ def _inspect(options: argparse.Namespace) -> None:
 
     bundle = open_bundle(options.bundle)
     print(json.dumps(bundle.manifest, indent=2) if options.json else describe(bundle))
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from runtime.formats.archive import SUFFIX, archive_bundle
+
+    folder = options.bundle.resolve()
+    print(archive_bundle(folder, options.out or folder.with_name(folder.name + SUFFIX)))
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from runtime.formats.archive import extract_bundle
+
+    print(extract_bundle(options.archive, options.out))
 
 
 def _report(fraction: float, text: str) -> None:

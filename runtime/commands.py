@@ -26,7 +26,7 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
         EnginewrightError: the bundle is damaged or carries no reference.
     """
     bundle = open_bundle(path)
-    folder = path / ATTESTATIONS_DIR / "verify"
+    folder = bundle.path / ATTESTATIONS_DIR / "verify"
     reference = Reference.load(folder / REFERENCE_FILE)
     gates = _gates(folder / "report.json")
     engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer())
