@@ -187,5 +187,5 @@ def test_an_archive_that_is_cut_off_damaged_or_none_is_refused(bundle, packed, t
     refuses(
         make_archive(cut, bundle, first=plain("config.json")), r"starts with 'config.json', a bundle's archive with"
     )
-    with pytest.raises(EnginewrightError, match="nowhere.tar.zst: cannot be read"):
+    with pytest.raises(EnginewrightError, match=r"nowhere\.tar\.zst: cannot be read"):
         open_bundle(tmp_path / "nowhere.tar.zst")
