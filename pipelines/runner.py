@@ -110,7 +110,7 @@ class Runner:
             run.failed(explained, kept)
             report = f"log and report: {kept}" if kept else "its log could not be kept"
             if isinstance(explained, EnginewrightError):
-                raise EnginewrightError(f"{name}: {explained} ({report})") from error
+                raise EnginewrightError(f"{name}: {explained} ({report})") from explained
             error.add_note(f"stage {name} failed; {report}")
             raise
         except BaseException as error:  # interrupted: there is nothing to report

@@ -31,28 +31,37 @@ def storage_errors(folder: Path, writer: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (explained := storage_error(error, folder, writer)) is not None:
-            raise explained from error
+        if (line := storage_error(error, folder, writer)) is not None:
+            raise line from error
         raise
 
 
 def storage_error(error: BaseException, folder: Path, writer: str) -> StorageError | None:
-    """The line for an exception that `folder`'s file system caused; None for any other."""
+    """The line for an exception that `folder`'s file system caused; None for any other or one explained already."""
     chain = causes(error)
     if any(isinstance(link, StorageError) for link in chain):
         return None
     for link in chain:
-        code, named = code_of(link), named_path(link)
-        path, reason = named or folder, os.strerror(code).lower()
-        if code in FULL:
-            return StorageError(
-                f"{path}: {reason}; {writer} had written {megabytes(written(folder))} there and needs more, "
-                f"{megabytes(free(folder))} are free; make room, or {ELSEWHERE}"
-            )
-        if code in READ_ONLY or (code in FORBIDDEN and ours(named, folder)):
-            return StorageError(f"{path}: {writer} cannot write there ({reason}); make it writable, or {ELSEWHERE}")
-        if code in NO_FOLDER and ours(named, folder):
-            return StorageError(f"{path}: {writer} needs a folder there ({reason}); move away what is in its place")
+        if (line := explained(link, folder, writer)) is not None:
+            made = StorageError(line)
+            made.__cause__ = error
+            return made
+    return None
+
+
+def explained(error: BaseException, folder: Path, writer: str) -> str | None:
+    """The line for one exception of a chain."""
+    code, named = code_of(error), named_path(error)
+    path, reason = named or folder, os.strerror(code).lower()
+    if code in FULL:
+        return (
+            f"{path}: {reason}; {writer} had written {megabytes(written(folder))} there and needs more, "
+            f"{megabytes(free(folder))} are free; make room, or {ELSEWHERE}"
+        )
+    if code in READ_ONLY or (code in FORBIDDEN and ours(named, folder)):
+        return f"{path}: {writer} cannot write there ({reason}); make it writable, or {ELSEWHERE}"
+    if code in NO_FOLDER and ours(named, folder):
+        return f"{path}: {writer} needs a folder there ({reason}); move away what is in its place"
     return None
 
 

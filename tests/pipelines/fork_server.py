@@ -7,6 +7,7 @@ own files and dies by SIGKILL like any other. `ForkServer` is the side of the te
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -27,7 +28,7 @@ class Job:
     """One run of the command line.
 
     kill_after_s: SIGKILL after so long. kill_at_step: SIGKILL before that call of STEPS, counted from 0.
-    toys: build with the toy stages.
+    toys: build with the toy stages. max_file_bytes: no file may grow beyond.
     """
 
     arguments: list[str]
@@ -36,6 +37,7 @@ class Job:
     kill_after_s: float | None = None
     kill_at_step: int | None = None
     toys: bool = False
+    max_file_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def build(job: Job) -> int:
     import pipelines.cli
 
     os.environ.update(job.environment)
+    if job.max_file_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job.max_file_bytes, job.max_file_bytes))
     sys.argv = ["enginewright", *job.arguments]
     if job.toys:
         toys = functools.partial(pipelines.build.run_build, stages="tests.pipelines.toy_engine")
