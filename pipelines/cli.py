@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
+import traceback
+from types import FrameType, TracebackType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,7 @@ from pipelines.build import run_build
 from pipelines.config_errors import COMPOSITION_ERRORS, explain
 from pipelines.export import command as export_command
 from pipelines.loading import build_config, translate
+from pipelines.redaction import RedactingFilter, redacted_text
 from pipelines.summary import print_summary
 from runtime.errors import EnginewrightError
 
@@ -35,16 +37,16 @@ def application(composed: DictConfig) -> str:
         config = build_config(composed)
         console = Console(stderr=True)
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries; the failure itself is reported once
-        logging.basicConfig(
-            handlers=[RichHandler(logging.WARNING, console, show_time=False, show_path=False)], force=True
-        )
+        handler = RichHandler(logging.WARNING, console, show_time=False, show_path=False)
+        handler.addFilter(RedactingFilter())
+        logging.basicConfig(handlers=[handler], force=True)
         build = run_build(config, console)
         print_summary(build, console)
     except EnginewrightError as error:
         # A sweep goes on to its other jobs, and Hydra raises this one's error at its end.
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             fail(str(error))
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted_text(str(error))}", file=sys.stderr)
         raise
     except COMPOSITION_ERRORS as error:
         raise UnexpectedError from error
@@ -55,6 +57,7 @@ def main() -> None:
     """Run the command line of this process."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are; we print the line
     signal.signal(signal.SIGTERM, terminate)
+    sys.excepthook = print_bug
     try:
         if sys.argv[1:2] == ["export-hf"]:
             export_command.run(sys.argv[2:])
@@ -73,8 +76,13 @@ def main() -> None:
 
 
 def fail(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {redacted_text(line)}", file=sys.stderr)
     sys.exit(1)
+
+
+def print_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected exception as Python does, without secrets."""
+    print(redacted_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
