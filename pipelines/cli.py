@@ -8,7 +8,10 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import redirect_stderr
+from pathlib import Path
 from types import FrameType, TracebackType
+from typing import TextIO, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +24,7 @@ from pipelines.build import run_build
 from pipelines.config_errors import COMPOSITION_ERRORS, explain
 from pipelines.export import command as export_command
 from pipelines.loading import build_config, translate
-from pipelines.redaction import RedactingFilter, redacted_text
+from pipelines.redaction import RedactingFormatter, RedactingStream, redacted_text
 from pipelines.summary import print_summary
 from runtime.errors import EnginewrightError
 
@@ -34,11 +37,12 @@ class UnexpectedError(Exception):
 def application(composed: DictConfig) -> str:
     """Run one build; Hydra calls this once, or once for each job of a multirun. Returns the bundle's path."""
     try:
+        redact_sweep_file()
         config = build_config(composed)
         console = Console(stderr=True)
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries; the failure itself is reported once
         handler = RichHandler(logging.WARNING, console, show_time=False, show_path=False)
-        handler.addFilter(RedactingFilter())
+        handler.setFormatter(RedactingFormatter("%(message)s"))  # before colours come between its letters
         logging.basicConfig(handlers=[handler], force=True)
         build = run_build(config, console)
         print_summary(build, console)
@@ -46,7 +50,7 @@ def application(composed: DictConfig) -> str:
         # A sweep goes on to its other jobs, and Hydra raises this one's error at its end.
         if HydraConfig.get().mode is not RunMode.MULTIRUN:
             fail(str(error))
-        print(f"error: {redacted_text(str(error))}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise
     except COMPOSITION_ERRORS as error:
         raise UnexpectedError from error
@@ -63,7 +67,9 @@ def main() -> None:
             export_command.run(sys.argv[2:])
             return
         sys.argv[1:] = translate(sys.argv[1:], os.environ)
-        application()
+        # Hydra prints the overrides of a job that failed, and libraries what they please.
+        with redirect_stderr(cast(TextIO, RedactingStream(sys.stderr))):
+            application()
     except EnginewrightError as error:
         fail(str(error))
     except UnexpectedError as error:
@@ -73,6 +79,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; stages that were finished stay cached", file=sys.stderr)
         sys.exit(130)
+
+
+def redact_sweep_file() -> None:
+    """Take secrets out of what Hydra keeps of a sweep: its overrides, and with them the tracking store's URI."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        path = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+        if path.is_file():
+            path.write_text(redacted_text(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def fail(line: str) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, TextIO
 
 HIDDEN = "***"
 MIN_SECRET_CHARS = 6  # a shorter value, such as `dev`, would be hidden in every other word
@@ -66,9 +66,15 @@ class RedactingFormatter(logging.Formatter):
         return redacted_text(super().format(record))
 
 
-class RedactingFilter(logging.Filter):
-    """Takes secrets out of a record's message, for a handler that formats in its own way."""
+class RedactingStream:
+    """A text stream that writes to another without secrets, line by line as they come."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redacted_text(record.getMessage()), None
-        return True
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(redacted_text(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

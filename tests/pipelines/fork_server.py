@@ -5,6 +5,7 @@ and optionally when to kill it. A forked process is a fresh one in all that matt
 own files and dies by SIGKILL like any other. `ForkServer` is the side of the tests.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -91,25 +92,34 @@ def serve() -> None:
         print(json.dumps(wait(pids)), flush=True)
 
 
+# What a build imports on its way, costs time, and starts no thread and opens no file.
+MODULES = (
+    "matplotlib.pyplot",
+    "mlflow.entities",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracing",
+    "mlflow.tracking",
+    "pipelines.benchmark.plots",
+    "pipelines.cli",
+    "pipelines.quality.conversion",
+    "pipelines.quality.reference",
+    "pipelines.sbom",
+    "runtime.loading",
+    "runtime.verification",
+    "transformers",
+)
+
+
 def warm_up() -> None:
     """Import what a build imports; run nothing, so that no thread and no connection crosses a fork."""
-    import matplotlib.pyplot
-    import mlflow.tracking
+    for name in MODULES:
+        importlib.import_module(name)
+    import sqlalchemy.orm
     import torch
     import transformers
 
-    import pipelines.benchmark.plots
-    import pipelines.cli
-    import pipelines.quality.conversion
-    import pipelines.quality.reference
-    import runtime.loading
-    import runtime.verification
-
-    modules = (matplotlib.pyplot, mlflow.tracking, transformers, pipelines.benchmark.plots, pipelines.cli,
-               pipelines.quality.conversion, pipelines.quality.reference, runtime.loading,
-               runtime.verification)  # fmt: skip
-    assert all(modules)
     torch.set_num_threads(1)
+    sqlalchemy.orm.configure_mappers()
     for name in ("LlamaForCausalLM", "PreTrainedTokenizerFast", "AutoModelForCausalLM", "AutoConfig"):
         getattr(transformers, name)  # they load on first use
 

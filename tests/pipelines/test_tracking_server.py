@@ -167,6 +167,17 @@ def test_a_server_that_cannot_be_reached_stops_the_build_before_any_work(
     assert not (tmp_path / "home/cache").exists()
 
 
+def test_what_hydra_keeps_of_a_sweep_has_no_password(fork_server: ForkServer, tmp_path: Path) -> None:
+    environment = {
+        "ENGINEWRIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": f"mysql+nosuch://me:{URI_PASSWORD}@host/x"
+    }  # fmt: skip
+    (ended,) = fork_server.run(Job(["-m", "verify.num_prompts=3,4"], environment, f"{tmp_path}/log", toys=True))
+    assert ended.code == 1
+    (kept,) = tmp_path.rglob("multirun.yaml")
+    assert "mysql+nosuch://***@host/x" in kept.read_text()
+    assert URI_PASSWORD not in kept.read_text() + ended.stderr
+
+
 class Cable:
     """A loopback port that leads to a server until it is cut."""
 
