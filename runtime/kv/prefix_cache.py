@@ -95,7 +95,8 @@ class PrefixCache:
 
     def register(self, key: Key, parent: Key, token_ids: Sequence[int], block: int) -> None:
         """Let `block`, held and never written again, be found under `key`, which is not taken."""
-        assert key not in self._by_key and block not in self._by_block
+        assert key not in self._by_key, f"block {self.lookup(key)} has these tokens already"
+        assert block not in self._by_block, f"block {block} has other tokens already"
         cached = CachedBlock(block, key, parent, tuple(token_ids))
         self._by_key[key] = self._by_block[block] = cached
         self._children.setdefault(parent, {})[block] = cached
@@ -111,7 +112,8 @@ class PrefixCache:
         """Assert that indices agree, parents outlive children and holders hold whole chains."""
         assert {cached.key: cached for cached in self._by_block.values()} == self._by_key
         listed = {block: cached for children in self._children.values() for block, cached in children.items()}
-        assert listed == self._by_block and all(self._children.values())
+        assert listed == self._by_block
+        assert all(self._children.values())
         kept = {block for block in range(self._pool.num_blocks) if self._pool.is_kept(block)}
         assert kept == set(self._by_block), "a kept block is not registered, or a registered one not kept"
         age = {block: index for index, block in enumerate(self._pool.cached_blocks())}
