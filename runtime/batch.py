@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from runtime.speculation.tree import TreeShape
+
 
 class PlanRow(NamedTuple):
     """One request's share of a step."""
@@ -17,6 +19,13 @@ class PlanRow(NamedTuple):
     emits: bool  # whether the last new token's logits choose a token
     logprobs: int | None
     drafts: bool = False  # the new tokens are a draft tree of `num_tokens` nodes over the state's last token
+
+
+class StepPlan(NamedTuple):
+    """What one step computes."""
+
+    rows: list[PlanRow]
+    shape: TreeShape | None = None  # of the rows that draft; None where none does
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,8 @@ class Batch:
     logit_rows: torch.Tensor  # (R,), which of the T tokens get logits, in this order
     ancestors: torch.Tensor | None = None  # (B, N), bits as in DraftTree, 0 for requests without a tree
 
-    def kv_rows(self, num_kv_heads: int, block_size: int) -> torch.Tensor:
-        """(T, N_kv) where each new token's keys go: rows of a cache seen as (num_blocks * N_kv * block_size, D)."""
-        device = self.positions.device
-        requests = torch.arange(len(self.context_lens), device=device)
+    def token_blocks(self, block_size: int) -> torch.Tensor:
+        """(T,) the cache block that each new token's keys go to."""
+        requests = torch.arange(len(self.context_lens), device=self.positions.device)
         owners = torch.repeat_interleave(requests, self.query_starts.diff(), output_size=len(self.positions))
-        blocks = self.block_tables[owners, self.cache_positions // block_size]
-        first = blocks * (num_kv_heads * block_size) + self.cache_positions % block_size
-        return first.unsqueeze(1) + torch.arange(num_kv_heads, device=device) * block_size
+        return self.block_tables[owners, self.cache_positions // block_size]

@@ -2,34 +2,55 @@
 
 import secrets
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from runtime.backends.base import Backend, TokenHandle, TokenLogprobs
 from runtime.errors import EnginewrightError
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
-from runtime.scheduler import Scheduler
+from runtime.scheduler import Schedule, Scheduler
+from runtime.speculation.tree import TreeShape
 
 
 class NewToken(NamedTuple):
-    """A token that a request got in a step; `request.finish_reason` tells whether it was the last."""
+    """A token that a request got in a step; `request.finish_reason` tells whether a step's last one ended it."""
 
     request: Request
     token_id: int
     logprobs: TokenLogprobs | None
+    was_drafted: bool  # a drafter proposed it and the target agreed
+
+
+class ShapePolicy(Protocol):
+    """Says how large the draft trees of each step are."""
+
+    def choose(self, num_decoding: int) -> TreeShape | None:
+        """The shape for a step with that many decoding requests; None drafts nothing."""
+        ...
+
+    def observe(self, shape: TreeShape, num_requests: int, num_tokens: int) -> None:
+        """Learn what a step emitted: `num_tokens` in all for `num_requests` that drafted."""
+        ...
 
 
 class _InFlight(NamedTuple):
-    emitting: list[Request]
+    schedule: Schedule
     handle: TokenHandle
 
 
 class Engine:
     """Runs requests on a backend. Not thread-safe: one thread calls it."""
 
-    def __init__(self, backend: Backend, eos_token_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        eos_token_ids: frozenset[int] = frozenset(),
+        policy: ShapePolicy | None = None,
+    ) -> None:
+        """`policy` says which draft trees a step gets; None, or a backend without a drafter, gets none."""
         self.backend = backend
         self.scheduler = Scheduler(backend.limits)
+        self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids
         self._state = backend.new_state()
         self._in_flight: deque[_InFlight] = deque()
@@ -53,14 +74,13 @@ class Engine:
 
     def step(self) -> list[NewToken]:
         """Start the next step, then read the one that is `read_lag` steps back."""
-        plan = self.scheduler.schedule()
-        if plan:
-            for request, row in plan:
-                if row.start == 0:
-                    self._state.admit(row.slot, request.params, request.seed, request.sample_index)
-            handle = self.backend.step([row for _, row in plan], self._state)
-            self._in_flight.append(_InFlight([request for request, row in plan if row.emits], handle))
-        if self._in_flight and (len(self._in_flight) > self.backend.read_lag or not plan):
+        shape = self._policy.choose(self.scheduler.num_decoding) if self._policy is not None else None
+        schedule = self.scheduler.schedule(shape)
+        if schedule.plan.rows:
+            for request in schedule.admitted:
+                self._state.admit(request)
+            self._in_flight.append(_InFlight(schedule, self.backend.step(schedule.plan, self._state)))
+        if self._in_flight and (len(self._in_flight) > self.backend.read_lag or not schedule.plan.rows):
             return self._read(self._in_flight.popleft())
         return []
 
@@ -69,18 +89,36 @@ class Engine:
         self.scheduler.finish(request, reason)
 
     def _read(self, step: _InFlight) -> list[NewToken]:
-        events = []
+        events: list[NewToken] = []
         result = step.handle.read()
-        for request, token_id, logprobs in zip(step.emitting, result.token_ids, result.logprobs, strict=True):
-            request.num_in_flight -= 1
-            if request.finish_reason is not None:  # ended while this step was in flight
-                continue
+        requests, plan, _ = step.schedule
+        emitting = [(request, row) for request, row in zip(requests, plan.rows, strict=True) if row.emits]
+        for (request, row), token_ids, logprobs in zip(emitting, result.token_ids, result.logprobs, strict=True):
+            request.num_in_flight -= plan.shape.depth + 1 if row.drafts and plan.shape else 1
+            if request.finish_reason is None:  # otherwise it ended while this step was in flight
+                received = self._receive(request, token_ids, logprobs)
+                request.num_steps += row.token_ids is None
+                request.num_accepted += sum(event.was_drafted for event in received)
+                events += received
+        if plan.shape is not None and self._policy is not None:
+            drafted = [len(ids) for (_, row), ids in zip(emitting, result.token_ids, strict=True) if row.drafts]
+            self._policy.observe(plan.shape, len(drafted), sum(drafted))
+        return events
+
+    def _receive(self, request: Request, token_ids: list[int], logprobs: list[TokenLogprobs] | None) -> list[NewToken]:
+        """Append a step's tokens up to the one that ends the request, if one does."""
+        events = []
+        for index, token_id in enumerate(token_ids):
             request.output_ids.append(token_id)
             if token_id in request.stop_ids:
                 self.finish(request, "stop")
             elif len(request.output_ids) == request.max_tokens:
                 self.finish(request, "length")
-            events.append(NewToken(request, token_id, logprobs))
+            events.append(
+                NewToken(request, token_id, logprobs[index] if logprobs else None, index < len(token_ids) - 1)
+            )
+            if request.finish_reason is not None:
+                break
         return events
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

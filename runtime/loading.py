@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 
 from runtime.backends.base import EngineLimits
-from runtime.backends.cpu import CpuBackend
+from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
 from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
+from runtime.speculation.drafter import Drafter
 from runtime.text.tokenizer import Tokenizer
 
 
@@ -24,8 +25,10 @@ def load_engine(checkpoint: Checkpoint, engine_dir: Path, tokenizer: Tokenizer) 
     return Engine(make_backend(checkpoint, EnginePlan.read(engine_dir)), tokenizer.eos_token_ids)
 
 
-def make_backend(checkpoint: Checkpoint, plan: EnginePlan, read_lag: int = 0) -> CpuBackend:
-    """Build the CPU backend of a plan; `read_lag` > 0 imitates a device that the host reads late."""
+def make_backend(
+    checkpoint: Checkpoint, plan: EnginePlan, drafter: Drafter | None = None, read_lag: int = 0
+) -> TorchBackend:
+    """Build the backend of a plan; `read_lag` > 0 imitates a device that the host reads late."""
     dtype = getattr(torch, plan.dtype)
     try:
         decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len)
@@ -37,4 +40,4 @@ def make_backend(checkpoint: Checkpoint, plan: EnginePlan, read_lag: int = 0) ->
     limits = EngineLimits(
         plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
     )  # fmt: skip
-    return CpuBackend(decoder, cache, limits, read_lag)
+    return TorchBackend(decoder, cache, limits, drafter, read_lag)

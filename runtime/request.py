@@ -12,8 +12,10 @@ FinishReason = Literal["stop", "length", "cancelled"]
 class Request:
     """State of one sample of one prompt. The scheduler and the engine alone change it.
 
-    Token t has its key and value in the cache, or in a step on its way there, when t < num_computed. Tokens drawn by
-    a step that the host has not read yet are counted in `num_in_flight`.
+    A request is in prefill until the logits of its last known token are planned; from then on it is decoding, and its
+    next token comes from the device. Known token t has its key and value in the cache, or in a step on its way there,
+    when t < num_computed; once decoding, all but the last have. While steps are unread the text is longer than the
+    host knows, by at most `num_in_flight`.
     """
 
     prompt_ids: list[int]
@@ -24,30 +26,33 @@ class Request:
     stop_ids: frozenset[int]
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
-    num_in_flight: int = 0
+    num_in_flight: int = 0  # most tokens that the unread steps can add
+    is_decoding: bool = False
     blocks: list[int] = field(default_factory=list)
     slot: int | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    num_steps: int = 0  # decode steps that were read
+    num_accepted: int = 0  # drafted tokens among the output
+
+    @property
+    def num_known(self) -> int:
+        """Tokens of prompt and output that the host has."""
+        return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and output, those in flight included."""
-        return len(self.prompt_ids) + len(self.output_ids) + self.num_in_flight
+        """The most tokens that prompt and output can have once all steps are read."""
+        return self.num_known + self.num_in_flight
 
     @property
-    def num_pending(self) -> int:
-        """Tokens that the next steps must compute; 0 when no further token is wanted."""
-        if len(self.output_ids) + self.num_in_flight >= self.max_tokens:
-            return 0
-        return self.num_tokens - self.num_computed
+    def num_wanted(self) -> int:
+        """Tokens still to be drawn for sure, however many the unread steps add."""
+        return max(0, self.max_tokens - len(self.output_ids) - self.num_in_flight)
 
-    def pending_ids(self, count: int) -> list[int] | None:
-        """The next `count` tokens to compute; None where that is one token still in flight."""
-        start, end = self.num_computed, self.num_computed + count
-        if end > len(self.prompt_ids) + len(self.output_ids):
-            return None
-        if start >= len(self.prompt_ids):  # decode: no copy of the prompt
+    def known_ids(self, start: int, count: int) -> list[int]:
+        """The known tokens start .. start + count."""
+        if start >= len(self.prompt_ids):
             offset = len(self.prompt_ids)
-            return self.output_ids[start - offset : end - offset]
-        return (self.prompt_ids + self.output_ids)[start:end]
+            return self.output_ids[start - offset : start - offset + count]
+        return (self.prompt_ids + self.output_ids)[start : start + count]

@@ -22,6 +22,7 @@ class SamplingParams:
         ignore_eos: go on past the model's end tokens.
         logprobs: report this many most likely tokens per position, and the chosen one; None reports nothing.
             They are log-probabilities of the raw logits, before temperature and filters.
+        speculate: let the engine draft tokens ahead, where it has a drafter and drafting pays; the output is the same.
 
     Raises:
         EnginewrightError: a value out of its bounds.
@@ -38,6 +39,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

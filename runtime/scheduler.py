@@ -1,19 +1,29 @@
 """Which requests run in the next step, with how many tokens and over which blocks. Knows no tensors and no text."""
 
 from collections import deque
+from typing import NamedTuple
 
 from runtime.backends.base import EngineLimits
-from runtime.batch import PlanRow
+from runtime.batch import PlanRow, StepPlan
 from runtime.kv.block_pool import BlockPool
 from runtime.request import FinishReason, Request
+from runtime.speculation.tree import TreeShape
+
+
+class Schedule(NamedTuple):
+    """One step: `requests[i]` has `plan.rows[i]`; empty where nothing can run before a step in flight is read."""
+
+    requests: list[Request]
+    plan: StepPlan
+    admitted: list[Request]  # those that got a slot in this step
 
 
 class Scheduler:
     """Continuous batching, first come first served.
 
-    Each step gives every running request its pending tokens, within the token budget; a long prompt is computed in
-    chunks beside other requests' decode steps. When blocks run out, the request admitted last gives its own back and
-    waits at the front of the queue; what it had is computed again later.
+    Each step gives every running request its pending tokens, within the token budget: a decoding request one, or a
+    draft tree; a long prompt is computed in chunks beside them. When blocks run out, the request admitted last gives
+    its own back and waits at the front of the queue; what it had is computed again later.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -27,24 +37,32 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def num_decoding(self) -> int:
+        return sum(request.is_decoding for request in self.running)
+
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
-    def schedule(self) -> list[tuple[Request, PlanRow]]:
-        """Plan one step; an empty plan means that nothing can run before a step in flight is read."""
-        plan: list[tuple[Request, PlanRow]] = []
+    def schedule(self, shape: TreeShape | None = None) -> Schedule:
+        """Plan one step; requests that decode may get draft trees of `shape`."""
+        requests: list[Request] = []
+        rows: list[PlanRow] = []
+        admitted: list[Request] = []
         budget = self._limits.max_num_tokens
         for request in list(self.running):
-            count = min(request.num_pending, budget)
-            if count and request.slot is not None and self._make_room(request, request.num_computed + count):
-                plan.append((request, self._advance(request, count)))
-                budget -= count
+            row = self._next_row(request, budget, shape) if budget else None
+            if row is not None:
+                requests.append(request)
+                rows.append(row)
+                budget -= row.num_tokens
         while budget and self._can_admit():
             request = self._admit()
-            count = min(request.num_pending, budget)
-            plan.append((request, self._advance(request, count)))
-            budget -= count
-        return plan
+            admitted.append(request)
+            requests.append(request)
+            rows.append(self._prefill_row(request, budget))
+            budget -= rows[-1].num_tokens
+        return Schedule(requests, StepPlan(rows, shape if any(row.drafts for row in rows) else None), admitted)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in any state and take its blocks back at once. Ending it twice does nothing.
@@ -68,21 +86,52 @@ class Scheduler:
         assert sorted(slot for slot in slots if slot is not None) == list(range(self._limits.max_batch_size))
         assert all(not request.blocks and request.slot is None for request in self.waiting)
 
-    def _advance(self, request: Request, count: int) -> PlanRow:
-        """Plan the next `count` tokens of a request whose blocks reach that far."""
+    def _next_row(self, request: Request, budget: int, shape: TreeShape | None) -> PlanRow | None:
+        """Plan a running request's share; None where it has nothing to do now, or lost its blocks."""
+        if request.slot is None or not request.num_wanted:
+            return None
+        if not request.is_decoding:
+            count = min(request.num_known - request.num_computed, budget)
+            return self._prefill_row(request, count) if self._make_room(request, request.num_computed + count) else None
+        if shape is not None and self._can_draft(request, budget, shape):
+            return self._decode_row(request, shape.num_nodes, shape.depth + 1)
+        return self._decode_row(request, 1, 1) if self._make_room(request, request.num_tokens) else None
+
+    def _prefill_row(self, request: Request, budget: int) -> PlanRow:
+        """Plan the next known tokens of a request whose blocks reach that far."""
         assert request.slot is not None
         start = request.num_computed
-        emits = start + count == request.num_tokens
-        row = PlanRow(
-            request.slot, request.pending_ids(count), start, count, request.blocks, emits, request.params.logprobs
-        )
+        count = min(request.num_known - start, budget)
+        emits = start + count == request.num_known
         request.num_computed += count
         request.num_in_flight += emits
-        return row
+        request.is_decoding = emits
+        return PlanRow(
+            request.slot, request.known_ids(start, count), start, count, request.blocks, emits, request.params.logprobs
+        )
+
+    def _decode_row(self, request: Request, num_nodes: int, most_tokens: int) -> PlanRow:
+        """Plan the token that was drawn last, alone or as the root of a draft tree."""
+        assert request.slot is not None
+        start = request.num_tokens - 1
+        request.num_in_flight += most_tokens
+        return PlanRow(
+            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs, drafts=num_nodes > 1
+        )
+
+    def _can_draft(self, request: Request, budget: int, shape: TreeShape) -> bool:
+        """Whether a tree fits without taking another request's blocks, which are grown to hold it then."""
+        if not request.params.speculate or request.num_wanted < 2 or budget < shape.num_nodes:
+            return False
+        missing = self._num_blocks(request.num_tokens - 1 + shape.num_nodes) - len(request.blocks)
+        if not self.pool.can_allocate(missing):
+            return False
+        request.blocks.extend(self.pool.allocate(max(0, missing)))
+        return True
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Grow a running request's blocks to `num_tokens`, preempting later ones; False if it had to go itself."""
-        missing = self._num_blocks(num_tokens) - len(request.blocks)
+        missing = max(0, self._num_blocks(num_tokens) - len(request.blocks))
         while not self.pool.can_allocate(missing):
             victim = self.running[-1]
             self._preempt(victim)
@@ -96,18 +145,19 @@ class Scheduler:
         if not self.waiting or not self._free_slots:
             return False
         request = self.waiting[0]
-        return request.num_in_flight == 0 and self.pool.can_allocate(self._num_blocks(request.num_tokens))
+        return request.num_in_flight == 0 and self.pool.can_allocate(self._num_blocks(request.num_known))
 
     def _admit(self) -> Request:
         request = self.waiting.popleft()
         request.slot = self._free_slots.pop()
-        request.blocks = self.pool.allocate(self._num_blocks(request.num_tokens))
+        request.blocks = self.pool.allocate(self._num_blocks(request.num_known))
         self.running.append(request)
         return request
 
     def _preempt(self, request: Request) -> None:
         self._stop_running(request)
         request.num_computed = 0
+        request.is_decoding = False
         request.num_preemptions += 1
         self.waiting.appendleft(request)
 

@@ -82,7 +82,8 @@ class TextEngine:
 
     def step(self) -> list[StreamDelta]:
         """Run one engine step and return what it added."""
-        return [self._receive(event) for event in self.engine.step()]
+        # A stop string ends a request here, behind the engine's back: the rest of that step's tokens are dropped.
+        return [self._receive(event) for event in self.engine.step() if event.request in self._samples]
 
     def cancel(self, output: RequestOutput) -> None:
         """Stop what is left of a prompt; its blocks are free when this returns."""

@@ -15,6 +15,7 @@ define(
     "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor[] plan, float scale, Tensor(a!) out) -> ()",
 )
 implement("attention", "CPU", attention_cpu)
+implement("attention", "CUDA", attention_cpu)
 
 
 class AttentionShape(NamedTuple):

@@ -7,6 +7,7 @@ from plugins.rms_norm.cpu import rms_norm_cpu
 
 define("rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out) -> ()")
 implement("rms_norm", "CPU", rms_norm_cpu)
+implement("rms_norm", "CUDA", rms_norm_cpu)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ define(
     "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out) -> ()"
 )
 implement("rope_kv_write", "CPU", rope_kv_write_cpu)
+implement("rope_kv_write", "CUDA", rope_kv_write_cpu)
 
 
 def rope_kv_write(
@@ -33,7 +34,7 @@ def rope_kv_write(
         qkv: (T, (N + 2 N_kv) D), heads of Q, then K, then V.
         cos, sin: (T, D) same dtype, each half repeated, the first half of `sin` negated: see `runtime.model.rope`.
         kv_rows: (T, N_kv) int64, where each token's keys and values go: rows of the caches seen as
-            (num_blocks * N_kv * block_size, D). No two may be equal. The same in every layer: see `Batch.kv_rows`.
+            (num_blocks * N_kv * block_size, D). No two may be equal. The same in every layer: see `KVCache.rows`.
         q_norm, k_norm: (D,) RMSNorm weights applied per head before the rotation (Qwen3), or both None.
         eps: of those norms.
         k_cache, v_cache: (num_blocks, N_kv, block_size, D), contiguous, written in place at `kv_rows` only.

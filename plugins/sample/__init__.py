@@ -14,6 +14,7 @@ define(
     "Tensor sample_index, Tensor position, Tensor(a!) out) -> ()"
 )
 implement("sample", "CPU", sample_cpu)
+implement("sample", "CUDA", sample_cpu)
 
 
 def sample(

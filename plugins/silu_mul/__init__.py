@@ -7,6 +7,7 @@ from plugins.silu_mul.cpu import silu_mul_cpu
 
 define("silu_mul(Tensor fused, Tensor(a!) out) -> ()")
 implement("silu_mul", "CPU", silu_mul_cpu)
+implement("silu_mul", "CUDA", silu_mul_cpu)
 
 
 def silu_mul(fused: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from runtime.backends.device_state import DeviceState
-from runtime.batch import Batch, PlanRow
+from runtime.batch import Batch, StepPlan
 from runtime.model.decoder import DecoderOutput
+from runtime.speculation.drafter import Drafter
 
 KvLayout = Literal["paged", "slots"]
 BatchLayout = Literal["packed", "dense"]
@@ -30,10 +31,10 @@ class TokenLogprobs(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """One entry per row that emits, in the plan's order."""
+    """One entry per row that emits, in the plan's order; a row that drafted may emit several tokens."""
 
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
+    token_ids: list[list[int]]
+    logprobs: list[list[TokenLogprobs] | None]
 
 
 class TokenHandle(Protocol):
@@ -51,6 +52,7 @@ class Backend(Protocol):
     batch: BatchLayout
     read_lag: int  # steps that may be in flight when the next one is planned
     limits: EngineLimits
+    drafter: Drafter | None
 
     def forward(self, batch: Batch) -> DecoderOutput:
         """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""
@@ -60,6 +62,10 @@ class Backend(Protocol):
         """Make the state of `max_batch_size` request slots."""
         ...
 
-    def step(self, rows: list[PlanRow], state: DeviceState) -> TokenHandle:
-        """Level two: one pass over `rows`; each row that emits draws a token into the state and the handle."""
+    def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
+        """Level two: one pass; each row that emits draws tokens into the state and the handle.
+
+        A row that drafts has its tree drafted first, verified by the pass, and the accepted path's keys and values
+        moved to where plain decoding would have put them.
+        """
         ...

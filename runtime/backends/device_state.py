@@ -1,65 +1,102 @@
-"""What a running request keeps on the device between steps: its last token and how its tokens are drawn."""
+"""What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
-from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 
 from plugins.sample import sample
-from runtime.batch import Batch, PlanRow
-from runtime.sampling import SamplingParams
+from runtime.model.decoder import DecoderOutput
+from runtime.request import Request
+from runtime.speculation.acceptance import Accepted, accept
+from runtime.speculation.drafter import DraftContext
+from runtime.speculation.tree import MAX_NODES
+
+if TYPE_CHECKING:
+    from runtime.backends.packing import Drawing
 
 
 class DeviceState:
-    """One row per request slot; rows of slots in use are valid, others hold what their last request left."""
+    """One row per request slot; rows of slots in use are valid, others hold what their last request left.
 
-    def __init__(self, num_slots: int) -> None:
-        self.last_token = torch.zeros(num_slots, dtype=torch.int64)
-        self.temperature = torch.zeros(num_slots, dtype=torch.float32)
-        self.top_k = torch.zeros(num_slots, dtype=torch.int64)
-        self.top_p = torch.ones(num_slots, dtype=torch.float32)
-        self.min_p = torch.zeros(num_slots, dtype=torch.float32)
-        self.seed = torch.zeros(num_slots, dtype=torch.int64)
-        self.sample_index = torch.zeros(num_slots, dtype=torch.int64)
+    The last token of a decoding request, which the next step computes first, is at position num_tokens - 1.
+    """
 
-    def admit(self, slot: int, params: SamplingParams, seed: int, sample_index: int) -> None:
-        """Give `slot` to a request that draws tokens by `params`."""
+    def __init__(self, num_slots: int, max_seq_len: int, hidden: torch.Tensor) -> None:
+        """`hidden`: (0, H), of the dtype and device of the target's hidden states."""
+        self.device = hidden.device
+        self.num_tokens = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        # A step writes all of an accepted path's possible tokens, so the row is longer than a text.
+        self.history = torch.zeros(num_slots, max_seq_len + MAX_NODES, dtype=torch.int64, device=self.device)
+        self.hidden = hidden.new_zeros(
+            num_slots, hidden.shape[1]
+        )  # after the final norm, where the last token was drawn
+        self.temperature = torch.zeros(num_slots, dtype=torch.float32, device=self.device)
+        self.top_k = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        self.top_p = torch.ones(num_slots, dtype=torch.float32, device=self.device)
+        self.min_p = torch.zeros(num_slots, dtype=torch.float32, device=self.device)
+        self.seed = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+        self.sample_index = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+
+    def admit(self, request: Request) -> None:
+        """Give the request's slot its text so far and how it draws tokens."""
+        slot, params = request.slot, request.params
+        token_ids = request.known_ids(0, request.num_known)
+        self.history[slot, : len(token_ids)] = torch.tensor(token_ids, device=self.device)
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p
-        self.seed[slot] = seed
-        self.sample_index[slot] = sample_index
+        self.seed[slot] = request.seed
+        self.sample_index[slot] = request.sample_index
 
-    def batch(self, rows: list[PlanRow]) -> Batch:
-        """Pack the rows' new tokens; tokens that the host does not know yet are taken from `last_token`."""
-        token_ids = [token for row in rows for token in row.token_ids or [0]]
-        starts = [0, *accumulate(row.num_tokens for row in rows)]
-        max_blocks = max(len(row.blocks) for row in rows)
-        positions = torch.tensor([row.start + i for row in rows for i in range(row.num_tokens)])
-        batch = Batch(
-            token_ids=torch.tensor(token_ids),
+    def last_positions(self, slots: torch.Tensor) -> torch.Tensor:
+        """(n,) slots of decoding requests -> positions of their last tokens."""
+        return self.num_tokens[slots] - 1
+
+    def draft_context(self, slots: torch.Tensor, block_tables: torch.Tensor) -> DraftContext:
+        """What a drafter reads of the decoding requests in `slots` (n,), whose blocks are (n, max_blocks)."""
+        positions = self.last_positions(slots)
+        history = self.history[slots]
+        return DraftContext(
+            root_ids=history.gather(1, positions.unsqueeze(1)).squeeze(1),
             positions=positions,
-            cache_positions=positions,
-            query_starts=torch.tensor(starts),
-            context_lens=torch.tensor([row.start + row.num_tokens for row in rows]),
-            block_tables=torch.tensor([row.blocks + [0] * (max_blocks - len(row.blocks)) for row in rows]),
-            logit_rows=torch.tensor([end - 1 for row, end in zip(rows, starts[1:], strict=True) if row.emits],
-                                    dtype=torch.int64),
-        )  # fmt: skip
-        unknown = [index for index, row in enumerate(rows) if row.token_ids is None]
-        if unknown:
-            slots = torch.tensor([rows[index].slot for index in unknown])
-            batch.token_ids[batch.query_starts[unknown]] = self.last_token[slots]
-        return batch
+            hidden=self.hidden[slots],
+            history=history,
+            block_tables=block_tables,
+            temperature=self.temperature[slots],
+            top_k=self.top_k[slots],
+            top_p=self.top_p[slots],
+            min_p=self.min_p[slots],
+            seed=self.seed[slots],
+            sample_index=self.sample_index[slots],
+        )
 
-    def draw(self, logits: torch.Tensor, rows: list[PlanRow]) -> torch.Tensor:
-        """Draw one token per row that emits: logits (R, V) -> (R,) int64; remember each in its slot."""
-        emitting = [row for row in rows if row.emits]
-        slots = torch.tensor([row.slot for row in emitting], dtype=torch.int64)
-        positions = torch.tensor([row.start + row.num_tokens for row in emitting], dtype=torch.int64)
-        tokens = sample(
-            logits, self.temperature[slots], self.top_k[slots], self.top_p[slots], self.min_p[slots],
-            self.seed[slots], self.sample_index[slots], positions, torch.empty_like(slots),
-        )  # fmt: skip
-        self.last_token[slots] = tokens
-        return tokens
+    def draw(self, drawing: "Drawing", depth: int, output: DecoderOutput) -> Accepted:
+        """Emit tokens for the rows of a step that draw, given the target's pass, and remember them.
+
+        depth: of the trees' deepest node.
+        """
+        slots, roots = drawing.slots, drawing.roots
+        temperature, top_k, top_p, min_p = (
+            self.temperature[slots],
+            self.top_k[slots],
+            self.top_p[slots],
+            self.min_p[slots],
+        )
+        seed, sample_index = self.seed[slots], self.sample_index[slots]
+
+        def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
+            logits = output.logits[drawing.first_rows + nodes] if depth else output.logits
+            # A request that has stopped draws greedily: an argmax costs nothing, and nobody reads it.
+            return sample(
+                logits, temperature * alive, top_k, top_p, min_p, seed, sample_index, roots + level + 1,
+                torch.empty_like(slots),
+            )  # fmt: skip
+
+        accepted = accept(drawing.tree, depth, draw_at)
+        last = (accepted.counts - 1).unsqueeze(1)
+        self.num_tokens[slots] = roots + 1 + accepted.counts
+        self.hidden[slots] = output.hidden[drawing.first_rows + accepted.nodes.gather(1, last).squeeze(1)]
+        columns = (roots + 1).unsqueeze(1) + torch.arange(depth + 1, device=self.device)
+        self.history[slots.unsqueeze(1), columns] = accepted.token_ids
+        return accepted

@@ -23,6 +23,21 @@ class KVCache:
         self.storage = torch.empty(shape, dtype=dtype, device=device)
         self.layers = [(self.storage[2 * layer], self.storage[2 * layer + 1]) for layer in range(spec.num_layers)]
 
+    def rows(self, blocks: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Where tokens lie: rows of one layer's cache seen as (num_blocks * N_kv * block_size, D).
+
+        Args:
+            blocks: (..., ) int64, the block that holds each token.
+            positions: (..., ) int64, its index among its request's tokens.
+
+        Returns:
+            (..., N_kv) int64.
+        """
+        num_kv_heads = self.storage.shape[2]
+        first = blocks * (num_kv_heads * self.block_size) + positions % self.block_size
+        heads = torch.arange(num_kv_heads, device=positions.device) * self.block_size
+        return first.unsqueeze(-1) + heads
+
     @property
     def num_bytes(self) -> int:
         return self.storage.nbytes

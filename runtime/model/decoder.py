@@ -15,6 +15,7 @@ from runtime.formats.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoin
 from runtime.kv.cache import KVCache
 from runtime.model.rope import rope_table
 from runtime.spec import ModelSpec
+from runtime.speculation.tree import MAX_NODES
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,12 @@ class Decoder:
         self._final_norm = weights[FINAL_NORM].to(wide, copy=True)
         head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
         self._head = pack_linear(linear, head.to(wide))
-        self._rope = rope_table(self.spec, max_seq_len, dtype)
+        # Nodes of a draft tree at a text's end lie past it.
+        self._rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype)
+
+    def empty_hidden(self) -> torch.Tensor:
+        """(0, H), of the dtype and device of `DecoderOutput.hidden`."""
+        return self._final_norm.new_empty(0, self.spec.hidden_size)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput:
@@ -65,7 +71,7 @@ class Decoder:
             shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors
         )
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
-        kv_rows = batch.kv_rows(spec.num_kv_heads, cache.block_size)
+        kv_rows = cache.rows(batch.token_blocks(cache.block_size), batch.cache_positions)
         embedded = self._embedding[batch.token_ids]
         hidden = embedded.to(self._final_norm.dtype)
         normed = torch.empty_like(embedded)

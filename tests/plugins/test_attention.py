@@ -79,3 +79,64 @@ def test_a_request_without_queries_or_context_is_refused(query_len, context_len)
             torch.zeros(1, 1, dtype=torch.int64),
             torch.float64,
         )
+
+
+def tree_of(parents, num_nodes):
+    """Ancestor bits of one tree; nodes past the given parents are padding."""
+    bits = [1]
+    for node, parent in enumerate(parents, start=1):
+        bits.append(bits[parent] | 1 << node)
+    return bits + [1 | 1 << node for node in range(len(bits), num_nodes)]
+
+
+@pytest.mark.parametrize("window", [None, 3, 12])
+def test_a_tree_equals_each_of_its_paths_as_a_chain(window):
+    """Node i of a tree attends as the last token of the chain that ends in it; beside it, a chunk and a decode row."""
+    generator = torch.Generator().manual_seed(0)
+    parents, num_nodes, past = [0, 1, 1, 0, 2, 2], 8, [21, 0]
+    bits = tree_of(parents, num_nodes)
+    ancestors = torch.tensor([bits, [0] * num_nodes, tree_of([0, 1], num_nodes), [0] * num_nodes])
+    query_lens, context_lens = [num_nodes, 5, num_nodes, 1], [past[0] + num_nodes, 9, past[1] + num_nodes, 30]
+    tables = torch.arange(4 * 5).view(4, 5)
+    k_cache = torch.randn(20, 2, BLOCK_SIZE, 16, generator=generator, dtype=torch.float64)
+    v_cache = torch.randn(20, 2, BLOCK_SIZE, 16, generator=generator, dtype=torch.float64)
+    starts = torch.tensor([0, *query_lens]).cumsum(0)
+    q = torch.randn(int(starts[-1]), 4, 16, generator=generator, dtype=torch.float64)
+    shape = AttentionShape(4, 2, BLOCK_SIZE, window)
+    plan = plan_attention(shape, starts, torch.tensor(context_lens), tables, torch.float64, ancestors)
+    out = attention(q, k_cache, v_cache, plan, 0.25, torch.full_like(q, float("nan")))
+    for request, first in ((0, past[0]), (2, past[1])):
+        for node in range(num_nodes):
+            keys = list(range(first)) + [first + j for j in range(num_nodes) if ancestors[request, node] >> j & 1]
+            chain_k, chain_v = (
+                torch.stack([cache[tables[request, key // BLOCK_SIZE], :, key % BLOCK_SIZE] for key in keys], dim=1)
+                for cache in (k_cache, v_cache)
+            )
+            row = int(starts[request]) + node
+            expected = attention_reference(
+                q[row : row + 1], chain_k.unsqueeze(0), chain_v.unsqueeze(0), [0, 1], [len(keys)], [[0]], 0.25, window
+            )
+            assert (out[row] - expected[0]).abs().max() <= 1e-12
+    for request in (1, 3):
+        rows = slice(int(starts[request]), int(starts[request + 1]))
+        expected = attention_reference(
+            q[rows], k_cache, v_cache, [0, query_lens[request]], [context_lens[request]],
+            tables[request : request + 1].tolist(), 0.25, window,
+        )  # fmt: skip
+        assert (out[rows] - expected).abs().max() <= 1e-12
+
+
+def test_the_widest_tree_uses_all_64_bits():
+    """The last node's own bit is the sign bit of its int64."""
+    num_nodes = 64
+    chain = tree_of(list(range(63)), num_nodes)
+    ancestors = torch.tensor([[bits - 2**64 if bits >= 2**63 else bits for bits in chain]])
+    tables = torch.arange(10).view(1, 10)
+    generator = torch.Generator().manual_seed(0)
+    k_cache, v_cache = torch.randn(2, 10, 2, BLOCK_SIZE, 16, generator=generator, dtype=torch.float64)
+    q = torch.randn(num_nodes, 4, 16, generator=generator, dtype=torch.float64)
+    shape, starts, lens = AttentionShape(4, 2, BLOCK_SIZE, None), torch.tensor([0, 64]), torch.tensor([70])
+    as_tree = plan_attention(shape, starts, lens, tables, torch.float64, ancestors)
+    as_chain = plan_attention(shape, starts, lens, tables, torch.float64)
+    outs = [attention(q, k_cache, v_cache, plan, 0.25, torch.empty_like(q)) for plan in (as_tree, as_chain)]
+    assert (outs[0] - outs[1]).abs().max() <= 1e-12

@@ -70,6 +70,7 @@ def make_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def make_engine(checkpoint: Checkpoint, read_lag: int = 0, **limits: int) -> Engine:
+def make_engine(checkpoint: Checkpoint, read_lag: int = 0, *, drafter=None, policy=None, **limits: int) -> Engine:
     """An fp64 engine that ends texts at EOS; `limits` replace fields of PLAN."""
-    return Engine(make_backend(checkpoint, replace(PLAN, **limits), read_lag), frozenset([EOS]))
+    backend = make_backend(checkpoint, replace(PLAN, **limits), drafter=drafter, read_lag=read_lag)
+    return Engine(backend, frozenset([EOS]), policy)

@@ -1,0 +1,103 @@
+"""The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
+
+import torch
+
+from plugins.kv_compact import kv_compact
+from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenLogprobs
+from runtime.backends.device_state import DeviceState
+from runtime.backends.packing import Drawing, pack
+from runtime.batch import Batch, PlanRow, StepPlan
+from runtime.kv.cache import KVCache
+from runtime.model.decoder import Decoder, DecoderOutput
+from runtime.speculation.acceptance import Accepted
+from runtime.speculation.drafter import Drafter
+
+
+class _Handle:
+    """A step whose tokens may still be on the device."""
+
+    def __init__(self, accepted: Accepted | None, logprobs: list[list[TokenLogprobs] | None]) -> None:
+        self._accepted = accepted
+        self._logprobs = logprobs
+
+    def read(self) -> StepResult:
+        if self._accepted is None:
+            return StepResult([], [])
+        counts = self._accepted.counts.tolist()
+        tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
+        return StepResult(tokens, self._logprobs)
+
+
+class TorchBackend:
+    """See `runtime.backends.base.Backend`. On the CPU `read_lag` is 0, because a step has ended when it returns."""
+
+    kv: KvLayout = "paged"
+    batch: BatchLayout = "packed"
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        limits: EngineLimits,
+        drafter: Drafter | None = None,
+        read_lag: int = 0,
+    ) -> None:
+        self.limits = limits
+        self.drafter = drafter
+        self.read_lag = read_lag
+        self._decoder = decoder
+        self._cache = cache
+
+    def forward(self, batch: Batch) -> DecoderOutput:
+        return self._decoder.forward(batch, self._cache)
+
+    def new_state(self) -> DeviceState:
+        return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan, state: DeviceState) -> _Handle:
+        batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
+        output = self.forward(batch)
+        if self.drafter is not None:
+            self.drafter.follow(batch)
+        if not len(drawing.slots):
+            return _Handle(None, [])
+        depth = plan.shape.depth if plan.shape else 0
+        accepted = state.draw(drawing, depth, output)
+        if depth:
+            self._compact(drawing, accepted)
+        emitting = [row for row in plan.rows if row.emits]
+        return _Handle(accepted, _logprobs(output.logits, drawing, accepted, emitting))
+
+    def _compact(self, drawing: Drawing, accepted: Accepted) -> None:
+        """Move the accepted path's keys and values from where the tree's nodes lie to where a chain's would."""
+        levels = torch.arange(1, accepted.nodes.shape[1], device=accepted.nodes.device)
+        is_accepted = levels < accepted.counts.unsqueeze(1)
+        roots = drawing.roots.unsqueeze(1)
+        targets = roots + torch.where(is_accepted, levels, 0)  # what is not accepted stays: the root moves onto itself
+        sources = roots + torch.where(is_accepted, accepted.nodes[:, 1:], 0)
+        for cache in (self._cache, *(self.drafter.caches if self.drafter else [])):
+            source_rows, target_rows = (
+                cache.rows(drawing.block_tables.gather(1, at // cache.block_size), at) for at in (sources, targets)
+            )
+            kv_compact(cache.storage, source_rows.flatten(), target_rows.flatten())
+
+
+def _logprobs(
+    logits: torch.Tensor, drawing: Drawing, accepted: Accepted, emitting: list[PlanRow]
+) -> list[list[TokenLogprobs] | None]:
+    result: list[list[TokenLogprobs] | None] = [None] * len(emitting)
+    for index, row in enumerate(emitting):
+        if row.logprobs is not None:
+            rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
+            result[index] = [
+                _token_logprobs(logits[at], int(token), row.logprobs)
+                for at, token in zip(rows, accepted.token_ids[index], strict=False)
+            ]
+    return result
+
+
+def _token_logprobs(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:
+    logprobs = torch.log_softmax(logits.double(), dim=0)
+    values, token_ids = logprobs.topk(count)
+    return TokenLogprobs(float(logprobs[token]), list(zip(token_ids.tolist(), values.tolist(), strict=True)))
