@@ -9,8 +9,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from runtime.errors import EnginewrightError
-from runtime.llm import load_bundle
+from runtime.llm import DEFAULT_SPECULATION, load_bundle
 from runtime.sampling import SamplingParams
+from runtime.speculation.loading import SpeculationOptions
 from runtime.text_engine import Completion, Prompt, RequestOutput, StreamDelta, TextEngine
 
 _CLOSED = "this AsyncLLM was closed; open the bundle again"
@@ -23,8 +24,13 @@ class AsyncLLM:
     If a step fails, every open stream and every later call raises that error: no request waits forever.
     """
 
-    def __init__(self, bundle: str | Path | TextEngine, target: str = "cpu") -> None:
-        self._text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target)
+    def __init__(
+        self,
+        bundle: str | Path | TextEngine,
+        target: str = "cpu",
+        speculation: SpeculationOptions = DEFAULT_SPECULATION,
+    ) -> None:
+        self._text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target, speculation)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._subscribers: dict[Completion, _Subscriber] = {}
         self._failure: BaseException | None = None

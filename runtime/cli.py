@@ -13,6 +13,8 @@ from typing import Any
 
 from runtime.errors import EnginewrightError
 
+_GREEN, _PLAIN = "\033[32m", "\033[0m"
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 1 and one line for whatever a user can mend, with 130 on Ctrl-C."""
@@ -36,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling(generate)
     chat = _command(commands, "chat", _chat, "talk to the model; an empty line or Ctrl-D ends it")
     chat.add_argument("--system", help="the system message")
+    chat.add_argument("--show-drafts", action="store_true", help="print accepted draft tokens in colour")
     _add_sampling(chat)
     _command(commands, "verify", _verify, "check the engine against the reference in the bundle, on this machine")
     bench = _command(commands, "bench", _bench, "measure the engine on this machine")
@@ -66,6 +69,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end the text before this string; may be repeated")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+    parser.add_argument(
+        "--speculation", default="auto", metavar="MODE", help="off, auto (default), or a tree N,W,K such as 12,4,4"
+    )
+    parser.add_argument("--drafter", default="bundle", choices=("bundle", "ngram"), help="who drafts (default: bundle)")
 
 
 def _params(options: argparse.Namespace) -> Any:
@@ -75,20 +82,26 @@ def _params(options: argparse.Namespace) -> Any:
     return SamplingParams(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
 
 
-def _generate(options: argparse.Namespace) -> None:
+def _load(options: argparse.Namespace) -> Any:
     from runtime.llm import LLM
+    from runtime.speculation.loading import SpeculationOptions
 
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    speculation = SpeculationOptions(options.speculation, options.drafter, cache / "enginewright" / "costs")
+    return LLM(options.bundle, options.target, speculation)
+
+
+def _generate(options: argparse.Namespace) -> None:
     params = _params(options)
-    llm = LLM(options.bundle, options.target)
+    llm = _load(options)
     _print_stream(llm, options.prompt, params, options.prompt)
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from runtime.llm import LLM
     from runtime.text.chat import Message
 
     params = _params(options)
-    llm = LLM(options.bundle, options.target)
+    llm = _load(options)
     messages: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
     while True:
         try:
@@ -98,19 +111,24 @@ def _chat(options: argparse.Namespace) -> None:
         if not line:
             return
         messages.append({"role": "user", "content": line})
-        answer = _print_stream(llm, llm.text_engine.tokenizer.encode_chat(messages), params)
+        prompt = llm.text_engine.tokenizer.encode_chat(messages)
+        answer = _print_stream(llm, prompt, params, colour=options.show_drafts)
         messages.append({"role": "assistant", "content": answer})
 
 
-def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = "") -> str:
+def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = "", colour: bool = False) -> str:
     """Print text as it comes, after an echo of the prompt, then its speed on stderr; return the text."""
     started, pieces, marks = time.perf_counter(), [], []
     for delta in llm.stream(prompt, params):
         marks.append(time.perf_counter())
         pieces.append(delta.text)
-        print(delta.text if len(pieces) > 1 else echo + delta.text, end="", flush=True)
+        shown = f"{_GREEN}{delta.text}{_PLAIN}" if colour and delta.was_drafted and delta.text else delta.text
+        print(shown if len(pieces) > 1 else echo + shown, end="", flush=True)
     print()
     speed = f", {(len(marks) - 1) / (marks[-1] - marks[0]):.1f} tokens/s" if len(marks) > 1 else ""
+    speculation = delta.completion.speculation
+    if speculation.num_drafts:
+        speed += f", accepted length {speculation.accepted_length:.2f}"
     print(f"[{len(marks)} tokens, first after {(marks[0] - started) * 1e3:.0f} ms{speed}]", file=sys.stderr)
     return "".join(pieces)
 

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from runtime.backends.base import Backend, TokenHandle, TokenLogprobs
 from runtime.errors import EnginewrightError
@@ -10,7 +10,8 @@ from runtime.kv.prefix_cache import PrefixStats
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Schedule, Scheduler
-from runtime.speculation.tree import TreeShape
+from runtime.speculation.policy import TreePolicy
+from runtime.speculation.statistics import SpeculationStatistics
 
 
 class NewToken(NamedTuple):
@@ -20,18 +21,6 @@ class NewToken(NamedTuple):
     token_id: int
     logprobs: TokenLogprobs | None
     was_drafted: bool  # a drafter proposed it and the target agreed
-
-
-class ShapePolicy(Protocol):
-    """Says how large the draft trees of each step are."""
-
-    def choose(self, num_decoding: int) -> TreeShape | None:
-        """The shape for a step with that many decoding requests; None drafts nothing."""
-        ...
-
-    def observe(self, shape: TreeShape, num_requests: int, num_tokens: int) -> None:
-        """Learn what a step emitted: `num_tokens` in all for `num_requests` that drafted."""
-        ...
 
 
 class _InFlight(NamedTuple):
@@ -46,7 +35,7 @@ class Engine:
         self,
         backend: Backend,
         eos_token_ids: frozenset[int] = frozenset(),
-        policy: ShapePolicy | None = None,
+        policy: TreePolicy | None = None,
         prefix_reuse: bool = True,
     ) -> None:
         """Make an idle engine.
@@ -56,6 +45,7 @@ class Engine:
         """
         self.backend = backend
         self.scheduler = Scheduler(backend.limits, prefix_reuse)
+        self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids
         self._state = backend.new_state()
@@ -80,7 +70,10 @@ class Engine:
         max_tokens = self._max_tokens(len(prompt_ids), params)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
-        request = Request(list(prompt_ids), params, seed, sample_index, max_tokens, stop_ids, cache_salt=cache_salt)
+        statistics = SpeculationStatistics(total=self.speculation)
+        request = Request(
+            list(prompt_ids), params, seed, sample_index, max_tokens, stop_ids, statistics, cache_salt=cache_salt
+        )
         self.scheduler.add(request)
         return request
 
@@ -116,13 +109,16 @@ class Engine:
         result = step.handle.read()
         requests, plan, _ = step.schedule
         emitting = [(request, row) for request, row in zip(requests, plan.rows, strict=True) if row.emits]
-        for (request, row), token_ids, logprobs in zip(emitting, result.token_ids, result.logprobs, strict=True):
+        for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
             request.num_in_flight -= plan.most_tokens(row)
-            if request.finish_reason is None:  # otherwise it ended while this step was in flight
-                received = self._receive(request, token_ids, logprobs)
-                request.num_steps += row.token_ids is None
-                request.num_accepted += sum(event.was_drafted for event in received)
-                events += received
+            if request.finish_reason is not None:  # it ended while this step was in flight
+                continue
+            received = self._receive(request, token_ids, logprobs)
+            if row.drafts:
+                request.statistics.record_draft(num_drafted, len(token_ids) - 1, len(received))
+            elif row.token_ids is None:
+                request.statistics.record_step()
+            events += received
         if plan.shape is not None and self._policy is not None:
             drafted = [len(ids) for (_, row), ids in zip(emitting, result.token_ids, strict=True) if row.drafts]
             self._policy.observe(plan.shape, len(drafted), sum(drafted))

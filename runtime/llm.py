@@ -6,19 +6,27 @@ from pathlib import Path
 from runtime.formats.bundle import open_bundle
 from runtime.loading import load_engine
 from runtime.sampling import SamplingParams
+from runtime.speculation.loading import SpeculationOptions
 from runtime.text.chat import Message
 from runtime.text_engine import Prompt, RequestOutput, StreamDelta, TextEngine
 
+DEFAULT_SPECULATION = SpeculationOptions()
 
-def load_bundle(bundle: str | Path, target: str = "cpu") -> TextEngine:
-    """Open and check a bundle, and load its engine for `target`.
+
+def load_bundle(
+    bundle: str | Path, target: str = "cpu", speculation: SpeculationOptions = DEFAULT_SPECULATION
+) -> TextEngine:
+    """Open and check a bundle, and load its engine for `target`, with its drafter where it carries one.
 
     Raises:
         EnginewrightError: the bundle is damaged, or has no engine that runs here.
     """
     opened = open_bundle(Path(bundle))
     tokenizer = opened.tokenizer()
-    return TextEngine(load_engine(opened.checkpoint(), opened.engine_dir(target), tokenizer), tokenizer)
+    engine = load_engine(
+        opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation
+    )  # fmt: skip
+    return TextEngine(engine, tokenizer)
 
 
 class LLM:
@@ -29,9 +37,14 @@ class LLM:
         print(llm.generate("The capital of France is")[0].text)
     """
 
-    def __init__(self, bundle: str | Path | TextEngine, target: str = "cpu") -> None:
+    def __init__(
+        self,
+        bundle: str | Path | TextEngine,
+        target: str = "cpu",
+        speculation: SpeculationOptions = DEFAULT_SPECULATION,
+    ) -> None:
         """Load a bundle's folder, or take an engine that is loaded already."""
-        self.text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target)
+        self.text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target, speculation)
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

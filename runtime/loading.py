@@ -9,35 +9,74 @@ from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
 from runtime.formats.checkpoint import Checkpoint
-from runtime.formats.engine_plan import EnginePlan
+from runtime.formats.digest import sha256_file
+from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
+from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
+from runtime.speculation.costs import measure_backend
 from runtime.speculation.drafter import Drafter
+from runtime.speculation.loading import DRAFT_FILE, LoadedDrafter, SpeculationOptions, load_drafter
+from runtime.speculation.policy import FixedPolicy, SpeculationPolicy, TreePolicy, parse_speculation
 from runtime.text.tokenizer import Tokenizer
 
+_NO_SPECULATION = SpeculationOptions(mode="off")
 
-def load_engine(checkpoint: Checkpoint, engine_dir: Path, tokenizer: Tokenizer) -> Engine:
-    """Load the engine that `engine_dir` describes over a checkpoint's weights.
+
+def load_engine(
+    checkpoint: Checkpoint,
+    engine_dir: Path,
+    tokenizer: Tokenizer,
+    draft_dir: Path | None = None,
+    speculation: SpeculationOptions = _NO_SPECULATION,
+) -> Engine:
+    """Load the engine that `engine_dir` describes over a checkpoint's weights, with the drafter of `draft_dir`.
 
     Raises:
-        EnginewrightError: a damaged file, or a plan that this machine cannot run.
+        EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
-    return Engine(make_backend(checkpoint, EnginePlan.read(engine_dir)), tokenizer.eos_token_ids)
+    plan = EnginePlan.read(engine_dir)
+    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, "cpu")
+    backend = make_backend(checkpoint, plan, loaded.drafter if loaded else None)
+    if loaded is None:
+        return Engine(backend, tokenizer.eos_token_ids)
+    digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
+    return Engine(backend, tokenizer.eos_token_ids, _policy(backend, loaded, speculation, digests))
 
 
 def make_backend(
-    checkpoint: Checkpoint, plan: EnginePlan, drafter: Drafter | None = None, read_lag: int = 0
+    checkpoint: Checkpoint, plan: EnginePlan, drafter: Drafter | None = None, read_lag: int = 0, device: str = "cpu"
 ) -> TorchBackend:
-    """Build the backend of a plan; `read_lag` > 0 imitates a device that the host reads late."""
+    """Build the backend of a plan; `read_lag` > 0 reads steps late, as one does on a device that runs ahead."""
     dtype = getattr(torch, plan.dtype)
     try:
-        decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len)
+        decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len, device)
     except ValueError as error:
         raise EnginewrightError(
             f"this machine cannot run the engine: {error}; rebuild it with target.cpu.linear=torch"
         ) from error
-    cache = KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, dtype)
+    cache = KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, dtype, device)
     limits = EngineLimits(
         plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
     )  # fmt: skip
     return TorchBackend(decoder, cache, limits, drafter, read_lag)
+
+
+def _policy(
+    backend: TorchBackend, loaded: LoadedDrafter, speculation: SpeculationOptions, digests: tuple[str, str]
+) -> TreePolicy:
+    """A fixed tree as asked for, or the choice by measured costs."""
+    mode = parse_speculation(speculation.mode)
+    if not isinstance(mode, str):
+        return FixedPolicy(mode)
+
+    def measure() -> CostTable:
+        return measure_backend(backend, loaded.candidates)
+
+    key = device_key(backend.device, *digests)
+    costs = load_or_measure(speculation.costs_dir, key, measure) if speculation.costs_dir else measure()
+    return SpeculationPolicy(costs, loaded.candidates, loaded.prior, backend.limits.max_num_tokens)
+
+
+def _drafter_digest(draft_dir: Path | None, loaded: LoadedDrafter) -> str:
+    return sha256_file(draft_dir / DRAFT_FILE) if draft_dir is not None else loaded.drafter.name

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.sampling import SamplingParams
+from runtime.speculation.statistics import SpeculationStatistics
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -24,6 +25,7 @@ class Request:
     sample_index: int
     max_tokens: int
     stop_ids: frozenset[int]
+    statistics: SpeculationStatistics
     output_ids: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_in_flight: int = 0  # most tokens that the unread steps can add
@@ -32,8 +34,6 @@ class Request:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
-    num_steps: int = 0  # decode steps that were read
-    num_accepted: int = 0  # drafted tokens among the output
     cache_salt: str = ""  # blocks are shared with requests of the same salt alone
     chain: list[bytes] = field(default_factory=list)  # keys of the root and of the first blocks, as far as asked for
     num_published: int = 0  # leading blocks that are registered for others

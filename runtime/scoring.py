@@ -28,13 +28,15 @@ def score(engine: Engine, token_ids: list[int], first: int = 0) -> torch.Tensor:
 def _chunk(engine: Engine, token_ids: list[int], start: int, first: int, blocks: list[int]) -> torch.Tensor:
     limits: EngineLimits = engine.backend.limits
     end = min(start + limits.max_num_tokens, len(token_ids))
+    device = engine.backend.device
+    positions = torch.arange(start, end, device=device)
     batch = Batch(
-        token_ids=torch.tensor(token_ids[start:end]),
-        positions=torch.arange(start, end),
-        cache_positions=torch.arange(start, end),
-        query_starts=torch.tensor([0, end - start]),
-        context_lens=torch.tensor([end]),
-        block_tables=torch.tensor([blocks]),
-        logit_rows=torch.arange(min(max(first - start, 0), end - start), end - start),
+        token_ids=torch.tensor(token_ids[start:end], device=device),
+        positions=positions,
+        cache_positions=positions,
+        query_starts=torch.tensor([0, end - start], device=device),
+        context_lens=torch.tensor([end], device=device),
+        block_tables=torch.tensor([blocks], device=device),
+        logit_rows=torch.arange(min(max(first - start, 0), end - start), end - start, device=device),
     )
     return engine.backend.forward(batch).logits

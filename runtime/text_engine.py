@@ -7,6 +7,7 @@ from runtime.backends.base import TokenLogprobs
 from runtime.engine import Engine, NewToken
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
+from runtime.speculation.statistics import SpeculationSnapshot
 from runtime.text.stream import TextStream
 from runtime.text.tokenizer import Tokenizer
 
@@ -22,6 +23,7 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)  # an end token, if one came, is the last
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # as many as tokens, where asked for
     finish_reason: FinishReason | None = None
+    speculation: SpeculationSnapshot = field(default_factory=SpeculationSnapshot)  # filled in at the end
 
 
 @dataclass(eq=False)
@@ -48,6 +50,7 @@ class StreamDelta(NamedTuple):
     text: str
     token_id: int
     finish_reason: FinishReason | None
+    was_drafted: bool = False  # a drafter proposed the token and the target agreed
 
 
 class _Sample(NamedTuple):
@@ -105,7 +108,7 @@ class TextEngine:
                 self.engine.finish(request, "stop")
         if request.finish_reason is not None:
             text += self._close(request)
-        return StreamDelta(completion, text, event.token_id, request.finish_reason)
+        return StreamDelta(completion, text, event.token_id, request.finish_reason, event.was_drafted)
 
     def _close(self, request: Request) -> str:
         """Settle a finished request and return the text that was held back."""
@@ -113,4 +116,5 @@ class TextEngine:
         rest = stream.finish().text
         completion.text = stream.text
         completion.finish_reason = request.finish_reason
+        completion.speculation = request.statistics.snapshot()
         return rest

@@ -11,12 +11,12 @@ _ROUNDS = 10
 _MASK = 0xFFFFFFFF
 
 
-def philox4x32(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
+def philox4x32(counter: torch.Tensor, key: tuple[int | torch.Tensor, int | torch.Tensor]) -> torch.Tensor:
     """Return four 32-bit words per counter.
 
     Args:
         counter: (..., 4) int64, each word below 2^32.
-        key: two words below 2^32.
+        key: two words below 2^32, each one number or int64 that broadcasts to (...).
 
     Returns:
         (..., 4) int64, each word below 2^32.
@@ -33,17 +33,23 @@ def philox4x32(counter: torch.Tensor, key: tuple[int, int]) -> torch.Tensor:
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
-def gumbel_noise(token_ids: torch.Tensor, seed: int, sample_index: int, position: int) -> torch.Tensor:
-    """Return the standard Gumbel noise of each token id: (n,) int64 -> (n,) float64, finite.
+def gumbel_noise(
+    token_ids: torch.Tensor,
+    seed: int | torch.Tensor,
+    sample_index: int | torch.Tensor,
+    position: int | torch.Tensor,
+) -> torch.Tensor:
+    """Return the standard Gumbel noise of each token id: (...) int64 -> (...) float64, finite.
 
+    The other arguments are numbers, or int64 that broadcasts to (...).
     The counter is (token_id // 4, sample_index, position, 0) under the key `seed`; word token_id % 4 of the result,
     taken as a uniform u = (word + 1/2) / 2^32, gives -log(-log(u)).
     """
-    counter = torch.zeros(len(token_ids), 4, dtype=torch.int64, device=token_ids.device)
-    counter[:, 0] = token_ids // 4
-    counter[:, 1] = sample_index
-    counter[:, 2] = position
+    counter = torch.zeros(*token_ids.shape, 4, dtype=torch.int64, device=token_ids.device)
+    counter[..., 0] = token_ids // 4
+    counter[..., 1] = sample_index
+    counter[..., 2] = position
     words = philox4x32(counter, (seed & _MASK, (seed >> 32) & _MASK))
-    word = words.gather(1, (token_ids % 4).unsqueeze(1)).squeeze(1)
+    word = words.gather(-1, (token_ids % 4).unsqueeze(-1)).squeeze(-1)
     uniform = (word.double() + 0.5) / 2.0**32
     return -torch.log(-torch.log(uniform))

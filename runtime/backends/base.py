@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
+import torch
+
 from runtime.backends.device_state import DeviceState
 from runtime.batch import Batch, StepPlan
 from runtime.model.decoder import DecoderOutput
@@ -34,6 +36,7 @@ class StepResult(NamedTuple):
     """One entry per row that emits, in the plan's order; a row that drafted may emit several tokens."""
 
     token_ids: list[list[int]]
+    num_drafted: list[int]  # nodes of each row's tree but the root and padding
     logprobs: list[list[TokenLogprobs] | None]
 
 
@@ -53,6 +56,7 @@ class Backend(Protocol):
     read_lag: int  # steps that may be in flight when the next one is planned
     limits: EngineLimits
     drafter: Drafter | None
+    device: torch.device
 
     def forward(self, batch: Batch) -> DecoderOutput:
         """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""

@@ -6,7 +6,7 @@ import torch
 
 from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
-from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenLogprobs
+from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, pack
 from runtime.batch import Batch, PlanRow, StepPlan
@@ -19,16 +19,23 @@ from runtime.speculation.drafter import Drafter
 class _Handle:
     """A step whose tokens may still be on the device."""
 
-    def __init__(self, accepted: Accepted | None, logprobs: list[list[TokenLogprobs] | None]) -> None:
+    def __init__(self, drawing: Drawing, accepted: Accepted, logprobs: list[list[TokenLogprobs] | None]) -> None:
+        self._drawing = drawing
         self._accepted = accepted
         self._logprobs = logprobs
 
     def read(self) -> StepResult:
-        if self._accepted is None:
-            return StepResult([], [])
         counts = self._accepted.counts.tolist()
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
-        return StepResult(tokens, self._logprobs)
+        num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
+        return StepResult(tokens, num_drafted, self._logprobs)
+
+
+class _Nothing:
+    """A step that only computed keys and values."""
+
+    def read(self) -> StepResult:
+        return StepResult([], [], [])
 
 
 class TorchBackend:
@@ -47,6 +54,7 @@ class TorchBackend:
     ) -> None:
         self.limits = limits
         self.drafter = drafter
+        self.device = decoder.device
         self.read_lag = read_lag
         self._decoder = decoder
         self._cache = cache
@@ -58,7 +66,7 @@ class TorchBackend:
         return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan, state: DeviceState) -> _Handle:
+    def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
         batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         if plan.copies:
             self._copy(plan.copies)
@@ -66,13 +74,13 @@ class TorchBackend:
         if self.drafter is not None:
             self.drafter.follow(batch)
         if not len(drawing.slots):
-            return _Handle(None, [])
+            return _Nothing()
         depth = plan.shape.depth if plan.shape else 0
         accepted = state.draw(drawing, depth, output)
         if depth:
             self._compact(drawing, accepted)
         emitting = [row for row in plan.rows if row.emits]
-        return _Handle(accepted, _logprobs(output.logits, drawing, accepted, emitting))
+        return _Handle(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
 
     def _caches(self) -> list[KVCache]:
         return [self._cache, *(self.drafter.caches if self.drafter else [])]

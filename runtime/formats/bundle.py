@@ -5,6 +5,7 @@
     weights.safetensors    one copy for every target
     tokenizer/             tokenizer.json, generation.json, chat_template.jinja
     engines/<target>/      the compiled engine of each target
+    draft/                 draft.json and the drafter's files, where the bundle carries one
     attestations/          what varies between builds of the same bundle: verify and bench results, host, times
 
 The manifest is deterministic and its SHA-256 is the bundle's id: the same inputs give the same id.
@@ -25,6 +26,7 @@ from runtime.text.tokenizer import Tokenizer
 MANIFEST_FILE = "manifest.json"
 ATTESTATIONS_DIR = "attestations"
 ENGINES_DIR = "engines"
+DRAFT_DIR = "draft"
 SCHEMA = 1
 
 
@@ -45,6 +47,12 @@ class Bundle:
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.path / "tokenizer")
+
+    @property
+    def draft_dir(self) -> Path | None:
+        """Folder of the drafter that the bundle carries; None where it carries none."""
+        folder = self.path / DRAFT_DIR
+        return folder if folder.is_dir() else None
 
     def engine_dir(self, target: str) -> Path:
         """Folder of one target's engine.

@@ -36,17 +36,20 @@ class DecoderOutput(NamedTuple):
 
 
 class Decoder:
-    """Weights of one model in `dtype`, ready to run.
+    """Weights of one model in `dtype` on `device`, ready to run.
 
     Raises:
         ValueError: `linear` cannot be done here, or not in `dtype`.
         EnginewrightError: the checkpoint is damaged.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, linear: LinearKind, max_seq_len: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, linear: LinearKind, max_seq_len: int, device: str = "cpu"
+    ) -> None:
         self.spec = checkpoint.spec
+        self.device = torch.device(device)
         self._dtype = dtype
-        weights = {name: tensor.to(dtype) for name, tensor in checkpoint.tensors()}
+        weights = {name: tensor.to(device, dtype) for name, tensor in checkpoint.tensors()}
         self._embedding = weights[EMBEDDING].clone()
         self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
         # The residual stream and the logits are float32 at least: bfloat16 would round the sum of every layer, and its
@@ -56,7 +59,7 @@ class Decoder:
         head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
         self._head = pack_linear(linear, head.to(wide))
         # Nodes of a draft tree at a text's end lie past it.
-        self._rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype)
+        self._rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype, device)
 
     def empty_hidden(self) -> torch.Tensor:
         """(0, H), of the dtype and device of `DecoderOutput.hidden`."""

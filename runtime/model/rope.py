@@ -15,13 +15,13 @@ class RopeTable(NamedTuple):
     sin: torch.Tensor  # (positions, D)
 
 
-def rope_table(spec: ModelSpec, num_positions: int, dtype: torch.dtype) -> RopeTable:
+def rope_table(spec: ModelSpec, num_positions: int, dtype: torch.dtype, device: str = "cpu") -> RopeTable:
     """Compute the table in float64 and round once."""
     positions = torch.arange(num_positions, dtype=torch.float64)
     angles = torch.outer(positions, inverse_frequencies(spec))
     scale = _attention_factor(spec.rope_scaling)
     cos, sin = torch.cos(angles) * scale, torch.sin(angles) * scale
-    return RopeTable(torch.cat([cos, cos], dim=1).to(dtype), torch.cat([-sin, sin], dim=1).to(dtype))
+    return RopeTable(*(torch.cat(halves, dim=1).to(device, dtype) for halves in ([cos, cos], [-sin, sin])))
 
 
 def inverse_frequencies(spec: ModelSpec) -> torch.Tensor:

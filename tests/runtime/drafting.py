@@ -81,6 +81,6 @@ class Always:
         self.num_steps += 1
         return self._shapes[self.num_steps % len(self._shapes)]
 
-    def observe(self, shape: TreeShape, num_requests: int, num_tokens: int) -> None:
-        assert num_requests <= num_tokens <= num_requests * (shape.depth + 1)
-        self.emitted.append(num_tokens)
+    def observe(self, shape: TreeShape, num_requests: int, emitted_tokens: int) -> None:
+        assert num_requests <= emitted_tokens <= num_requests * (shape.depth + 1)
+        self.emitted.append(emitted_tokens)

@@ -82,8 +82,11 @@ def test_requests_that_do_not_want_drafts_get_none(checkpoint):
     wanted = [([1, 2, 3], params, 0), ([4, 5, 6], replace(params, speculate=False), 0)]
     requests, expected = speculate(checkpoint, wanted, Always(SHAPES[0]), accuracy=1.0)
     assert outputs(requests) == expected
-    assert requests[0].num_accepted > 0
-    assert requests[1].num_accepted == 0
+    first, second = (request.statistics.snapshot() for request in requests)
+    assert first.num_accepted_tokens > 0
+    assert first.num_emitted_tokens == second.num_emitted_tokens == 11  # the prefill's token is not counted
+    assert second.num_drafts == 0
+    assert second.accepted_length == 1.0
 
 
 def test_end_tokens_and_limits_inside_an_accepted_run(checkpoint):

@@ -1,0 +1,224 @@
+"""Training a draft head: random positions of a corpus, K future tokens each, resumable to the exact step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipelines.draft.corpus import Corpus, hidden_of
+from pipelines.draft.loss import HeadLoss
+from pipelines.draft.target import TargetModel
+from runtime.speculation.redrafter.head import DraftHead
+from runtime.speculation.redrafter.head_file import PREFIX, VOCAB_IDS, HeadConfig
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    num_steps: int
+    batch_positions: int = 32768
+    accumulation: int = 1  # batches to one optimizer step
+    future_tokens: int = 6  # K
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.01
+    hard_share: float = 0.5  # see loss.py
+    depth_decay: float = 0.9  # weight of each further token
+    ema_decay: float = 0.999
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+class StepMetrics(NamedTuple):
+    loss: float  # nats per drafted token
+    top1: tuple[float, ...]  # share of first choices that are the target's, by future token
+
+
+def init_head(config: HeadConfig, lm_head: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    """Float32 tensors of a new head; blocks start near the identity, rows of its own at the target's `lm_head`."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in config.tensor_shapes().items():
+        scale = 0.0 if len(shape) == 1 else shape[1] ** -0.5 * (0.3 if ".layers." in name else 1.0)
+        tensors[name] = torch.randn(shape, generator=generator) * scale
+    if not config.tied_head and config.exit_dim == config.hidden_size:
+        tensors[PREFIX + "lm_head.weight"] = lm_head.detach().float().cpu().clone()
+    # The projection starts as the context alone: what the target itself would say next.
+    if config.exit_dim == config.hidden_size:
+        tensors[PREFIX + "input_proj.weight"][:, : config.hidden_size] += torch.eye(config.hidden_size)
+    return tensors
+
+
+class Training:
+    """A head in training. Everything that a later step depends on is in `state_dict`."""
+
+    def __init__(
+        self,
+        config: HeadConfig,
+        vocab_ids: torch.Tensor,
+        corpus: Corpus,
+        target: TargetModel,
+        settings: LoopSettings,
+    ) -> None:
+        self.config, self.corpus, self.target, self.settings = config, corpus, target, settings
+        device = target.device
+        self.vocab_ids = vocab_ids.to(device)
+        self.compute_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        initial = init_head(config, target.lm_head, settings.seed)
+        self.parameters = {name: torch.nn.Parameter(x.to(device)) for name, x in initial.items()}
+        self.ema = {name: x.detach().clone() for name, x in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.98),
+            weight_decay=settings.weight_decay, fused=device.type == "cuda",
+        )  # fmt: skip
+        self.step_index = 0
+        self._roots = corpus.roots(settings.future_tokens)
+        self._order: tuple[int, torch.Tensor] | None = None
+        self._embedding = target.embedding.to(self.compute_dtype)
+        rows = target.lm_head[self.vocab_ids]
+        # Half precision keeps logits of size 25 to 1/64, bfloat16 to 1/8: too coarse to say what the target prefers.
+        self._label_dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._target_rows = rows.to(self._label_dtype)
+        self._tied_rows = rows.to(self.compute_dtype)
+        self._exits = torch.compile(self._read, dynamic=False) if device.type == "cuda" else self._read
+
+    def step(self) -> torch.Tensor:
+        """One optimizer step; returns (1 + K,) on the device: mean loss, then the share of right first choices."""
+        settings = self.settings
+        lr = settings.learning_rate * schedule(self.step_index, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        metrics = torch.zeros(1 + settings.future_tokens, device=self.target.device)
+        for part in range(settings.accumulation):
+            loss, figures = self._losses(self._batch(self.step_index * settings.accumulation + part))
+            (loss / settings.accumulation).backward()
+            metrics += figures / settings.accumulation
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.clip_norm, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step_index += 1
+        with torch.no_grad():
+            decay = min(settings.ema_decay, self.step_index / (self.step_index + 10))
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        return metrics
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The averaged head, as it is stored."""
+        averaged = {name: x.to(dtype) for name, x in self.ema.items()}
+        return averaged | {VOCAB_IDS: self.vocab_ids.to(torch.int32)}
+
+    def state_dict(self) -> dict[str, Any]:
+        plain = {name: x.detach() for name, x in self.parameters.items()}
+        return {"step": self.step_index, "parameters": plain, "ema": self.ema, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step_index = state["step"]
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+                self.ema[name].copy_(state["ema"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _batch(self, index: int) -> torch.Tensor:
+        """(P,) root positions: a shuffled pass over all of them, then another; `index` alone decides which."""
+        size = min(self.settings.batch_positions, len(self._roots))
+        epoch, part = divmod(index, len(self._roots) // size)
+        if self._order is None or self._order[0] != epoch:
+            generator = torch.Generator(self._roots.device).manual_seed(self.settings.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self._roots), generator=generator, device=self._roots.device)
+            self._order = (epoch, order)
+        return self._roots[self._order[1][part * size : (part + 1) * size]]
+
+    def _losses(self, roots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        settings, device = self.settings, self.target.device
+        steps = settings.future_tokens
+        window = roots.unsqueeze(1) + torch.arange(steps + 2, device=roots.device)
+        token_ids = self.corpus.token_ids.flatten()[window].to(device, torch.int64)
+        positions = self.corpus.positions.flatten()[window].to(device, torch.int64)
+        hidden = self._hidden(window[:, : steps + 1]).to(device)
+        # Text goes on where positions do; a text's last token predicts nothing.
+        in_text = (positions - positions[:, :1] == torch.arange(steps + 2, device=device)).float()
+        weights = {name: x.to(self.compute_dtype) for name, x in self.parameters.items()}
+        reads = self._exits(weights, hidden[:, 0].to(self.compute_dtype), self._embedding[token_ids[:, 1 : steps + 1]])
+        rows = self._tied_rows if self.config.tied_head else weights[PREFIX + "lm_head.weight"][self.vocab_ids]
+        total, figures = torch.zeros((), device=device), []
+        weight_sum = sum(settings.depth_decay**step for step in range(steps))
+        for step, read in enumerate(reads):
+            labels = hidden[:, step + 1].to(self._label_dtype) @ self._target_rows.T
+            weight = in_text[:, step + 2] / in_text[:, step + 2].sum().clamp(min=1)
+            loss, hits = HeadLoss.apply(read, rows, labels, weight, settings.hard_share)
+            total = total + loss * (settings.depth_decay**step / weight_sum)
+            figures.append(hits)
+        return total, torch.stack([total.detach(), *figures])
+
+    def _read(
+        self, weights: dict[str, torch.Tensor], context: torch.Tensor, embedded: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What the LM head reads after each of K tokens: context (P, H), embedded (P, K, H) -> K of (P, E)."""
+        head = DraftHead(self.config, weights, embedded, "torch")  # its LM head is not called
+        begun, state, reads = head.begin(context), None, []
+        for step in range(embedded.shape[1]):
+            state = head.advance(embedded[:, step], state)
+            reads.append(head.exit(begun, state))
+        return reads
+
+    def _hidden(self, window: torch.Tensor) -> torch.Tensor:
+        """(P, K + 1, H) hidden states at flat positions; computed again where they are not kept."""
+        corpus = self.corpus
+        if corpus.hidden is not None:
+            return corpus.hidden.flatten(0, 1)[window.to(corpus.hidden.device)]
+        row_len = corpus.token_ids.shape[1]
+        rows, place = torch.unique(window // row_len, return_inverse=True)
+        return hidden_of(corpus, self.target, rows).flatten(0, 1)[place * row_len + window % row_len]
+
+
+def schedule(step: int, settings: LoopSettings) -> float:
+    """Share of the learning rate: linear warm-up, then a cosine down to 2 %."""
+    if step < settings.warmup_steps:
+        return (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(settings.num_steps - settings.warmup_steps, 1)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def run_training(
+    training: Training,
+    state_file: Path,
+    every: int,
+    report: Callable[[int, StepMetrics], None],
+    evaluate: Callable[[Training], float],
+) -> dict[str, torch.Tensor]:
+    """Train to the end, from `state_file` where an earlier try left one; returns the best head by `evaluate`.
+
+    Every `every` steps, and at the end: report the mean metrics, evaluate, keep the best head and the state.
+    """
+    best: dict[str, Any] = {"value": -1.0, "tensors": {}}
+    if state_file.is_file():
+        saved = torch.load(state_file, map_location=training.target.device, weights_only=True)
+        training.load_state_dict(saved["training"])
+        best = saved["best"]
+    total = training.settings.num_steps
+    gathered = []
+    while training.step_index < total:
+        gathered.append(training.step())
+        if training.step_index % every and training.step_index < total:
+            continue
+        loss, *top1 = torch.stack(gathered).mean(0).tolist()
+        gathered = []
+        report(training.step_index, StepMetrics(loss, tuple(top1)))
+        value = evaluate(training)
+        if value > best["value"]:
+            best = {"value": value, "tensors": training.tensors(torch.float32)}
+        partial = state_file.with_suffix(".partial")
+        torch.save({"training": training.state_dict(), "best": best}, partial)
+        partial.replace(state_file)
+    return dict(best["tensors"])
+
+
+def draft_vocabulary(corpus: Corpus, vocab_size: int, size: int, always: frozenset[int]) -> torch.Tensor:
+    """The `size` tokens that the target answers with most often, and `always`; ascending (size,) int64."""
+    counts = torch.bincount(corpus.token_ids[corpus.learnt].long(), minlength=vocab_size).float().cpu()
+    counts += torch.linspace(0.5, 0, vocab_size)  # unseen tokens: the lower id, which is the commoner merge
+    counts[sorted(always)] = torch.inf
+    return counts.topk(min(size, vocab_size)).indices.sort().values

@@ -1,0 +1,69 @@
+"""Runs steps and drafts of an idle engine on made-up requests, so that their cost can be measured."""
+
+import torch
+
+from runtime.backends.base import Backend
+from runtime.batch import Batch
+from runtime.speculation.cost_table import CostTable, measure_costs
+from runtime.speculation.drafter import DraftContext
+from runtime.speculation.tree import TreeShape
+
+_CONTEXT = 256  # tokens before the step, where the cache holds so many
+
+
+def measure_backend(backend: Backend, shapes: tuple[TreeShape, ...]) -> CostTable:
+    """Time a backend that runs no request; what its cache holds is overwritten."""
+    limits = backend.limits
+
+    def target_step(batch_size: int, rows: int) -> None:
+        backend.forward(_batch(backend, batch_size, rows))
+        _wait(backend.device)
+
+    contexts: dict[tuple[int, TreeShape], DraftContext] = {}  # made in the warm-up
+
+    def draft(batch_size: int, shape: TreeShape) -> None:
+        assert backend.drafter is not None
+        if (batch_size, shape) not in contexts:
+            contexts[batch_size, shape] = _context(backend, batch_size, shape)
+        backend.drafter.propose(contexts[batch_size, shape], shape)
+        _wait(backend.device)
+
+    return measure_costs(target_step, draft, shapes, limits.max_batch_size, limits.max_num_tokens)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _blocks(backend: Backend, batch_size: int, rows: int) -> tuple[int, torch.Tensor]:
+    """How many tokens come before the step, and the blocks (B, n) of made-up requests; they may share some."""
+    limits = backend.limits
+    past = max(0, min(_CONTEXT, limits.max_seq_len - rows, limits.num_blocks * limits.block_size - rows))
+    num_blocks = -(-(past + rows) // limits.block_size)
+    blocks = torch.arange(batch_size * num_blocks, device=backend.device) % limits.num_blocks
+    return past, blocks.view(batch_size, num_blocks)
+
+
+def _batch(backend: Backend, batch_size: int, rows: int) -> Batch:
+    """`batch_size` requests with `rows` tokens each, all of which get logits as the nodes of a tree do."""
+    past, blocks = _blocks(backend, batch_size, rows)
+    device = backend.device
+    positions = past + torch.arange(rows, device=device).repeat(batch_size)
+    return Batch(
+        token_ids=torch.zeros_like(positions),
+        positions=positions,
+        cache_positions=positions,
+        query_starts=torch.arange(batch_size + 1, device=device) * rows,
+        context_lens=torch.full((batch_size,), past + rows, device=device),
+        block_tables=blocks,
+        logit_rows=torch.arange(len(positions), device=device),
+    )
+
+
+def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContext:
+    past, blocks = _blocks(backend, batch_size, shape.num_nodes)
+    state = backend.new_state()
+    slots = torch.arange(batch_size, device=backend.device)
+    state.num_tokens[slots] = past + 1
+    return state.draft_context(slots, blocks)

@@ -1,0 +1,72 @@
+"""ReDrafter: a beam search with the draft head, whose continuations are packed into a tree.
+
+Every continuation of a beam is another path, so the candidates of all depths form a prefix tree as they are: nothing
+has to be merged.
+"""
+
+import torch
+
+from plugins.tree_pack import tree_pack
+from runtime.batch import Batch
+from runtime.kv.cache import KVCache
+from runtime.speculation.drafter import DraftContext
+from runtime.speculation.redrafter.head import DraftHead
+from runtime.speculation.tree import DraftTree, TreeShape
+
+
+class ReDrafter:
+    """See Drafter. Has no cache: the target's last hidden state is all it needs.
+
+    Args:
+        embedding: (V, H), the target's input embedding, in the head's dtype.
+        vocab_ids: (V_draft,) int64, the token of each of the head's logits.
+    """
+
+    name = "redrafter"
+
+    def __init__(self, head: DraftHead, embedding: torch.Tensor, vocab_ids: torch.Tensor) -> None:
+        self._head = head
+        self._embedding = embedding
+        self._vocab_ids = vocab_ids
+        self.caches: list[KVCache] = []
+
+    @torch.inference_mode()
+    def propose(self, context: DraftContext, shape: TreeShape) -> DraftTree:
+        """Draft with `num_beams` beams over `depth` steps, then keep the N - 1 best nodes.
+
+        At each depth the max(W, N - 1) best continuations by cumulative log-probability are candidates, and the W best
+        go on: no node beyond them can be among the tree's.
+        """
+        head, num_draft = self._head, len(self._vocab_ids)
+        begun = head.begin(context.hidden.to(self._embedding.dtype))
+        state = head.advance(self._embedding[context.root_ids], None)
+        batch = torch.arange(len(begun), device=begun.device).unsqueeze(1)
+        beam_scores = begun.new_zeros(len(begun), 1, dtype=torch.float32)
+        beam_nodes = torch.full_like(batch, -1)
+        ids, parents, scores = [], [], []
+        num_candidates = 0
+        for depth in range(1, shape.depth + 1):
+            width = beam_scores.shape[1]
+            logits = head.logits(begun.repeat_interleave(width, 0), state).float().unflatten(0, (-1, width))
+            paths = logits + (beam_scores - torch.logsumexp(logits, -1)).unsqueeze(-1)
+            best, index = paths.flatten(1).topk(min(max(shape.num_beams, shape.num_nodes - 1), width * num_draft))
+            beam = index // num_draft
+            token_ids = self._vocab_ids[index - beam * num_draft]
+            ids.append(token_ids)
+            parents.append(beam_nodes.gather(1, beam))
+            scores.append(best)
+            if depth < shape.depth:
+                going_on = slice(shape.num_beams)
+                beam_scores = best[:, going_on]
+                nodes = num_candidates + torch.arange(beam_scores.shape[1], device=begun.device)
+                beam_nodes = nodes.expand_as(beam_scores)
+                rows = (batch * width + beam[:, going_on]).flatten()
+                state = head.advance(self._embedding[token_ids[:, going_on].flatten()], state[rows])
+                num_candidates += best.shape[1]
+        tree = tree_pack(
+            torch.cat(ids, 1), torch.cat(parents, 1), torch.cat(scores, 1), context.root_ids, shape.num_nodes
+        )
+        return DraftTree(*tree)
+
+    def follow(self, batch: Batch) -> None:
+        """Nothing to see: no state outlives a step."""
