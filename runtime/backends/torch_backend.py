@@ -67,9 +67,9 @@ class TorchBackend:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
-        batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         if plan.copies:
             self._copy(plan.copies)
+        batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         output = self.forward(batch)
         if self.drafter is not None:
             self.drafter.follow(batch)
