@@ -6,6 +6,7 @@ ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
 PORT ?= 5000
+OUT ?= $(HOME_DIR)/exported
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
 VENV := .venv
@@ -18,10 +19,12 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine generate chat verify bench inspect ui test lint clean
+.PHONY: help engine plan generate chat verify bench inspect doctor diff export-hf ui clean-cache test lint clean
+ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
+BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(SYSTEM_PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python {v[0]}.{v[1]} is too old: Enginewright needs 3.11 or newer; write make SYSTEM_PYTHON=python3.12")'
@@ -29,27 +32,42 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp32> ARGS='key=value ...'
-	@$(PYTHON) -m pipelines $(if $(MODEL),'model=$(MODEL)') $(if $(TARGET),'target=[$(TARGET)]') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
+engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp16, fp32> ARGS='key=value ...'
+	@$(ENGINEWRIGHT) engine $(BUILD_OPTIONS) $(ARGS)
+
+plan: $(READY) ## Say what a build would do, take and need; takes what engine takes and changes nothing
+	@$(ENGINEWRIGHT) plan $(BUILD_OPTIONS) $(ARGS)
 
 generate: export PROMPT := $(value PROMPT)
 generate: $(READY) ## Complete PROMPT="..." with the latest bundle, or BUNDLE=<folder>
-	@$(PYTHON) -m runtime generate '$(BUNDLE)' --prompt "$$PROMPT" $(ARGS)
+	@$(ENGINEWRIGHT) generate '$(BUNDLE)' --prompt "$$PROMPT" $(ARGS)
 
 chat: $(READY) ## Talk to the latest bundle
-	@$(PYTHON) -m runtime chat '$(BUNDLE)' $(ARGS)
+	@$(ENGINEWRIGHT) chat '$(BUNDLE)' $(ARGS)
 
 verify: $(READY) ## Check a bundle's engine against its reference on this machine
-	@$(PYTHON) -m runtime verify '$(BUNDLE)' $(ARGS)
+	@$(ENGINEWRIGHT) verify '$(BUNDLE)' $(ARGS)
 
 bench: $(READY) ## Measure a bundle's engine on this machine
-	@$(PYTHON) -m runtime bench '$(BUNDLE)' $(ARGS)
+	@$(ENGINEWRIGHT) bench '$(BUNDLE)' $(ARGS)
 
 inspect: $(READY) ## Say what a bundle is
-	@$(PYTHON) -m runtime inspect '$(BUNDLE)' $(ARGS)
+	@$(ENGINEWRIGHT) inspect '$(BUNDLE)' $(ARGS)
+
+doctor: $(READY) ## Say what can be built and run here; with BUNDLE=<folder>, whether that bundle runs here
+	@$(ENGINEWRIGHT) doctor $(if $(filter command line environment,$(origin BUNDLE)),--bundle '$(BUNDLE)') $(ARGS)
+
+diff: $(READY) ## Compare two bundles: A=<folder> B=<folder>
+	@$(ENGINEWRIGHT) diff '$(A)' '$(B)' $(ARGS)
+
+clean-cache: $(READY) ## Remove cached stages by MAX_AGE_DAYS= and MAX_GB=, and leftovers; DRY=1 only says which
+	@$(ENGINEWRIGHT) clean-cache $(if $(MAX_AGE_DAYS),--max-age-days $(MAX_AGE_DAYS)) $(if $(MAX_GB),--max-gb $(MAX_GB)) $(if $(DRY),--dry-run) $(ARGS)
+
+export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<new folder>
+	@$(PYTHON) -m pipelines export-hf '$(BUNDLE)' '$(OUT)' $(ARGS)
 
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
-	@$(PYTHON) -m pipelines.ui --port $(PORT) $(ARGS)
+	@$(ENGINEWRIGHT) ui --port $(PORT) $(ARGS)
 
 test: $(READY) ## Run the whole test suite
 	@$(PYTHON) -m pytest $(ARGS)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 
@@ -13,10 +14,13 @@ from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
+from pipelines.sources.hub import pinned
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
+R = TypeVar("R")
 STAGES = "pipelines.stages"
+OPTIONAL_STAGES = ("verify", "bench")  # verify=off and bench=off leave them out
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class Build:
 
     results: Mapping[str, StageResult]
     bundle: Path
+
+
+class Runs(Protocol[R]):
+    """What takes the stages of a build one by one: the runner, or a plan."""
+
+    def run(self, node: Node, inputs: Mapping[str, R]) -> R: ...
 
 
 def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Build:
@@ -48,18 +58,20 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         return Build(results, bundle)
 
 
-def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dict[str, StageResult]:
-    """Run every stage of one build; the order is that of the life of an engine."""
-    made: dict[str, StageResult] = {}
+def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
+    """Run, or plan, every stage of one build; the order is that of the life of an engine."""
+    made: dict[str, R] = {}
 
     def run(name: str, node: Node, *inputs: str) -> None:
         made[name] = runner.run(node, {key: made[key] for key in inputs})
 
-    run("fetch", Node(f"{stages}.fetch", config.model, external=local_files(config.model.source)))
+    run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
-    run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
-    run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
+    if config.verify.enabled:
+        run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
+    if config.bench.enabled:
+        run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 
@@ -75,7 +87,8 @@ def local_files(source: str) -> tuple[Path, ...]:
 def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine:
     """The packaged engine as tracking records it."""
     targets = ",".join(config.target.names)
-    gated = {stage: results[stage].artifact.metrics for stage in ("verify", "bench")}
+    measured = {stage: results[stage].artifact.metrics for stage in OPTIONAL_STAGES if stage in results}
+    not_run = ",".join(stage for stage in OPTIONAL_STAGES if stage not in results)
     return Engine(
         name=config.package.name,
         bundle_id=bundle_id(results["package"].artifact.path),
@@ -83,6 +96,7 @@ def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine
             "model": config.model.name,
             "precision": config.precision.name,
             "targets": targets,
-        },
-        metrics={f"{stage}/{name}": value for stage, metrics in gated.items() for name, value in metrics.items()},
+        }
+        | ({"not_run": not_run} if not_run else {}),
+        metrics={f"{stage}/{name}": value for stage, metrics in measured.items() for name, value in metrics.items()},
     )

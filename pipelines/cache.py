@@ -5,15 +5,18 @@
     <root>/<stage>/<key>/stage.log
     <root>/<stage>/<key>.{tmp,old,scratch,lock}   a build under way
 
+The time of change of artifact.json is when the artifact was last used. A build holds a shared lock on the folder of
+each artifact that it uses, so that pipelines/cleaning.py leaves it; the lock ends with the process, however it ends.
 Knows nothing of what a key is made of.
 """
 
+import fcntl
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +103,11 @@ class Entry:
             log.warning("cached %s is damaged (%s); it is built again", self.folder.parent.name, ", ".join(damaged))
         return None if damaged else metadata
 
+    def mark_used(self) -> None:
+        """Make the time of change of artifact.json now, unless this cache may only be read."""
+        with suppress(OSError):
+            os.utime(self.folder / METADATA_FILE)
+
     def damaged_files(self, metadata: Metadata) -> list[str]:
         """Files whose bytes are not those that were published; reads all of them."""
         return [entry.path for entry in metadata.files if sha256_file(self.content / entry.path) != entry.sha256]
@@ -140,10 +148,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cache:
+    """All entries, and the locks on those that this build uses."""
+
     root: Path
+    held: list[int] = field(default_factory=list, compare=False)  # file descriptors
 
     def entry(self, stage: str, key: str) -> Entry:
         return Entry(self.root / stage / key)
+
+    def hold(self, entry: Entry) -> None:
+        """Keep a folder from being cleaned away until `release`; one that is absent needs no lock."""
+        with suppress(FileNotFoundError):
+            self.held.append(os.open(entry.folder, os.O_RDONLY))
+            with suppress(OSError):  # a file system without such locks: cleaning cannot take them either, and skips it
+                fcntl.flock(self.held[-1], fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        while self.held:
+            os.close(self.held.pop())
 
 
 def file_size(path: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""The command line: `python -m pipelines` and `enginewright`, a Hydra application.
+"""The command line of a build: `python -m pipelines`, also `enginewright engine`, a Hydra application.
 
 Exits with 0, with 1 and one line for whatever a user can mend, with 130 or 143 when interrupted; a traceback is a bug.
 """
@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 
 from pipelines.build import run_build
 from pipelines.config_errors import COMPOSITION_ERRORS, explain
+from pipelines.export import command as export_command
 from pipelines.loading import build_config, translate
 from pipelines.summary import print_summary
 from runtime.errors import EnginewrightError
@@ -55,6 +56,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are; we print the line
     signal.signal(signal.SIGTERM, terminate)
     try:
+        if sys.argv[1:2] == ["export-hf"]:
+            export_command.run(sys.argv[2:])
+            return
         sys.argv[1:] = translate(sys.argv[1:], os.environ)
         application()
     except EnginewrightError as error:

@@ -50,9 +50,11 @@ class ModelConfig:
 class PrecisionConfig:
     name: str = "bf16"
     dtype: str = "bfloat16"
+    cpu_linear: str = "onednn"  # what target.cpu.linear is where nothing else is asked for
 
     def __post_init__(self) -> None:
-        require(self.dtype in ("bfloat16", "float32"), "precision.dtype", self.dtype, "bfloat16 or float32")
+        dtypes = ("bfloat16", "float16", "float32")
+        require(self.dtype in dtypes, "precision.dtype", self.dtype, "bfloat16, float16 or float32")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class GatesConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
+    enabled: bool = True  # False: the bundle says that it was not verified, and carries no reference
     num_new_tokens: int = 64
     num_prompts: int = 16
     top_logits: int = 32
@@ -117,6 +120,7 @@ class VerifyConfig:
 
 @dataclass(frozen=True)
 class BenchConfig:
+    enabled: bool = True
     batch_sizes: tuple[int, ...] = (1, 4, 8)
     prompt_lens: tuple[int, ...] = (32, 512)
     new_tokens: int = 32
@@ -186,15 +190,20 @@ class BuildConfig:
         cpu = self.target.cpu
         if cpu is None:
             return
+        if self.bench.enabled:
+            self._check_bench(cpu)
+        if cpu.max_seq_len and self.verify.enabled:
+            bound = f"below target.cpu.max_seq_len, {cpu.max_seq_len}"
+            require(self.verify.num_new_tokens < cpu.max_seq_len, "verify.num_new_tokens", self.verify.num_new_tokens,
+                    bound)  # fmt: skip
+
+    def _check_bench(self, cpu: CpuTargetConfig) -> None:
         bound = f"at most target.cpu.max_batch_size, {cpu.max_batch_size}, or the batch would not run as one"
         require(max(self.bench.batch_sizes) <= cpu.max_batch_size, "bench.batch_sizes", self.bench.batch_sizes, bound)
         if cpu.max_seq_len:
             longest = cpu.max_seq_len - self.bench.new_tokens
             bound = f"at most {longest}, target.cpu.max_seq_len less bench.new_tokens"
             require(max(self.bench.prompt_lens) <= longest, "bench.prompt_lens", self.bench.prompt_lens, bound)
-            bound = f"below target.cpu.max_seq_len, {cpu.max_seq_len}"
-            require(self.verify.num_new_tokens < cpu.max_seq_len, "verify.num_new_tokens", self.verify.num_new_tokens,
-                    bound)  # fmt: skip
 
     @property
     def convert(self) -> ConvertConfig:

@@ -16,9 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from pipelines.config import BuildConfig, ModelConfig, PathsConfig, TrackingConfig
 from pipelines.config_errors import COMPOSITION_ERRORS, explain, group_choices
 from pipelines.schema import from_container, mutable_mirror, nearest
+from pipelines.sources import hub_address
 from runtime.errors import EnginewrightError
 
-SOURCE_SCHEMES = ("pypi:", "hub:")
+SOURCE_SCHEMES = ("pypi:", hub_address.SCHEME)
 ENVIRONMENT = {"ENGINEWRIGHT_HOME": "paths.root", "MLFLOW_TRACKING_URI": "tracking.uri"}
 GGUF_QUANTIZATION = re.compile(r"\.(I?Q\d\w*|F16|F32|BF16)$", re.IGNORECASE)
 
@@ -61,7 +62,7 @@ def resolve_tracking(tracking: TrackingConfig, paths: PathsConfig) -> TrackingCo
 
 
 def resolve_model(model: ModelConfig) -> ModelConfig:
-    """Fill in the name, and make the path of a local source absolute.
+    """Fill in the name, and make the path of a local source absolute. `org/name` is the Hub's unless it is a path here.
 
     Raises:
         EnginewrightError: no source, no such file or folder, or a name that cannot name a folder.
@@ -69,6 +70,8 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
     source = model.source
     if not source:
         raise EnginewrightError("model.source is empty; write model=<name, folder or .gguf file>")
+    if hub_address.is_hub_name(source) and not exists(source):
+        source = hub_address.SCHEME + source
     if not source.startswith(SOURCE_SCHEMES):
         path = Path(os.path.expanduser(source)).absolute()
         if not exists(source):
@@ -81,6 +84,9 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
 
 def derived_name(source: str) -> str:
     """A model's name from its file or folder: `/x/SmolLM2-135M-Instruct.Q4_1.gguf` gives `smollm2-135m-instruct`."""
+    if source.startswith(hub_address.SCHEME):
+        address = hub_address.parse_address(source)
+        source = address.file or address.repo
     last = source.rpartition("#")[2].rstrip("/").rpartition("/")[2].removesuffix(".gguf")
     return re.sub(r"[^a-z0-9._-]+", "-", GGUF_QUANTIZATION.sub("", last).lower()).strip("-.")
 
@@ -126,7 +132,7 @@ def is_source(value: str) -> bool:
 
 
 def check_source(source: str) -> None:
-    if not source.startswith(SOURCE_SCHEMES) and not exists(source):
+    if not source.startswith(SOURCE_SCHEMES) and not exists(source) and not hub_address.is_hub_name(source):
         hint = nearest(source, group_choices("model"))
         raise EnginewrightError(f"no model named {source!r}, and no such file or folder; {hint}")
 

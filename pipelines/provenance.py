@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.hardware import cpu_model, gpu_names
+from runtime.machine import cpu_model, gpu_names
 
 LIBRARIES = ("torch", "transformers", "enginewright")
 

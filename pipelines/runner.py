@@ -64,8 +64,12 @@ class Runner:
         return result
 
     def cached(self, entry: Entry) -> StageResult | None:
+        self.cache.hold(entry)  # before it is looked at, or it could be cleaned away in between
         metadata = entry.load()
-        return None if metadata is None else StageResult(entry.artifact(metadata), metadata, cached=True)
+        if metadata is None:
+            return None
+        entry.mark_used()
+        return StageResult(entry.artifact(metadata), metadata, cached=True)
 
     def build(
         self, node: Node, inputs: Mapping[str, StageResult], entry: Entry, made_from: dict[str, Any]
@@ -87,6 +91,7 @@ class Runner:
             done = Metadata(name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
                             summary=output.summary, seconds=seconds, run_id=run.run_id)  # fmt: skip
             metadata = entry.publish(done, previous)
+            self.cache.hold(entry)
         run.published(metadata, entry.folder)
         if previous is not None and previous.digest != metadata.digest:
             warn_different(node.stage, previous, metadata)

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.build import Build
+from pipelines.build import OPTIONAL_STAGES, Build
 from pipelines.runner import StageResult
 
 
@@ -26,6 +26,9 @@ def stage_table(build: Build) -> Table:
     table.add_column("key figures", overflow="fold")
     for name, result in build.results.items():
         table.add_row(name, spent(result), "cached" if result.cached else "built", result.metadata.summary)
+    for name in OPTIONAL_STAGES:
+        if name not in build.results:
+            table.add_row(name, "", "[bold red]not run[/]", f"{name}=off: the bundle says so")
     return table
 
 

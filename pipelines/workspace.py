@@ -16,16 +16,22 @@ from pipelines.config import BuildConfig, CachePolicy
 def open_cache(config: BuildConfig) -> Iterator[Cache]:
     """Give the place for stage outputs."""
     if config.cache is not CachePolicy.off:
-        yield Cache(config.paths.cache)
+        cache = Cache(config.paths.cache)
+        try:
+            yield cache
+        finally:
+            cache.release()
         return
     parent = config.paths.cache.with_name("uncached")
     parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(parent)
     folder = Path(tempfile.mkdtemp(dir=parent))
     with FileLock(lock_of(folder)):
+        cache = Cache(folder)
         try:
-            yield Cache(folder)
+            yield cache
         finally:
+            cache.release()
             shutil.rmtree(folder, ignore_errors=True)
             lock_of(folder).unlink(missing_ok=True)
 

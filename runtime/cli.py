@@ -1,4 +1,4 @@
-"""`python -m runtime generate|chat|verify|bench|inspect BUNDLE`: a plain program for hosts that only run bundles.
+"""`python -m runtime generate|chat|verify|bench|inspect|doctor|diff`: a plain program for hosts that only run bundles.
 
 Commands import what they need: looking at a bundle loads no weights and no torch.
 """
@@ -14,11 +14,21 @@ from typing import Any
 from runtime.errors import EnginewrightError
 
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
+DIFF = "Compare two bundles: settings, provenance, files, weights, quality, speed. Exits with 0 if equal, 1 if not."
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; exits with 1 and one line for whatever a user can mend, with 130 on Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m runtime", description="Run an engine bundle.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_commands(commands)
+    doctor = add_bundle_command(commands, "doctor", check_command, "say whether the bundle will run on this machine")
+    doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    run_command(parser.parse_args(arguments))
+
+
+def run_command(options: argparse.Namespace) -> None:
+    """Run the command that a parser chose."""
     try:
         options.command(options)
     except EnginewrightError as error:
@@ -29,32 +39,44 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m runtime", description="Run an engine bundle.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def add_commands(commands: Any, bundle: Path | None = None) -> None:
+    """Add every command that takes a bundle to subparsers; with `bundle`, that is the one where none is named."""
 
-    generate = _command(commands, "generate", _generate, "complete a prompt")
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        return add_bundle_command(commands, name, function, text, bundle)
+
+    generate = command("generate", _generate, "complete a prompt")
     generate.add_argument("--prompt", required=True)
     _add_sampling(generate)
-    chat = _command(commands, "chat", _chat, "talk to the model; an empty line or Ctrl-D ends it")
+    chat = command("chat", _chat, "talk to the model; an empty line or Ctrl-D ends it")
     chat.add_argument("--system", help="the system message")
     chat.add_argument("--show-drafts", action="store_true", help="print accepted draft tokens in colour")
     _add_sampling(chat)
-    _command(commands, "verify", _verify, "check the engine against the reference in the bundle, on this machine")
-    bench = _command(commands, "bench", _bench, "measure the engine on this machine")
+    command("verify", _verify, "check the engine against the reference in the bundle, on this machine")
+    bench = command("bench", _bench, "measure the engine on this machine")
     bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8], metavar="B")
     bench.add_argument("--prompt-lens", type=int, nargs="+", default=[32, 512], metavar="S")
     bench.add_argument("--new-tokens", type=int, default=32)
     bench.add_argument("--repeats", type=int, default=3)
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
-    inspect = _command(commands, "inspect", _inspect, "say what the bundle is, after checking every file")
-    inspect.add_argument("--json", action="store_true", help="print the manifest itself")
-    return parser
+    inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
+    inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
+    diff = commands.add_parser("diff", help="compare two bundles", description=DIFF)
+    diff.add_argument("a", type=Path)
+    diff.add_argument("b", type=Path)
+    diff.add_argument("--json", action="store_true", help="print it all as JSON")
+    diff.set_defaults(command=_diff)
 
 
-def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+def add_bundle_command(
+    commands: Any, name: str, function: Any, text: str, bundle: Path | None = None
+) -> argparse.ArgumentParser:
+    """Add one command on a bundle."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    if bundle is None:
+        parser.add_argument("bundle", type=Path, help="the bundle's folder")
+    else:
+        parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
     parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
     parser.set_defaults(command=function)
     return parser
@@ -154,10 +176,29 @@ def _bench(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from runtime.formats.bundle import open_bundle
-    from runtime.inspection import describe
+    from runtime.inspection import as_json, describe
 
     bundle = open_bundle(options.bundle)
-    print(json.dumps(bundle.manifest, indent=2) if options.json else describe(bundle))
+    print(as_json(bundle) if options.json else describe(bundle))
+
+
+def check_command(options: argparse.Namespace) -> None:
+    """Say whether a bundle runs here; ends the process with 0 or 1."""
+    from runtime import machine
+    from runtime.readiness import as_json, as_text, check_bundle
+
+    readiness = check_bundle(options.bundle, options.target, machine.look())
+    print(as_json(readiness) if options.json else as_text(readiness))
+    sys.exit(0 if readiness.runs else 1)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from runtime.comparison import as_json, compare_bundles
+    from runtime.comparison_text import as_text
+
+    found = compare_bundles(options.a, options.b)
+    print(as_json(found) if options.json else as_text(found))
+    sys.exit(0 if found.equal else 1)
 
 
 def _report(fraction: float, text: str) -> None:

@@ -10,6 +10,7 @@ from runtime.benchmark.samples import Sample, summarise
 from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
+from runtime.formats.attestations import not_run
 from runtime.formats.bundle import ATTESTATIONS_DIR, open_bundle
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.reference import REFERENCE_FILE, Reference
@@ -27,6 +28,10 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
     """
     bundle = open_bundle(path)
     folder = path / ATTESTATIONS_DIR / "verify"
+    if reason := not_run(folder / "report.json"):
+        raise EnginewrightError(
+            f"{path}: carries no reference to verify against ({reason}); build it with verify=default"
+        )
     reference = Reference.load(folder / REFERENCE_FILE)
     gates = _gates(folder / "report.json")
     engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer())

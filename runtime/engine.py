@@ -10,6 +10,7 @@ from runtime.kv.prefix_cache import PrefixStats
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Schedule, Scheduler
+from runtime.speculation.drafter import Drafter
 from runtime.speculation.policy import TreePolicy
 from runtime.speculation.statistics import SpeculationStatistics
 
@@ -76,6 +77,12 @@ class Engine:
         )
         self.scheduler.add(request)
         return request
+
+    def draft_with(self, drafter: Drafter | None, policy: TreePolicy | None) -> None:
+        """Change who drafts, and how much. Only while no request is in the engine: a drafter has seen all of a text."""
+        assert not self.has_work, "the drafter cannot change while requests run"
+        self.backend.drafter = drafter
+        self._policy = policy if drafter is not None else None
 
     def step(self) -> list[NewToken]:
         """Start the next step, then read the one that is `read_lag` steps back."""

@@ -1,38 +1,102 @@
-"""A bundle in words. Loads no weights."""
+"""A bundle in words, or as plain data. Loads no weights and no torch."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from runtime.formats.bundle import ATTESTATIONS_DIR, Bundle
+from runtime.formats.attestations import (
+    BENCH_SUMMARY,
+    VERIFY_REPORT,
+    device,
+    not_run,
+    read_measured,
+    read_verified,
+)
+from runtime.formats.bundle import Bundle
+from runtime.formats.rebuild import rebuild_command
 
 
 def describe(bundle: Bundle) -> str:
-    """What it is, where it came from, what it needs and how it was verified."""
+    """What it is, where it came from, what it needs, how it was verified and how fast it was."""
     manifest = bundle.manifest
     spec, source = manifest["model"]["spec"], manifest["provenance"]["source"]
-    num_bytes = sum(entry["size_bytes"] for entry in manifest["files"].values())
     lines = [
         f"bundle    {bundle.bundle_id}",
         f"model     {manifest['model']['name']}: {spec['architecture']}, {spec['num_hidden_layers']} layers, "
         f"hidden {spec['hidden_size']}, vocabulary {spec['vocab_size']}, weights in {spec['dtype']}",
         f"source    {source['uri']} ({source['revision']})",
-        f"files     {len(manifest['files'])}, {num_bytes / 1e6:.1f} MB, every one as the manifest says",
+        *(f"          {entry['path']} sha256:{entry['sha256']}" for entry in source.get("files", [])),
+        *(f"          {name.replace('_', ' ')} {value}" for name, value in _digests(bundle)),
+        f"rebuild   {rebuild_command(bundle.path, manifest)}",
     ]
     for target, needs in sorted(manifest["targets"].items()):
-        limits = ", ".join(f"{name} {value}" for name, value in needs["limits"].items())
-        lines.append(f"target    {target}: {needs['dtype']}, arch {needs['arch']}, {limits}")
-    return "\n".join([*lines, f"verified  {_verified(bundle.path)}"])
+        lines += [f"target    {target}: {needs['dtype']}, arch {needs['arch']}, {_pairs(needs['limits'])}"]
+        lines += [f"          requires {_pairs(needs['requires'])}"] if needs.get("requires") else []
+    return "\n".join([*lines, *_files(bundle), f"verified  {_verified(bundle)}", *_bench(bundle)])
 
 
-def _verified(path: Path) -> str:
-    report = path / ATTESTATIONS_DIR / "verify" / "report.json"
-    try:
-        engine: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["engine"]
-        logits = engine["figures"]["logits"]
-        return (
-            f"{'passed' if engine['passed'] else 'FAILED'}: greedy agreement {logits['greedy_agreement']:.2%}, "
-            f"mean KL {logits['mean_kl_nats']:.2e} nats, perplexity x{engine['figures']['perplexity_ratio']:.4f}"
-        )
-    except (OSError, ValueError, KeyError):
+def as_data(bundle: Bundle) -> dict[str, Any]:
+    """The same for machines: the whole manifest, and what the attestations say (null where absent)."""
+    verified, measured = read_verified(bundle.path), read_measured(bundle.path)
+    return {
+        "bundle_id": bundle.bundle_id,
+        "path": str(bundle.path),
+        "rebuild": rebuild_command(bundle.path, bundle.manifest),
+        "size_bytes": _size(bundle),
+        "manifest": dict(bundle.manifest),
+        "verified": asdict(verified) if verified else None,
+        "measured": asdict(measured) if measured else None,
+    }
+
+
+def as_json(bundle: Bundle) -> str:
+    return json.dumps(as_data(bundle), indent=2)
+
+
+def _digests(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """What else of the provenance is one word: the digests of configuration and code."""
+    yield from ((key, value) for key, value in bundle.manifest["provenance"].items() if isinstance(value, str))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size(bundle: Bundle) -> int:
+    return sum(entry["size_bytes"] for entry in bundle.manifest["files"].values())
+
+
+def _files(bundle: Bundle) -> Iterator[str]:
+    files = bundle.manifest["files"]
+    yield f"files     {len(files)}, {_size(bundle) / 1e6:.1f} MB, every one as the manifest says"
+    width = max(map(len, files), default=0)
+    yield from (f"          {name:{width}} {entry['size_bytes']:>14,} bytes" for name, entry in sorted(files.items()))
+
+
+def _verified(bundle: Bundle) -> str:
+    if reason := not_run(bundle.path / VERIFY_REPORT):
+        return f"NOT VERIFIED: {reason}"
+    report = read_verified(bundle.path)
+    if report is None:
         return "no report in this bundle; run python -m runtime verify"
+    return (
+        f"{'passed' if report.passed else 'FAILED'}: greedy agreement {report.greedy_agreement:.2%}, "
+        f"mean KL {report.mean_kl_nats:.2e} nats, perplexity x{report.perplexity_ratio:.4f}; on "
+        f"{device(report.hardware)}"
+    )
+
+
+def _bench(bundle: Bundle) -> Iterator[str]:
+    """The medians of the engine, a line for each workload."""
+    if reason := not_run(bundle.path / BENCH_SUMMARY):
+        yield f"bench     NOT MEASURED: {reason}"
+        return
+    measured = read_measured(bundle.path)
+    if measured is None:
+        yield "bench     no measurement in this bundle; run python -m runtime bench"
+        return
+    yield f"bench     medians on {device(measured.hardware, measured.cpu)}"
+    for (case, batch_size, prompt_len), (median, ratio) in measured.speeds().items():
+        beside = f" ({ratio:.2f}x transformers)" if ratio is not None else ""
+        yield f"          {case:8} batch {batch_size:3} prompt {prompt_len or 'mixed':>5}: {median:,.0f} tok/s{beside}"

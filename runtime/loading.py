@@ -14,7 +14,7 @@ from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
 from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
-from runtime.speculation.costs import measure_backend
+from runtime.speculation.costs import is_current, measure_backend
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.loading import DRAFT_FILE, LoadedDrafter, SpeculationOptions, load_drafter
 from runtime.speculation.policy import FixedPolicy, SpeculationPolicy, TreePolicy, parse_speculation
@@ -77,7 +77,8 @@ def _policy(
         return measure_backend(backend, loaded.candidates)
 
     key = device_key(backend.device, *digests)
-    costs = load_or_measure(speculation.costs_dir, key, measure) if speculation.costs_dir else measure()
+    folder = speculation.costs_dir
+    costs = load_or_measure(folder, key, measure, lambda table: is_current(backend, table)) if folder else measure()
     return SpeculationPolicy(costs, loaded.candidates, loaded.prior, backend.limits.max_num_tokens)
 
 

@@ -71,6 +71,7 @@ class GgufFile:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize, quant_shape_to_byte_shape
 
+        self._data.madvise(mmap.MADV_DONTNEED)  # else every page that was read would stay, to the size of the file
         entry = self.tensors[name]
         kind = GGMLQuantizationType(entry.type_id)
         raw = np.frombuffer(self._data, np.uint8, self._num_bytes(name, entry), entry.offset)

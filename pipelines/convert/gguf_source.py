@@ -69,6 +69,10 @@ def read_spec(file: GgufFile, family: Family) -> ModelSpec:
         EnginewrightError: a key is missing or says something that this version cannot represent.
     """
     prefix = family.gguf_architecture
+    if (parts := file.get("split.count", int, 1)) > 1:
+        raise EnginewrightError(
+            f"{file.path}: is one of {parts} parts of a model; join them with llama.cpp's llama-gguf-split --merge"
+        )
     num_heads = file.require(f"{prefix}.attention.head_count", int)
     hidden_size = file.require(f"{prefix}.embedding_length", int)
     window = file.get(f"{prefix}.attention.sliding_window", int)
@@ -87,7 +91,7 @@ def read_spec(file: GgufFile, family: Family) -> ModelSpec:
         intermediate_size=file.require(f"{prefix}.feed_forward_length", int),
         max_position_embeddings=file.require(f"{prefix}.context_length", int),
         norm_eps=file.require(f"{prefix}.attention.layer_norm_rms_epsilon", float),
-        rope_theta=file.get(f"{prefix}.rope.freq_base", float, 10_000.0),
+        rope_theta=_rope_theta(file, prefix),
         sliding_window=window or None,
         qkv_bias=family.qkv_bias,
         qk_norm=family.qk_norm,
@@ -102,6 +106,12 @@ def read_spec(file: GgufFile, family: Family) -> ModelSpec:
     return replace(spec, rope_scaling=_rope_scaling(file, prefix, spec))
 
 
+def _rope_theta(file: GgufFile, prefix: str) -> float:
+    """Files of the first Llamas do not say it; of other families it was never the default."""
+    key = f"{prefix}.rope.freq_base"
+    return float(file.get(key, float, 10_000.0) if prefix == "llama" else file.require(key, float))
+
+
 def _rope_scaling(file: GgufFile, prefix: str, spec: ModelSpec) -> RopeScaling:
     if ROPE_FACTORS in file.tensors:
         return llama3_from_factors(file.read(ROPE_FACTORS), spec.rope_theta, spec.head_dim, str(file.path))
@@ -114,7 +124,7 @@ def _rope_scaling(file: GgufFile, prefix: str, spec: ModelSpec) -> RopeScaling:
     factor = file.require(f"{scaling}.factor", float)
     if kind == "linear":
         return RopeScaling("linear", factor=factor)
-    original = file.get(f"{scaling}.original_context_length", int, spec.max_position_embeddings)
+    original = file.require(f"{scaling}.original_context_length", int)
     return RopeScaling(
         "yarn",
         factor=factor,

@@ -39,7 +39,7 @@ def read_tokenizer(file: GgufFile, vocab_size: int) -> TokenizerParts:
         EnginewrightError: keys are missing or do not fit each other, or the kind is not known.
     """
     tokens: list[str] = file.require(KEY + "tokens", list)
-    types: list[int] = file.get(KEY + "token_type", list, [TokenType.NORMAL] * len(tokens))
+    types: list[int] = file.require(KEY + "token_type", list)
     for key, length in ((KEY + "tokens", len(tokens)), (KEY + "token_type", len(types))):
         if length != vocab_size:
             raise EnginewrightError(

@@ -33,5 +33,4 @@ def open_source(fetched: Path) -> Iterator[OpenSource]:
         gguf = GgufSource(file)
         yield OpenSource(gguf, gguf_tokenizer.read_tokenizer(file, gguf.spec.vocab_size))
         return
-    with HfSource(folder) as hf:
-        yield OpenSource(hf, hf_tokenizer.read_tokenizer(folder))
+    yield OpenSource(HfSource(folder), hf_tokenizer.read_tokenizer(folder))

@@ -55,11 +55,19 @@ def _check_names(source: WeightSource, wanted: list[str]) -> None:
 
 
 def _read_finite(source: WeightSource, part: Part, dtype: "torch.dtype") -> "torch.Tensor":
-    tensor = source.read(part).to(dtype)
+    """Read one tensor in `dtype`; a weight that is none, or that `dtype` cannot hold, names its tensor."""
+    import torch
+
+    read = source.read(part)
+    tensor = read.to(dtype)
     smallest, largest = tensor.aminmax()  # NaN propagates through both
-    if not (smallest.isfinite() and largest.isfinite()):
+    if smallest.isfinite() and largest.isfinite():
+        return tensor
+    if not read.isfinite().all():
         raise EnginewrightError(
-            f"{source.origin}: tensor {part.name} holds NaN or infinite values in {dtype}; "
-            "fetch the source again, or choose float32"
+            f"{source.origin}: tensor {part.name} holds NaN or infinite values; fetch the source again"
         )
-    return tensor
+    raise EnginewrightError(
+        f"{source.origin}: tensor {part.name} has a weight of {float(read.abs().max()):.6g} but {dtype} ends at "
+        f"{torch.finfo(dtype).max:.6g}; write precision=bf16 or precision=fp32"
+    )

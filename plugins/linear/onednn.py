@@ -6,7 +6,7 @@ as fast at 1 to 512 rows on the CPU of bench/results/.
 
 import torch
 
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class OneDnnLinear:
@@ -14,9 +14,13 @@ class OneDnnLinear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         if weight.dtype not in _DTYPES:
-            raise ValueError(f"oneDNN linear takes float32 or bfloat16 weights, not {weight.dtype}; use 'torch'")
+            raise ValueError(
+                f"oneDNN linear takes float32, bfloat16 or float16 weights, not {weight.dtype}; use 'torch'"
+            )
         if not torch.backends.mkldnn.is_available():
             raise ValueError("this torch was built without oneDNN; use the linear implementation 'torch'")
+        if weight.dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            raise ValueError("oneDNN has no float16 products for this CPU; use the linear implementation 'torch'")
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self._bias = bias
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import torch
@@ -23,19 +23,26 @@ DATA_ALIGNMENT = 64
 
 
 class SafetensorsWriter:
-    """A context manager: `write` each tensor of `shapes`, in that order, all of one `dtype`."""
+    """A context manager: `write` each tensor of `shapes`, in that order, all of one `dtype`. `metadata` is free."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         self.path = path
         self.dtype = dtype
         self._shapes = dict(shapes)
+        self._metadata = dict(metadata or {})
         self._names = iter(self._shapes)
         self._partial_path = path.with_name(path.name + ".partial")
         self._file: BinaryIO
 
     def __enter__(self) -> "SafetensorsWriter":
         self._file = open(self._partial_path, "wb")
-        self._file.write(_header(self._shapes, self.dtype))
+        self._file.write(_header(self._shapes, self.dtype, self._metadata))
         return self
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
@@ -65,9 +72,9 @@ class SafetensorsWriter:
         self._partial_path.replace(self.path)
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: dict[str, str]) -> bytes:
     """The length of the JSON index as uint64, then the index, padded with spaces."""
-    entries = {}
+    entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name, shape in shapes.items():
         end = offset + prod(shape) * ITEM_BYTES[dtype]

@@ -140,8 +140,12 @@ def device_key(device: torch.device, engine_digest: str, drafter_digest: str) ->
     return {"device": name, "torch": torch.__version__, "engine": engine_digest, "drafter": drafter_digest}
 
 
-def load_or_measure(folder: Path, key: dict[str, str], measure: Callable[[], CostTable]) -> CostTable:
-    """Read the table of `key` from `folder`, or measure it and leave it there; a damaged file is measured again.
+def load_or_measure(
+    folder: Path, key: dict[str, str], measure: Callable[[], CostTable], is_current: Callable[[CostTable], bool]
+) -> CostTable:
+    """Read the table of `key` from `folder`, or measure it and leave it there.
+
+    A file that is damaged, or whose table is not current any more, is measured again and replaced.
 
     Raises:
         EnginewrightError: the file cannot be written.
@@ -149,7 +153,7 @@ def load_or_measure(folder: Path, key: dict[str, str], measure: Callable[[], Cos
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"costs-{name}.json"
     table = _read(path, key)
-    if table is None:
+    if table is None or not is_current(table):
         table = measure()
         try:
             _write(path, key, table)

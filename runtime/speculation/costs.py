@@ -1,5 +1,7 @@
 """Runs steps and drafts of an idle engine on made-up requests, so that their cost can be measured."""
 
+import time
+
 import torch
 
 from runtime.backends.base import Backend
@@ -9,6 +11,7 @@ from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import TreeShape
 
 _CONTEXT = 256  # tokens before the step, where the cache holds so many
+_BUSY_RATIO = 1.5
 
 
 def measure_backend(backend: Backend, shapes: tuple[TreeShape, ...]) -> CostTable:
@@ -67,3 +70,15 @@ def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContex
     slots = torch.arange(batch_size, device=backend.device)
     state.num_tokens[slots] = past + 1
     return state.draft_context(slots, blocks)
+
+
+def is_current(backend: Backend, table: CostTable) -> bool:
+    """Whether a plain step costs about what a stored table says, which a busy machine may have measured."""
+    batch = _batch(backend, 1, 1)
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        backend.forward(batch)
+        _wait(backend.device)
+        seconds.append(time.perf_counter() - began)
+    return table.target_step(1, 1) <= _BUSY_RATIO * min(seconds)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from safetensors.torch import load_file
 
 from runtime.formats.bundle import open_bundle
 from runtime.llm import LLM
@@ -148,6 +150,40 @@ def test_the_store_has_one_run_for_the_build_and_one_for_each_stage_with_figures
 
 def test_the_bundle_continues_texts_as_transformers_does(built: Built) -> None:
     assert greedy_texts_of_bundle(built.bundle, 16) == greedy_texts_of_transformers(built.model, 16)
+
+
+def test_what_was_left_out_is_said_wherever_a_bundle_is_looked_at(model: Path, tmp_path: Path) -> None:
+    quick = build(tmp_path, model, "verify=off", "bench=off", "target.cpu.max_batch_size=2")
+    assert stages_that("started", quick) == ["fetch", "convert", "compile", "package"]
+    assert quick.stderr.count("not run") == 2
+    for report in ("verify/report.json", "bench/summary.json"):
+        stage = report.partition("/")[0]
+        fields = json.loads((quick.bundle / "attestations" / report).read_text())
+        assert fields == {"not_run": f"built with {stage}=off"}
+    assert "NOT VERIFIED: built with verify=off" in runtime_command("inspect", quick.bundle).stdout
+    done = runtime_command("verify", quick.bundle)
+    assert done.returncode == 1
+    assert "carries no reference to verify against (built with verify=off)" in done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("enginewright")
+    (tracked,) = client.search_logged_models([experiment.experiment_id])
+    assert tracked.params["not_run"] == "verify,bench"
+
+
+def test_a_bundle_gives_back_the_models_folder(built: Built, tmp_path: Path) -> None:
+    done = command(tmp_path, "export-hf", str(built.bundle), "back", "--max-shard-size", "1MB", real=True)
+    assert done.returncode == 0, done.stderr
+    assert "back/config.json" in done.stdout
+    weights = load_file(tmp_path / "back/model.safetensors")
+    expected = load_file(built.model / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert greedy_texts_of_transformers(tmp_path / "back", 8) == greedy_texts_of_transformers(built.model, 8)
+    again = command(tmp_path, "export-hf", str(built.bundle), "back", real=True)
+    assert (again.returncode, again.stderr) == (1, "error: back: exists already; name a new folder, or remove it\n")
+    wrong = command(tmp_path, "export-hf", str(built.bundle), "other", "--max-shard-size", "many", real=True)
+    assert wrong.stderr == "error: --max-shard-size is 'many'; write a number and MB or GB, such as 5GB\n"
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_second_build_is_all_cached_and_the_same(built: Built) -> None:

@@ -11,7 +11,7 @@ from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if "local" not in path.parts)
-NUM_FILES = 15
+NUM_FILES = 19
 
 
 def test_no_file_is_left_out() -> None:
@@ -44,6 +44,13 @@ def test_gates_follow_the_precision_and_yield_to_the_command_line() -> None:
     bf16, fp32 = load_config(["precision=bf16"]).verify.gates, load_config(["precision=fp32"]).verify.gates
     assert fp32.max_mean_kl < bf16.max_mean_kl
     assert load_config(["precision=fp32", "verify.gates.max_mean_kl=0.5"]).verify.gates.max_mean_kl == 0.5
+
+
+def test_fp16_chooses_linears_that_every_cpu_has_and_yields_to_the_command_line() -> None:
+    fp16 = load_config(["precision=fp16"])
+    assert (fp16.convert.dtype, fp16.target.cpu.linear, fp16.package.name) == ("float16", "torch", "smollm2-135m-fp16")
+    assert load_config(["precision=fp16", "target.cpu.linear=onednn"]).target.cpu.linear == "onednn"
+    assert load_config(["precision=fp32"]).target.cpu.linear == "onednn"
 
 
 def test_one_target_or_a_list_of_targets() -> None:
@@ -110,7 +117,7 @@ MISTAKES = {
     "model.source=''": "model.source is empty",
     "verify.num_prompts=0": "verify.num_prompts is 0; it must be at least 1",
     "bench.prompt_lens=[]": "bench.prompt_lens is []; it must be at least 1",
-    "precision.dtype=float8": "precision.dtype is 'float8'; it must be bfloat16 or float32",
+    "precision.dtype=float8": "precision.dtype is 'float8'; it must be bfloat16, float16 or float32",
     "target.cpu.linear=magic": "target.cpu.linear is 'magic'; it must be onednn or torch",
     "target.cpu.max_num_tokens=8": "target.cpu.max_num_tokens is 8; it must be at least target.cpu.max_batch_size, 16",
     "target.cpu.kv_cache_tokens=8": "target.cpu.kv_cache_tokens is 8; it must be 0 or at least 32",

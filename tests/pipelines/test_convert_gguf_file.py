@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize
 
 from pipelines.convert.families import FAMILIES
@@ -111,11 +111,56 @@ def test_absurd_tensor_entries_are_refused_by_name(gguf_path, tmp_path, field, c
     "key",
     ["llama.block_count", "llama.embedding_length", "llama.attention.head_count", "llama.context_length",
      "llama.feed_forward_length", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.tokens",
-     "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges"],
+     "tokenizer.ggml.token_type", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.merges",
+    ],
 )  # fmt: skip
 def test_a_missing_key_is_named(key, tmp_path):
     with pytest.raises(EnginewrightError, match=f"metadata key {key} is missing"):
         fetch_and_convert(make_gguf_file(tmp_path / "m.gguf", drop=(key,)), tmp_path / "out")
+
+
+YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+                            "original_max_position_embeddings": 64}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "model"),
+    [
+        ("qwen2.rope.freq_base", {"family": "qwen2", "tied": False}),
+        ("qwen3.attention.layer_norm_rms_epsilon", {"family": "qwen3"}),
+        ("llama.rope.scaling.factor", YARN),
+        ("llama.rope.scaling.original_context_length", YARN),
+    ],
+)
+def test_a_missing_key_that_only_some_models_need_is_named(key, model, tmp_path):
+    with pytest.raises(EnginewrightError, match=f"metadata key {key} is missing"):
+        fetch_and_convert(make_gguf_file(tmp_path / "m.gguf", drop=(key,), **model), tmp_path / "out")
+
+
+def test_the_first_llamas_rotary_base_and_key_heads_need_no_key(tmp_path):
+    drop = ("llama.rope.freq_base", "llama.attention.head_count_kv")
+    file = make_gguf_file(tmp_path / "m.gguf", drop=drop, kv_heads=4)
+    assert opened(file).spec.rope_theta == 10_000.0
+    assert opened(file).spec.num_kv_heads == 4
+
+
+def test_a_file_that_names_no_architecture_is_refused(gguf_path, tmp_path):
+    path = damaged(
+        gguf_path, tmp_path, lambda content: content.replace(b"general.architecture", b"general.architectura")
+    )
+    with pytest.raises(EnginewrightError, match=r"metadata key general\.architecture is missing"):
+        opened(path)
+
+
+def test_a_part_of_a_split_model_is_refused(tmp_path):
+    writer = GGUFWriter(tmp_path / "part.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(EnginewrightError, match="is one of 3 parts of a model; join them with"):
+        opened(tmp_path / "part.gguf")
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.attn_k.weight", "output_norm.weight"])

@@ -87,7 +87,7 @@ def test_a_quantized_gguf_file_converts_to_what_transformers_reads(quantization,
 
 
 @pytest.mark.parametrize("source_dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_source_dtype_is_rounded_once(source_dtype, dtype, tmp_path):
     folder = make_hf_folder(tmp_path / "hf", dtype=source_dtype)
     converted = unfused(fetch_and_convert(folder, tmp_path / "out", dtype))
@@ -198,6 +198,20 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
     save_file(tensors, folder / "model.safetensors")
     refused(folder, tmp_path, r"tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinite values")
+
+
+def test_a_weight_beyond_float16_is_an_error_and_no_infinity(tmp_path):
+    folder = make_hf_folder(tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.down_proj.weight"][1, 2] = -70000.0
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        EnginewrightError,
+        match=r"tensor model\.layers\.0\.mlp\.down_proj\.weight has a weight of 70000 but "
+        r"torch\.float16 ends at 65504; write precision=bf16",
+    ):
+        fetch_and_convert(folder, tmp_path / "half", "float16")
+    fetch_and_convert(folder, tmp_path / "brain", "bfloat16")
 
 
 def test_integer_weights_and_damaged_shards_are_refused(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from runtime.engine import Engine
+from runtime.errors import EnginewrightError
 from runtime.formats.engine_plan import EnginePlan
 from runtime.loading import make_backend
 from runtime.sampling import SamplingParams
@@ -30,8 +31,15 @@ def test_logits_equal_transformers_in_fp64(tmp_path, family, length, max_num_tok
     assert (score(engine, ids) - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("dtype", "linear", "tolerance"), [("float32", "onednn", 1e-4), ("float32", "torch", 1e-4),
-                                                            ("bfloat16", "onednn", 0.05)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "linear", "tolerance"),
+    [
+        ("float32", "onednn", 1e-4),
+        ("float32", "torch", 1e-4),
+        ("bfloat16", "onednn", 0.05),
+        ("float16", "torch", 0.01),
+    ],
+)
 def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tolerance):
     model = tiny_model("llama")
     engine = make_engine(write_checkpoint(tmp_path, model, "llama"), dtype, linear)
@@ -40,6 +48,16 @@ def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tole
         expected = model(torch.tensor([ids])).logits[0]
     error = (score(engine, ids) - expected).abs().mean() / expected.abs().mean()
     assert error <= tolerance
+
+
+def test_float16_on_packed_linears_runs_where_the_cpu_has_its_products_and_is_refused_elsewhere(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, tiny_model("llama"), "llama", "float16")
+    if torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        packed, plain = (score(make_engine(checkpoint, "float16", kind), [1, 2, 3]) for kind in ("onednn", "torch"))
+        assert (packed - plain).abs().max() <= 0.01 * plain.abs().max()
+        return
+    with pytest.raises(EnginewrightError, match=r"no float16 products for this CPU.*target\.cpu\.linear=torch"):
+        make_engine(checkpoint, "float16", "onednn")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -133,8 +133,7 @@ def test_a_gguf_file_is_copied_and_named(tmp_path):
     ("source", "match"),
     [
         ("/nowhere/at-all", "does not exist"),
-        ("hub:org/name@main", "cannot read the Hub yet; download the model and give its folder"),
-        ("org/name", "cannot read the Hub yet"),
+        ("hub:org", "'hub:org' is not hub:<org>/<name>"),
     ],
 )
 def test_a_source_that_is_not_there_is_refused(tmp_path, source, match):

@@ -80,12 +80,23 @@ def test_interpolation_follows_the_points_and_never_falls_beyond_them():
     assert interpolate({1: 3.0}, 4) == 12.0
 
 
+def always(table):
+    return True
+
+
+def test_a_table_that_is_not_current_is_measured_again_and_replaced(tmp_path):
+    old, new = CostTable({(1, 1): 9.0}, {}), CostTable({(1, 1): 1.0}, {})
+    load_or_measure(tmp_path, KEY, lambda: old, always)
+    assert load_or_measure(tmp_path, KEY, lambda: new, lambda table: table != old) == new
+    assert load_or_measure(tmp_path, KEY, lambda: old, lambda table: table != old) == new
+
+
 def test_a_table_is_measured_once_per_device(tmp_path):
     calls = []
     for _ in range(2):
-        assert load_or_measure(tmp_path / "costs", KEY, lambda: calls.append(1) or TABLE) == TABLE
+        assert load_or_measure(tmp_path / "costs", KEY, lambda: calls.append(1) or TABLE, always) == TABLE
     assert len(calls) == 1
-    load_or_measure(tmp_path / "costs", KEY | {"torch": "3"}, lambda: calls.append(1) or TABLE)
+    load_or_measure(tmp_path / "costs", KEY | {"torch": "3"}, lambda: calls.append(1) or TABLE, always)
     assert len(calls) == 2
     assert len(list((tmp_path / "costs").iterdir())) == 2
 
@@ -103,18 +114,18 @@ def test_a_table_is_measured_once_per_device(tmp_path):
     ],
 )
 def test_a_damaged_or_foreign_file_is_measured_again_and_replaced(tmp_path, damage):
-    load_or_measure(tmp_path, KEY, lambda: CostTable({(1, 1): 9.0}, {}))
+    load_or_measure(tmp_path, KEY, lambda: CostTable({(1, 1): 9.0}, {}), always)
     (path,) = tmp_path.iterdir()
     path.write_text(damage(path.read_text()))
-    assert load_or_measure(tmp_path, KEY, lambda: TABLE) == TABLE
+    assert load_or_measure(tmp_path, KEY, lambda: TABLE, always) == TABLE
     assert list(tmp_path.iterdir()) == [path]
-    assert load_or_measure(tmp_path, KEY, lambda: pytest.fail("the file was not replaced")) == TABLE
+    assert load_or_measure(tmp_path, KEY, lambda: pytest.fail("the file was not replaced"), always) == TABLE
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EnginewrightError, match=r"costs-.*cannot be written"):
-        load_or_measure(tmp_path / "file", KEY, lambda: TABLE)
+        load_or_measure(tmp_path / "file", KEY, lambda: TABLE, always)
 
 
 def test_the_key_of_this_machine_names_it():

@@ -1,0 +1,131 @@
+"""What a stage will cost: seconds, peak memory, disk.
+
+Time is that of an earlier run of the stage in this cache, in proportion to the bytes it worked on; without one it is a
+formula from bytes and the assumed rates below. Memory and disk always are formulas. Each figure says which.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipelines.config import BuildConfig
+from pipelines.hardware import fingerprint
+from pipelines.planning.model import KnownModel
+from pipelines.planning.planner import Earlier, StagePlan
+from pipelines.planning.sizes import ModelSizes
+
+# Assumed of a machine that has not run the stage yet.
+NETWORK_BYTES_PER_S = 10e6
+COPY_BYTES_PER_S = 300e6
+CONVERT_BYTES_PER_S = 100e6  # of converted weights
+MEMORY_BYTES_PER_S = 10e9  # a decode step reads every weight
+FLOPS_PER_S = 200e9  # of prefill
+
+PYTHON_BYTES = 200_000_000  # a process with the command line's libraries
+TORCH_BYTES = 700_000_000  # with torch and transformers too
+REPORT_BYTES = 2_000_000
+SAME_WORK = ("fetch", "convert", "compile", "package")  # whatever their settings, the bytes decide
+
+
+class Time(NamedTuple):
+    seconds: float
+    basis: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """None: cannot be known before the model is."""
+
+    time: Time | None
+    memory_bytes: int | None
+    disk_bytes: int | None
+
+
+def stage_cost(
+    plan: StagePlan, plans: Mapping[str, StagePlan], model: KnownModel, sizes: ModelSizes | None, config: BuildConfig
+) -> Cost:  # fmt: skip
+    """The cost of running one stage."""
+    num_bytes = model.source_bytes if plan.name == "fetch" else sizes.weights if sizes else None
+    time = measured(plan, plans["convert"].earlier, num_bytes) or assumed(plan.name, model, sizes, config)
+    return Cost(time, memory_bytes(plan.name, sizes, config), disk_bytes(plan.name, model, sizes))
+
+
+def measured(plan: StagePlan, converted: Sequence[Earlier], num_bytes: int | None) -> Time | None:
+    """The time of the artifact most like this one that did the same work on the same hardware."""
+    weights = {item.metadata.digest: item.metadata.metrics.get("weights_bytes") for item in converted}
+    for item in sorted(plan.earlier, key=lambda item: item is not plan.nearest):
+        made_from, metrics = item.metadata.made_from, item.metadata.metrics
+        if plan.name not in SAME_WORK and made_from.get("config") != plan.parts["config"]:
+            continue
+        if made_from.get("hardware", fingerprint()) != fingerprint():
+            continue
+        before = metrics.get("source_bytes") or metrics.get("weights_bytes")
+        before = before or weights.get(made_from.get("inputs", {}).get("convert", ""))
+        if not before or not num_bytes:
+            return Time(item.metadata.seconds, "earlier run")
+        scaled = item.metadata.seconds * num_bytes / before
+        same = abs(num_bytes / before - 1) < 0.01
+        return Time(scaled, "earlier run" if same else f"earlier run, x{num_bytes / before:.2g} bytes")
+    return None
+
+
+def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: BuildConfig) -> Time | None:
+    """The formula's time; see the rates above."""
+    if stage == "fetch":
+        if model.source_bytes is None or model.download.num_bytes is None:
+            return None
+        seconds = model.download.num_bytes / NETWORK_BYTES_PER_S + model.source_bytes / COPY_BYTES_PER_S
+        return Time(seconds, "formula: 10 MB/s network, 300 MB/s copy")
+    if sizes is None:
+        return None
+    formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time}
+    if stage in formulas:
+        time: Time = formulas[stage](sizes, config)
+        return time
+    return Time(2 * sizes.weights / COPY_BYTES_PER_S, "formula: weights twice at 300 MB/s")
+
+
+def convert_time(sizes: ModelSizes, config: BuildConfig) -> Time:
+    return Time(sizes.weights / CONVERT_BYTES_PER_S, "formula: weights at 100 MB/s")
+
+
+def verify_time(sizes: ModelSizes, config: BuildConfig) -> Time:
+    """The reference generates prompt by prompt in float32."""
+    steps = config.verify.num_prompts * config.verify.num_new_tokens
+    return Time(steps * 4 * sizes.parameters / MEMORY_BYTES_PER_S, f"formula: {steps} steps of fp32 weights at 10 GB/s")
+
+
+def bench_time(sizes: ModelSizes, config: BuildConfig) -> Time:
+    """Every repeat and warm-up of every workload, for one system or two."""
+    bench = config.bench
+    steps = len(bench.batch_sizes) * len(bench.prompt_lens) * bench.new_tokens
+    prompt_tokens = sum(bench.batch_sizes) * sum(bench.prompt_lens)
+    once = steps * sizes.weights / MEMORY_BYTES_PER_S + prompt_tokens * 2 * sizes.parameters / FLOPS_PER_S
+    runs = (bench.repeats + bench.warmups) * (2 if bench.baseline else 1)
+    return Time(runs * once, "formula: decode at 10 GB/s, prefill at 0.2 TFLOP/s")
+
+
+def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> int | None:
+    """Peak resident bytes. Packed weights lie beside the mapped file's pages while an engine loads."""
+    if stage in ("fetch", "package"):
+        return PYTHON_BYTES
+    if sizes is None:
+        return None
+    engine = 2 * sizes.weights
+    bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
+    return {
+        "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
+        "compile": TORCH_BYTES + engine,
+        "verify": TORCH_BYTES + 8 * sizes.parameters + engine,  # source and converted weights, both in fp32
+        "bench": TORCH_BYTES + engine + (sizes.weights if config.bench.baseline else 0)
+        + 2 * min(bench_tokens * sizes.kv_per_token, sizes.kv_cache),
+    }.get(stage)  # fmt: skip
+
+
+def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int | None:
+    """What the stage leaves; a package links to its inputs, and the bundle is a copy of the weights."""
+    if stage == "fetch":
+        return model.source_bytes
+    if stage in ("compile", "verify", "bench"):
+        return REPORT_BYTES
+    return sizes.weights if sizes else None

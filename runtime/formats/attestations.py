@@ -1,0 +1,102 @@
+"""What a bundle's attestations say: how its engine was verified and how fast it was, and on which machine.
+
+Attestations vary between builds, may be absent and are vouched for by nobody: whatever cannot be read is None.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.formats.bundle import ATTESTATIONS_DIR
+
+NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
+VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")
+BENCH_SUMMARY = Path(ATTESTATIONS_DIR, "bench", "summary.json")
+
+
+def not_run(report: Path) -> str:
+    """Why the check of this report was left out; "" where it was run, or where there is no report to say so."""
+    fields = _read(report)
+    return str(fields.get(NOT_RUN, "")) if isinstance(fields, dict) else ""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The engine gate, once passed or failed. KL in nats."""
+
+    passed: bool
+    greedy_agreement: float
+    mean_kl_nats: float
+    perplexity: float
+    perplexity_ratio: float
+    error_ratio: float  # to transformers' own error in the engine's dtype
+    conversion_kl_nats: float | None
+    hardware: Mapping[str, Any] | None  # fingerprint; None in bundles of a version that did not record it
+
+    def figures(self) -> dict[str, float]:
+        """The numbers alone, by name."""
+        values = {name: value for name, value in vars(self).items() if name not in ("passed", "hardware")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The benchmark's medians."""
+
+    cpu: str
+    hardware: Mapping[str, Any] | None
+    rows: tuple[Mapping[str, Any], ...]  # see runtime.benchmark.samples.SummaryRow
+
+    def speeds(self) -> dict[tuple[str, int, int], tuple[float, float | None]]:
+        """The engine's median tokens/s and its ratio to transformers by (case, batch size, prompt length)."""
+        return {
+            (row["case"], row["batch_size"], row["prompt_len"]): (row["median"], row["ratio"])
+            for row in self.rows
+            if row["system"] == "enginewright" and row["unit"] == "tokens/s"
+        }
+
+
+def read_verified(bundle: Path) -> Verified | None:
+    """The verification report of a bundle's folder."""
+    report = _read(bundle / VERIFY_REPORT)
+    try:
+        figures, logits = report["engine"]["figures"], report["engine"]["figures"]["logits"]
+        return Verified(
+            passed=bool(report["engine"]["passed"]),
+            greedy_agreement=float(logits["greedy_agreement"]),
+            mean_kl_nats=float(logits["mean_kl_nats"]),
+            perplexity=float(figures["perplexity"]),
+            perplexity_ratio=float(figures["perplexity_ratio"]),
+            error_ratio=float(figures["error_ratio"]),
+            conversion_kl_nats=report.get("conversion", {}).get("mean_kl_nats"),
+            hardware=report.get("hardware"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def read_measured(bundle: Path) -> Measured | None:
+    """The benchmark summary of a bundle's folder."""
+    summary = _read(bundle / BENCH_SUMMARY)
+    try:
+        measured = Measured(str(summary["cpu"]), summary.get("hardware"), tuple(summary["rows"]))
+        measured.speeds()
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return measured
+
+
+def device(hardware: Mapping[str, Any] | None, fallback: str = "") -> str:
+    """A fingerprint in words, such as `AMD EPYC, 2 cores`."""
+    if not hardware:
+        return fallback or "a machine that was not recorded"
+    return ", ".join([str(hardware.get("cpu", "")), f"{hardware.get('cores', '?')} cores", *hardware.get("gpus", [])])
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,172 @@
+"""Whether a bundle will run on this machine, and if not, why and which command builds one that does.
+
+Every check is made, so that one look tells everything. Loads no weights; reads every file once for its digest.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.errors import EnginewrightError
+from runtime.formats.bundle import ENGINES_DIR, MANIFEST_FILE, open_bundle
+from runtime.formats.checkpoint import DTYPES, CheckpointConfig
+from runtime.formats.rebuild import rebuild_command
+from runtime.machine import Machine
+from runtime.spec import ModelSpec
+
+Level = Literal["ok", "note", "fails"]
+ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+GIB = 2**30
+BUILT_TARGET = "cpu"
+USABLE_SHARE = 0.8  # of memory; the rest is Python's, torch's and the system's
+MIN_USEFUL_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found. A note does not keep the bundle from running."""
+
+    check: str
+    level: Level
+    text: str
+    fix: Mapping[str, str | int] = field(default_factory=dict)  # settings to build with instead; none: the same again
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """All findings about one bundle, and the command that builds it again."""
+
+    bundle: str
+    target: str
+    findings: tuple[Finding, ...]
+    rebuild: str  # empty where the manifest cannot be read, so that nobody knows
+
+    @property
+    def runs(self) -> bool:
+        return all(finding.level != "fails" for finding in self.findings)
+
+
+def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
+    """Check a bundle's manifest, files and engine against this version and this machine."""
+    files = _files(path)
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))
+        needs, rebuild = manifest["targets"].get(target), rebuild_command(path, manifest, target)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Readiness(str(path), target, (files,), "")
+    if needs is None:
+        others = ", ".join(sorted(manifest["targets"])) or "none"
+        text = f"no engine for {target!r}; the bundle has {others}, and this version builds and runs {BUILT_TARGET}"
+        rebuild = rebuild_command(path, manifest, BUILT_TARGET)
+        return Readiness(str(path), target, (files, Finding("target", "fails", text)), rebuild)
+    findings = [files, Finding("target", "ok", f"{target}, arch {needs.get('arch')}"), *_engine(needs, machine)]
+    findings += _memory(path, manifest, target, machine)
+    fixes = {name: value for finding in findings for name, value in finding.fix.items()}
+    if fixes:
+        rebuild = rebuild_command(path, manifest, target, **fixes)
+    return Readiness(str(path), target, tuple(findings), rebuild)
+
+
+def _files(path: Path) -> Finding:
+    try:
+        bundle = open_bundle(path)
+    except EnginewrightError as error:
+        return Finding("files", "fails", str(error))
+    return Finding("files", "ok", f"schema {bundle.manifest['schema']}, every file as the manifest says")
+
+
+def _engine(needs: Mapping[str, Any], machine: Machine) -> Iterator[Finding]:
+    """Architecture, dtype, topology and libraries."""
+    arch, dtype, requires = needs.get("arch"), needs.get("dtype"), needs.get("requires", {})
+    if arch not in ("any", machine.arch):
+        yield Finding("arch", "fails", f"built for {arch}; this machine is {machine.arch}")
+    if dtype not in DTYPES:
+        yield Finding("dtype", "fails", f"{dtype!r} is none that this version runs ({', '.join(DTYPES)})")
+    elif dtype in ("bfloat16", "float16") and not machine.has_bf16:
+        yield Finding("dtype", "note", f"{dtype} runs, but slowly: this CPU has no instructions for it; fp32 is faster")
+    else:
+        yield Finding("dtype", "ok", str(dtype))
+    parallel = needs.get("topology", {}).get("tensor_parallel", 1)
+    if parallel != 1:
+        yield Finding("topology", "fails", f"tensor_parallel {parallel}; this version runs 1")
+    for name, bound in requires.items():
+        check = _onednn if name == "torch_backend" else _library
+        yield check(name, str(bound))
+
+
+def _library(name: str, bound: str) -> Finding:
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "fails", f"not installed; needed is {bound}: pip install '{name}{bound}'")
+    if _numbers(installed) < _numbers(bound.removeprefix(">=")):
+        return Finding(name, "fails", f"{installed} is installed; needed is {bound}: pip install '{name}{bound}'")
+    return Finding(name, "ok", f"{installed} ({bound})")
+
+
+def _onednn(name: str, bound: str) -> Finding:
+    """Whether this torch packs linear layers with the backend the engine was built on; imports torch."""
+    try:
+        import torch
+    except ImportError:
+        return Finding("linear layers", "fails", f"torch with {bound} is needed and cannot be imported")
+    if bound != "onednn" or not torch.backends.mkldnn.is_available():
+        return Finding("linear layers", "fails", f"this torch has no {bound}", {"linear": "torch"})
+    return Finding("linear layers", "ok", bound)
+
+
+def _numbers(text: str) -> list[int]:
+    """`2.13.0+cpu` as [2, 13, 0]."""
+    return [int(part) for part in text.partition("+")[0].split(".") if part.isdigit()]
+
+
+def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machine) -> Iterator[Finding]:
+    """Weights once and the KV cache, which grows as it is used, against what this process may have."""
+    try:
+        spec = CheckpointConfig.from_json(json.dumps(manifest["model"]["spec"]), str(path / MANIFEST_FILE)).spec
+        plan = json.loads((path / ENGINES_DIR / target / "engine.json").read_text(encoding="utf-8"))
+        element = ELEMENT_BYTES[plan["dtype"]]
+        cache, longest = plan["num_blocks"] * plan["block_size"], int(plan["max_seq_len"])
+    except (EnginewrightError, OSError, ValueError, KeyError, TypeError) as error:
+        yield Finding("memory", "note", f"cannot be told ({error!r:.80})")
+        return
+    per_token, weights = spec.kv_bytes_per_token(element), spec.num_parameters * element
+    text = (
+        f"weights {weights / GIB:.2f} GiB, KV cache up to {cache * per_token / GIB:.2f} GiB; "
+        f"{machine.available_bytes / GIB:.1f} GiB of {machine.memory_bytes / GIB:.1f} GiB are free"
+    )
+    if weights + longest * per_token > machine.memory_bytes:
+        text += f"; one request of {longest} tokens needs {(weights + longest * per_token) / GIB:.2f} GiB"
+        yield Finding("memory", "fails", text, _smaller(spec, machine.memory_bytes, min(element, 2), longest))
+    elif weights + cache * per_token > machine.available_bytes:
+        yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
+    else:
+        yield Finding("memory", "ok", text)
+
+
+def _smaller(spec: ModelSpec, memory_bytes: int, element: int, longest: int) -> dict[str, str | int]:
+    """Settings of an engine in bfloat16 that this memory holds with one longest request; none where none fits."""
+    left = int(memory_bytes * USABLE_SHARE) - spec.num_parameters * element
+    tokens = min(left // spec.kv_bytes_per_token(element), longest)
+    if tokens < MIN_USEFUL_TOKENS:
+        return {}
+    return {"dtype": "bfloat16", "max_seq_len": tokens, "kv_cache_tokens": tokens}
+
+
+def as_text(readiness: Readiness) -> str:
+    """One line a check, then the verdict."""
+    width = max(len(finding.check) for finding in readiness.findings)
+    lines = [f"{finding.check:{width}}  {finding.level:5}  {finding.text}" for finding in readiness.findings]
+    if readiness.runs:
+        return "\n".join([*lines, f"yes: {readiness.bundle} runs here"])
+    reasons = "; ".join(finding.text for finding in readiness.findings if finding.level == "fails")
+    remedy = f"build it again with:\n  {readiness.rebuild}" if readiness.rebuild else (
+        "its manifest cannot be read, so the command that built it is not known; copy the bundle again")  # fmt: skip
+    return "\n".join([*lines, f"no: {readiness.bundle} does not run here: {reasons}", remedy])
+
+
+def as_json(readiness: Readiness) -> str:
+    return json.dumps({**asdict(readiness), "runs": readiness.runs}, indent=2)

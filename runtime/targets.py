@@ -1,0 +1,97 @@
+"""Which targets there are, what each needs to be built and to run, and what of that this machine has.
+
+Asks for installed packages by name and imports none of them.
+"""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from runtime.machine import Gpu, Machine
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of engine. Packages are distributions of the package index."""
+
+    name: str
+    in_this_version: bool
+    build_packages: tuple[str, ...]  # to compile an engine, on any machine
+    run_packages: tuple[str, ...]
+    compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
+    or_newer: bool = False  # whether GPUs beyond the last of them run it too
+
+
+@dataclass(frozen=True)
+class Side:
+    """Whether a target can be built, or run, here; the reason, and what to do where it cannot."""
+
+    possible: bool
+    reason: str
+    remedy: str = ""
+
+
+TARGETS = (
+    Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
+    Target("cuda", False, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
+    Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
+)
+NOT_YET = "not in this version of Enginewright"
+USE_CPU = "write target=[cpu]"
+
+
+def build_side(target: Target) -> Side:
+    """Whether this installation can compile engines for a target; no target needs a GPU for that."""
+    missing = [name for name in target.build_packages if not installed(name)]
+    if not target.in_this_version:
+        lacks = f"; {', '.join(missing)} not installed either" if missing else f"; {_versions(target.build_packages)}"
+        return Side(False, NOT_YET + lacks, USE_CPU)
+    if missing:
+        return Side(False, f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+    return Side(True, _versions(target.build_packages))
+
+
+def run_side(target: Target, machine: Machine) -> Side:
+    """Whether this machine can run engines of a target."""
+    reason = _why_not_run(target, machine)
+    if not target.in_this_version:
+        return Side(False, f"{NOT_YET}; {reason or 'this machine has what it needs'}", USE_CPU)
+    if reason:
+        return Side(False, reason, f"pip install {' '.join(target.run_packages)}")
+    return Side(True, _versions(target.run_packages))
+
+
+def _why_not_run(target: Target, machine: Machine) -> str:
+    """What is missing here; empty where nothing is."""
+    if target.compute_capabilities and not machine.gpus:
+        return "no NVIDIA GPU" + (f" (driver {machine.driver})" if machine.driver else " and no driver")
+    if target.compute_capabilities and not any(_fits(target, gpu) for gpu in machine.gpus):
+        wanted = ", ".join(map(_sm, target.compute_capabilities))
+        found = ", ".join(f"{gpu.name} {_sm(gpu.compute_capability)}" for gpu in machine.gpus)
+        return f"needs {wanted}{' or newer' if target.or_newer else ''}; here: {found}"
+    missing = [name for name in target.run_packages if not installed(name)]
+    return f"{', '.join(missing)} not installed" if missing else ""
+
+
+def _fits(target: Target, gpu: Gpu) -> bool:
+    newest = target.compute_capabilities[-1]
+    return gpu.compute_capability in target.compute_capabilities or (
+        target.or_newer and gpu.compute_capability >= newest
+    )
+
+
+def _sm(capability: tuple[int, int]) -> str:
+    return f"sm_{capability[0]}{capability[1]}"
+
+
+def installed(name: str) -> str:
+    """A distribution's version; empty where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _versions(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{name} {installed(name)}" for name in names)

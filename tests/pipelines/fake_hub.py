@@ -1,0 +1,200 @@
+"""A Hugging Face Hub on loopback: the part of its HTTP API that downloading a model uses, and ways for it to go wrong.
+
+GET  /api/models/<repo>[/revision/<rev>][?blobs=true]    commit and files of a revision
+GET  /api/models/<repo>/tree/<commit>                    sizes and digests of a commit's files
+HEAD /<repo>/resolve/<rev>/<file>                        where a file lies: Git LFS files on a "CDN" of their own
+GET  /<repo>/resolve/<commit>/<file>, /cdn/<sha256>      its content, with ranges
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+LFS_SUFFIXES = (".safetensors", ".gguf", ".bin")
+
+
+@dataclass
+class Repository:
+    """commits: files by name, by commit. refs: commit by branch. token: what a request must carry; "" for anything."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    token: str = ""
+    gated: bool = False
+
+    def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
+        """Make a commit and move the branch to it."""
+        commit = hashlib.sha1(repr((sorted(files), len(self.commits))).encode()).hexdigest()
+        self.commits[commit] = files
+        self.refs[branch] = commit
+        return commit
+
+
+@dataclass
+class FakeHub:
+    """damaged: names whose content arrives changed. broken: names whose first transfer ends after so many bytes."""
+
+    url: str = ""
+    cdn: str = ""  # another host, as the library does not follow a Hub's redirects to elsewhere while it asks for sizes
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
+    broken: dict[str, int] = field(default_factory=dict)
+    failing: int = 0  # answer everything with this status
+
+    def content_of(self, sha256: str) -> tuple[str, bytes]:
+        for repository in self.repositories.values():
+            for files in repository.commits.values():
+                for name, content in files.items():
+                    if hashlib.sha256(content).hexdigest() == sha256:
+                        return name, content
+        raise KeyError(sha256)
+
+    def asked(self, verb: str, part: str) -> list[str]:
+        return [line for line in self.requests if line.startswith(verb) and part in line]
+
+
+def blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@contextmanager
+def serve() -> Iterator[FakeHub]:
+    """Serve until the block ends, on a port of the system's choice."""
+    hub = FakeHub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.cdn = f"http://localhost:{server.server_port}/cdn"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: the tests look at `requests`."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path} {self.headers.get('Range', '')}".rstrip())
+        if self.hub.failing:
+            self.error(self.hub.failing, "")
+        elif found := re.fullmatch(r"/cdn/(\w+)", path):
+            self.content(*self.hub.content_of(found[1]))
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+?))?", path):
+            self.api(*found.groups())
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.resolve(*found.groups())
+        else:
+            self.error(404, "EntryNotFound")
+
+    def repository(self, name: str) -> Repository | None:
+        """The repository, if it is there and the request's token may see it."""
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            self.error(401, "RepoNotFound")
+            return None
+        sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if repository.token and sent != repository.token and not repository.gated:
+            if sent:
+                self.error(401, "", "Invalid credentials in Authorization header")
+            else:
+                self.error(401, "RepoNotFound")
+            return None
+        return repository
+
+    def api(self, name: str, kind: str | None, revision: str | None) -> None:
+        if (repository := self.repository(name)) is None:
+            return
+        commit = repository.refs.get(revision or "main", revision or "")
+        if commit not in repository.commits:
+            self.error(404, "RevisionNotFound")
+            return
+        files = [_description(path, content) for path, content in repository.commits[commit].items()]
+        if kind == "tree":
+            self.json([entry["tree"] for entry in files])
+        else:
+            siblings = [entry["sibling"] for entry in files]
+            self.json({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+
+    def resolve(self, name: str, revision: str, file: str) -> None:
+        if (repository := self.repository(name)) is None:
+            return
+        if repository.gated and self.headers.get("Authorization") != f"Bearer {repository.token}":
+            self.error(403 if self.headers.get("Authorization") else 401, "GatedRepo")
+            return
+        commit = repository.refs.get(revision, revision)
+        content = repository.commits.get(commit, {}).get(file)
+        if content is None:
+            self.error(404, "EntryNotFound")
+            return
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{blob_id(content)}"'}
+        if not file.endswith(LFS_SUFFIXES):
+            self.content(file, content, headers)
+            return
+        digest = hashlib.sha256(content).hexdigest()
+        headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(content))}
+        self.head(302, {**headers, "Location": f"{self.hub.cdn}/{digest}", "Content-Length": "0"})
+
+    def content(self, name: str, content: bytes, headers: dict[str, str] | None = None) -> None:
+        if name in self.hub.damaged:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        start = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
+        status, extra = 200, {}
+        if start:
+            status, extra = 206, {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+        body = content[start:]
+        self.head(status, {**(headers or {}), **extra, "Content-Length": str(len(body))})
+        if self.command == "HEAD":
+            return
+        if (cut := self.hub.broken.pop(name, None)) is not None:
+            self.wfile.write(body[:cut])
+            self.close_connection = True  # before the promised length
+            return
+        self.wfile.write(body)
+
+    def json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.head(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
+        self.wfile.write(body)
+
+    def error(self, status: int, code: str, message: str = "") -> None:
+        headers = {"Content-Length": "0"} | ({"X-Error-Code": code} if code else {})
+        self.head(status, headers | ({"X-Error-Message": message} if message else {}))
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _description(path: str, content: bytes) -> dict[str, dict[str, object]]:
+    """One file as the two listings show it."""
+    tree: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": blob_id(content)}
+    sibling: dict[str, object] = {"rfilename": path, "size": len(content), "blobId": blob_id(content)}
+    if path.endswith(LFS_SUFFIXES):
+        digest = hashlib.sha256(content).hexdigest()
+        tree["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 134}
+        sibling["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
+    return {"tree": tree, "sibling": sibling}

@@ -1,0 +1,102 @@
+"""Each real drafter through the engine on fp64 models: lossless, and as good as it must be where that is known."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.kv.cache import KVCache
+from runtime.model.decoder import Decoder
+from runtime.sampling import SamplingParams
+from runtime.scoring import score
+from runtime.speculation.combined import CombinedDrafter
+from runtime.speculation.draft_model import ModelDrafter
+from runtime.speculation.ngram import NgramDrafter
+from runtime.speculation.tree import TreeShape
+from tests.runtime.drafting import Always
+from tests.runtime.test_engine import alone, random_request, run
+from tests.runtime.test_speculation import FAMILIES, outputs
+from tests.runtime.tiny import PLAN, SPEC, make_checkpoint, make_engine
+
+
+def model_drafter(checkpoint, vocab_size=260, **limits):
+    plan = replace(PLAN, **limits)
+    decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len)
+    return ModelDrafter(decoder, KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, torch.float64), vocab_size)
+
+
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_model_of_another_kind_changes_nothing(tmp_path, family, limits):
+    checkpoint = make_checkpoint(tmp_path / "target", FAMILIES[family])
+    smaller = make_checkpoint(tmp_path / "draft", seed=5)
+    rng = random.Random(2)
+    wanted = [random_request(rng) for _ in range(8)]
+    policy = Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5))
+    engine = make_engine(checkpoint, 1, drafter=model_drafter(smaller, **limits), policy=policy, **limits)
+    assert outputs(run(engine, wanted)) == [alone(checkpoint, one) for one in wanted]
+    assert policy.emitted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_the_target_as_its_own_draft_model_is_always_right_sampled_too(checkpoint, temperature):
+    """A draft model draws with the target's noise, so equal models draw equal tokens."""
+    params = SamplingParams(temperature=temperature, top_p=0.9, seed=3, max_tokens=25, ignore_eos=True)
+    wanted = [([1, 2, 3], params, 0), ([9, 9], params, 1)]
+    policy = Always(TreeShape(5, 1, 4))
+    engine = make_engine(checkpoint, drafter=model_drafter(checkpoint), policy=policy)
+    requests = run(engine, wanted)
+    assert outputs(requests) == [alone(checkpoint, one) for one in wanted]
+    # 24 tokens after the prefill's: four full steps of 5, and 4 left
+    assert [request.statistics.snapshot().num_steps for request in requests] == [5, 5]
+
+
+def test_prompt_lookup_changes_nothing_and_finds_what_repeats(checkpoint):
+    rng = random.Random(4)
+    wanted = [(request[0] * 3, *request[1:]) for request in (random_request(rng, longest_prompt=9) for _ in range(8))]
+    policy = Always(TreeShape(8, 2, 5))
+    engine = make_engine(checkpoint, drafter=NgramDrafter(), policy=policy)
+    assert outputs(run(engine, wanted)) == [alone(checkpoint, one) for one in wanted]
+    assert engine.speculation.snapshot().num_draft_tokens > 0
+
+
+def test_two_drafters_together_change_nothing(checkpoint):
+    rng = random.Random(5)
+    wanted = [random_request(rng) for _ in range(6)]
+    drafter = CombinedDrafter(model_drafter(checkpoint), NgramDrafter())
+    engine = make_engine(checkpoint, drafter=drafter, policy=Always(TreeShape(12, 2, 4)))
+    assert outputs(run(engine, wanted)) == [alone(checkpoint, one) for one in wanted]
+    assert engine.speculation.snapshot().accepted_length > 2.0
+
+
+def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
+    """Chi-square over the second token of many seeds, against the exact distribution of a model with 12 tokens."""
+    checkpoint = make_checkpoint(tmp_path, replace(SPEC, vocab_size=12), seed=2)
+    limits = {"max_batch_size": 64, "max_num_tokens": 256, "num_blocks": 256}
+    drafter = model_drafter(checkpoint, vocab_size=12, **limits)
+    engine = make_engine(checkpoint, drafter=drafter, policy=Always(TreeShape(4, 2, 2)), **limits)
+    prompt, draws = [3, 1, 4], 3000
+    requests = [
+        engine.add(prompt, SamplingParams(temperature=1.3, seed=seed, max_tokens=3, ignore_eos=True))
+        for seed in range(draws)
+    ]
+    while engine.has_work:
+        engine.step()
+    counts = torch.zeros(12, 12)
+    for request in requests:
+        counts[request.output_ids[0], request.output_ids[1]] += 1
+    expected = torch.zeros(12, 12)
+    first = torch.softmax(score(engine, prompt, first=len(prompt) - 1)[-1] / 1.3, dim=0)
+    for token in range(12):
+        second = torch.softmax(score(engine, [*prompt, token], first=len(prompt))[-1] / 1.3, dim=0)
+        expected[token] = draws * first[token] * second
+    likely = expected >= 5
+    observed = torch.cat([counts[likely], counts[~likely].sum().view(1)])
+    wanted = torch.cat([expected[likely], expected[~likely].sum().view(1)])
+    chi_square = float(((observed - wanted) ** 2 / wanted).sum())
+    degrees = len(wanted) - 1
+    assert engine.speculation.snapshot().num_accepted_tokens > draws / 2
+    # Wilson and Hilferty: the cube root of chi-square / degrees is nearly normal; 4 sigma, and the seeds are fixed.
+    bound = degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
+    assert chi_square < bound
