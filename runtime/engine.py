@@ -81,6 +81,7 @@ class Engine:
     def draft_with(self, drafter: Drafter | None, policy: TreePolicy | None) -> None:
         """Change who drafts, and how much. Only while no request is in the engine: a drafter has seen all of a text."""
         assert not self.has_work, "the drafter cannot change while requests run"
+        self.forget_prefixes()  # of which a new drafter has seen nothing
         self.backend.drafter = drafter
         self._policy = policy if drafter is not None else None
 
