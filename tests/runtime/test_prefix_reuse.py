@@ -4,11 +4,13 @@ import random
 
 import pytest
 
+from runtime.kv.prefix_cache import PrefixStats
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Always, Oracle
 from tests.runtime.test_engine import alone, random_request, run
+from tests.runtime.test_speculation_drafters import model_drafter
 from tests.runtime.tiny import make_engine
 
 GREEDY = SamplingParams(max_tokens=4, ignore_eos=True)
@@ -93,6 +95,51 @@ def test_the_burst_waits_for_no_step_when_the_first_finishes_its_prefill_in_it(c
     engine.step()
     engine.step()
     assert counts == [24, 17 + 1 + 1]
+
+
+def test_the_worked_example(checkpoint):
+    """docs/kv-cache.md: blocks of 4 tokens, a pool of 8; A, B and C arrive together."""
+    engine = make_engine(checkpoint, num_blocks=8, block_size=4)
+    plans, step = [], engine.backend.step
+    engine.backend.step = lambda plan, state: (plans.append(plan), step(plan, state))[1]
+    a_ids = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    three = SamplingParams(max_tokens=3, ignore_eos=True)
+    a, b, c = (engine.add(ids, three) for ids in (a_ids, [*a_ids[:8], 20, 21], a_ids))
+
+    engine.step()  # A computes its prompt; B shares blocks 0 and 1; C waits for A's block 2
+    assert [(row.blocks, row.start, row.num_tokens) for row in plans[0].rows] == [([0, 1, 2], 0, 10), ([0, 1, 3], 8, 2)]
+    engine.step()  # C has a copy of A's block 2 and computes its last token
+    assert plans[1].copies == [(2, 4)]
+    assert [(row.blocks, row.start, row.num_tokens) for row in plans[1].rows][2] == ([0, 1, 4], 9, 1)
+    engine.step()  # A and B have 12 tokens computed: their third blocks are full, and kept when they end
+    assert (a.finish_reason, b.finish_reason, c.finish_reason) == ("length", "length", None)
+    assert engine.scheduler.pool.cached_blocks() == [2, 3]
+    engine.step()  # C has said the same as A, so that its block 4 is free, and block 2 stands for both
+    assert c.output_ids == a.output_ids
+    assert engine.scheduler.pool.cached_blocks() == [3, 2, 1, 0]
+
+    second = engine.add([*a_ids, *a.output_ids, 30], three)  # A's second turn: 12 of 14 tokens are there
+    engine.step()
+    assert [(row.blocks[:3], row.start, row.num_tokens) for row in plans[-1].rows] == [([0, 1, 2], 12, 2)]
+    while engine.has_work:
+        engine.step()
+    cached = engine.scheduler.pool.cached_blocks()
+    assert cached[0] == 3, "B's leaf was used longest ago"
+    assert cached[-3:] == [2, 1, 0]
+    assert engine.prefix_stats == PrefixStats(queries=44, hits=8 + 9 + 12, evictions=0, cached_blocks=len(cached))
+    run(engine, [([200 + token for token in range(20)], SamplingParams(max_tokens=1))])
+    assert engine.scheduler.prefixes.cache.match(second.chain[1:]) == [0, 1, 2], "leaves made room"
+    assert engine.prefix_stats.evictions > 0
+
+
+def test_the_cache_of_a_draft_model_is_shared_and_copied_too(checkpoint):
+    """The target as its own draft model is always right, but only where it has seen the tokens before."""
+    params = SamplingParams(temperature=0.9, seed=3, max_tokens=26, ignore_eos=True)
+    engine = make_engine(checkpoint, drafter=model_drafter(checkpoint), policy=Always(TreeShape(5, 1, 4)))
+    engine.backend.drafter.caches[0].storage.fill_(1e3)  # what is not copied shows
+    requests = run(engine, [(PREFIX[:30], params, index) for index in range(4)])
+    assert engine.prefix_stats.hits == 3 * 29
+    assert [request.statistics.snapshot().num_steps for request in requests] == [5] * 4
 
 
 @pytest.mark.parametrize("prompt_len", [1, 2, 30, 32, 33], ids="prompt of {}".format)
