@@ -53,8 +53,12 @@ class AsyncLLM:
                 self._inbox.put(None)
         self._thread.join()
 
-    async def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamDelta]:
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, cache_salt: str = ""
+    ) -> AsyncIterator[StreamDelta]:
         """Yield deltas of one prompt as its tokens come; leaving the iterator early cancels what is left.
+
+        cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
             EnginewrightError: the prompt is empty or too long.
@@ -65,7 +69,7 @@ class AsyncLLM:
         def publish(item: StreamDelta | BaseException) -> None:
             loop.call_soon_threadsafe(deltas.put_nowait, item)
 
-        output = await asyncio.wrap_future(self._call(lambda: self._submit(prompt, params, publish)))
+        output = await asyncio.wrap_future(self._call(lambda: self._submit(prompt, params, cache_salt, publish)))
         open_samples = len(output.completions)
         try:
             while open_samples:
@@ -94,10 +98,12 @@ class AsyncLLM:
             self._inbox.put(run)
         return future
 
-    def _submit(self, prompt: Prompt, params: SamplingParams | None, subscriber: _Subscriber) -> RequestOutput:
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams | None, cache_salt: str, subscriber: _Subscriber
+    ) -> RequestOutput:
         if self._failure is not None:
             raise self._failure
-        output = self._text_engine.submit(prompt, params or SamplingParams())
+        output = self._text_engine.submit(prompt, params or SamplingParams(), cache_salt)
         for completion in output.completions:
             self._subscribers[completion] = subscriber
         return output

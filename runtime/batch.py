@@ -1,5 +1,6 @@
 """What one pass of the target takes: the host's plan, and the packed tokens with where their keys lie."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +27,11 @@ class StepPlan(NamedTuple):
 
     rows: list[PlanRow]
     shape: TreeShape | None = None  # of the rows that draft; None where none does
+    copies: Sequence[tuple[int, int]] = ()  # blocks to be copied over others before the pass, in every cache
+
+    def most_tokens(self, row: PlanRow) -> int:
+        """How many tokens a row may emit."""
+        return self.shape.depth + 1 if row.drafts and self.shape else int(row.emits)
 
 
 @dataclass(frozen=True)

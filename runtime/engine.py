@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from runtime.backends.base import Backend, TokenHandle, TokenLogprobs
 from runtime.errors import EnginewrightError
+from runtime.kv.prefix_cache import PrefixStats
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
 from runtime.scheduler import Schedule, Scheduler
@@ -36,10 +37,15 @@ class Engine:
         backend: Backend,
         eos_token_ids: frozenset[int] = frozenset(),
         policy: TreePolicy | None = None,
+        prefix_reuse: bool = True,
     ) -> None:
-        """`policy` says which draft trees a step gets; None, or a backend without a drafter, gets none."""
+        """Make an idle engine.
+
+        policy: which draft trees a step gets; None, or a backend without a drafter, gets none.
+        prefix_reuse: whether requests share what they have in common; outputs are the same either way.
+        """
         self.backend = backend
-        self.scheduler = Scheduler(backend.limits)
+        self.scheduler = Scheduler(backend.limits, prefix_reuse)
         self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids
@@ -50,8 +56,14 @@ class Engine:
     def has_work(self) -> bool:
         return self.scheduler.has_work or bool(self._in_flight)
 
-    def add(self, prompt_ids: list[int], params: SamplingParams, sample_index: int = 0) -> Request:
-        """Queue one sample of a prompt.
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        return self.scheduler.prefixes.cache.stats
+
+    def add(
+        self, prompt_ids: list[int], params: SamplingParams, sample_index: int = 0, cache_salt: str = ""
+    ) -> Request:
+        """Queue one sample of a prompt. It shares blocks with requests of the same `cache_salt` alone.
 
         Raises:
             EnginewrightError: an empty prompt, or more tokens than the engine's limits hold.
@@ -60,13 +72,16 @@ class Engine:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         statistics = SpeculationStatistics(total=self.speculation)
-        request = Request(list(prompt_ids), params, seed, sample_index, max_tokens, stop_ids, statistics)
+        request = Request(
+            list(prompt_ids), params, seed, sample_index, max_tokens, stop_ids, statistics, cache_salt=cache_salt
+        )
         self.scheduler.add(request)
         return request
 
     def draft_with(self, drafter: Drafter | None, policy: TreePolicy | None) -> None:
         """Change who drafts, and how much. Only while no request is in the engine: a drafter has seen all of a text."""
         assert not self.has_work, "the drafter cannot change while requests run"
+        self.forget_prefixes()  # of which a new drafter has seen nothing
         self.backend.drafter = drafter
         self._policy = policy if drafter is not None else None
 
@@ -75,9 +90,7 @@ class Engine:
         shape = self._policy.choose(self.scheduler.num_decoding) if self._policy is not None else None
         schedule = self.scheduler.schedule(shape)
         if schedule.plan.rows:
-            for request in schedule.admitted:
-                self._state.admit(request)
-            self._in_flight.append(_InFlight(schedule, self.backend.step(schedule.plan, self._state)))
+            self._in_flight.append(_InFlight(schedule, self._run(schedule)))
         if self._in_flight and (len(self._in_flight) > self.backend.read_lag or not schedule.plan.rows):
             return self._read(self._in_flight.popleft())
         return []
@@ -86,13 +99,26 @@ class Engine:
         """End a request now, wherever it is: its blocks are free when this returns."""
         self.scheduler.finish(request, reason)
 
+    def forget_prefixes(self) -> None:
+        """Give up all blocks kept of requests that have ended, so that later ones compute everything."""
+        self.scheduler.prefixes.cache.clear()
+
+    def _run(self, schedule: Schedule) -> TokenHandle:
+        try:
+            for request in schedule.admitted:
+                self._state.admit(request)
+            return self.backend.step(schedule.plan, self._state)
+        except BaseException:  # Ctrl-C too: others go on, and must not build on what was never written
+            self.scheduler.restart(schedule)
+            raise
+
     def _read(self, step: _InFlight) -> list[NewToken]:
         events: list[NewToken] = []
         result = step.handle.read()
         requests, plan, _ = step.schedule
         emitting = [(request, row) for request, row in zip(requests, plan.rows, strict=True) if row.emits]
         for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
-            request.num_in_flight -= plan.shape.depth + 1 if row.drafts and plan.shape else 1
+            request.num_in_flight -= plan.most_tokens(row)
             if request.finish_reason is not None:  # it ended while this step was in flight
                 continue
             received = self._receive(request, token_ids, logprobs)

@@ -14,7 +14,10 @@ DEFAULT_SPECULATION = SpeculationOptions()
 
 
 def load_bundle(
-    bundle: str | Path, target: str = "cpu", speculation: SpeculationOptions = DEFAULT_SPECULATION
+    bundle: str | Path,
+    target: str = "cpu",
+    speculation: SpeculationOptions = DEFAULT_SPECULATION,
+    prefix_reuse: bool = True,
 ) -> TextEngine:
     """Open and check a bundle, and load its engine for `target`, with its drafter where it carries one.
 
@@ -24,7 +27,7 @@ def load_bundle(
     opened = open_bundle(Path(bundle))
     tokenizer = opened.tokenizer()
     engine = load_engine(
-        opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation
+        opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation, prefix_reuse
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 
@@ -42,14 +45,22 @@ class LLM:
         bundle: str | Path | TextEngine,
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
+        prefix_reuse: bool = True,
     ) -> None:
         """Load a bundle's folder, or take an engine that is loaded already."""
-        self.text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target, speculation)
+        if not isinstance(bundle, TextEngine):
+            bundle = load_bundle(bundle, target, speculation, prefix_reuse)
+        self.text_engine = bundle
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        cache_salt: str = "",
     ) -> list[RequestOutput]:
         """Complete prompts (text, or token ids), all together; `params` is one for all, or one per prompt.
+
+        cache_salt: prefixes are shared with requests of the same salt alone, such as those of one tenant.
 
         Raises:
             EnginewrightError: a prompt is empty or too long; none is completed then.
@@ -60,7 +71,7 @@ class LLM:
         outputs: list[RequestOutput] = []
         try:
             for prompt, prompt_params in zip(each_prompt, params, strict=True):
-                outputs.append(self.text_engine.submit(prompt, prompt_params))
+                outputs.append(self.text_engine.submit(prompt, prompt_params, cache_salt))
             while not all(output.finished for output in outputs):
                 self.text_engine.step()
         finally:  # an error or Ctrl-C leaves no request behind
@@ -68,13 +79,17 @@ class LLM:
                 self.text_engine.cancel(output)
         return outputs
 
-    def chat(self, messages: list[Message], params: SamplingParams | None = None) -> RequestOutput:
+    def chat(
+        self, messages: list[Message], params: SamplingParams | None = None, cache_salt: str = ""
+    ) -> RequestOutput:
         """Answer a conversation through the model's chat template."""
-        return self.generate(self.text_engine.tokenizer.encode_chat(messages), params)[0]
+        return self.generate(self.text_engine.tokenizer.encode_chat(messages), params, cache_salt)[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamDelta]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, cache_salt: str = ""
+    ) -> Iterator[StreamDelta]:
         """Yield deltas of one prompt as its tokens come; closing the iterator cancels what is left."""
-        output = self.text_engine.submit(prompt, params or SamplingParams())
+        output = self.text_engine.submit(prompt, params or SamplingParams(), cache_salt)
         try:
             while not output.finished:
                 yield from (delta for delta in self.text_engine.step() if delta.completion in output.completions)

@@ -29,8 +29,11 @@ def load_engine(
     tokenizer: Tokenizer,
     draft_dir: Path | None = None,
     speculation: SpeculationOptions = _NO_SPECULATION,
+    prefix_reuse: bool = True,
 ) -> Engine:
     """Load the engine that `engine_dir` describes over a checkpoint's weights, with the drafter of `draft_dir`.
+
+    prefix_reuse: whether requests share the prefixes that they have in common.
 
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
@@ -39,9 +42,9 @@ def load_engine(
     loaded = load_drafter(speculation, draft_dir, checkpoint, plan, "cpu")
     backend = make_backend(checkpoint, plan, loaded.drafter if loaded else None)
     if loaded is None:
-        return Engine(backend, tokenizer.eos_token_ids)
+        return Engine(backend, tokenizer.eos_token_ids, prefix_reuse=prefix_reuse)
     digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
-    return Engine(backend, tokenizer.eos_token_ids, _policy(backend, loaded, speculation, digests))
+    return Engine(backend, tokenizer.eos_token_ids, _policy(backend, loaded, speculation, digests), prefix_reuse)
 
 
 def make_backend(

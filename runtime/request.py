@@ -34,11 +34,19 @@ class Request:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    cache_salt: str = ""  # blocks are shared with requests of the same salt alone
+    chain: list[bytes] = field(default_factory=list)  # keys of the root and of the first blocks, as far as asked for
+    num_published: int = 0  # leading blocks that are registered for others
 
     @property
     def num_known(self) -> int:
         """Tokens of prompt and output that the host has."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_settled(self) -> int:
+        """Leading tokens that the host has and whose keys are in the cache, or in a step on its way there."""
+        return max(min(self.num_computed, self.num_known), self.num_known - 1 if self.is_decoding else 0)
 
     @property
     def num_tokens(self) -> int:

@@ -1,11 +1,12 @@
 """Which requests run in the next step, with how many tokens and over which blocks. Knows no tensors and no text."""
 
-from collections import deque
+from collections import Counter, deque
 from typing import NamedTuple
 
 from runtime.backends.base import EngineLimits
 from runtime.batch import PlanRow, StepPlan
 from runtime.kv.block_pool import BlockPool
+from runtime.kv.reuse import Found, PrefixReuse
 from runtime.request import FinishReason, Request
 from runtime.speculation.tree import TreeShape
 
@@ -23,11 +24,15 @@ class Scheduler:
 
     Each step gives every running request its pending tokens, within the token budget: a decoding request one, or a
     draft tree; a long prompt is computed in chunks beside them. When blocks run out, the request admitted last gives
-    its own back and waits at the front of the queue; what it had is computed again later.
+    its own back and waits at the front of the queue; what others do not keep of it is computed again later.
+
+    As prefill goes by order of admission, whatever the prompts of earlier requests hold is planned, and can be shared,
+    before a later one is admitted: nobody needs to wait for blocks that another will write in a later step.
     """
 
-    def __init__(self, limits: EngineLimits) -> None:
+    def __init__(self, limits: EngineLimits, prefix_reuse: bool = True) -> None:
         self.pool = BlockPool(limits.num_blocks)
+        self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self._limits = limits
@@ -49,6 +54,7 @@ class Scheduler:
         requests: list[Request] = []
         rows: list[PlanRow] = []
         admitted: list[Request] = []
+        copies: list[tuple[int, int]] = []
         budget = self._limits.max_num_tokens
         for request in list(self.running):
             row = self._next_row(request, budget, shape) if budget else None
@@ -56,13 +62,14 @@ class Scheduler:
                 requests.append(request)
                 rows.append(row)
                 budget -= row.num_tokens
-        while budget and self._can_admit():
-            request = self._admit()
+        while budget and (found := self._can_admit()) is not None:
+            request = self._admit(found, copies)
             admitted.append(request)
             requests.append(request)
             rows.append(self._prefill_row(request, budget))
             budget -= rows[-1].num_tokens
-        return Schedule(requests, StepPlan(rows, shape if any(row.drafts for row in rows) else None), admitted)
+        self.prefixes.end_step()
+        return Schedule(requests, StepPlan(rows, shape if any(row.drafts for row in rows) else None, copies), admitted)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in any state and take its blocks back at once. Ending it twice does nothing.
@@ -76,12 +83,23 @@ class Scheduler:
             self.waiting.remove(request)
         else:
             self._stop_running(request)
+            self.prefixes.end_step()
+
+    def restart(self, schedule: Schedule) -> None:
+        """Take back a step that failed. Every running request starts again: nobody knows what has been written."""
+        for request, row in zip(schedule.requests, schedule.plan.rows, strict=True):
+            request.num_in_flight -= schedule.plan.most_tokens(row)
+        for request in reversed(self.running):
+            self._preempt(request)
+        self.prefixes.end_step()
+        self.prefixes.cache.clear()
 
     def check(self) -> None:
-        """Assert that blocks and slots are owned by running requests exactly once, and none has leaked."""
+        """Assert that running requests own all blocks that are held, and no slot twice, and that none has leaked."""
         self.pool.check()
-        owned = [block for request in self.running for block in request.blocks]
-        assert len(owned) == len(set(owned)) == self.pool.num_blocks - self.pool.num_free
+        holders = Counter(block for request in self.running for block in request.blocks)
+        assert all(self.pool.ref_count(block) == holders[block] for block in range(self.pool.num_blocks))
+        self.prefixes.check(self.running)
         slots = [request.slot for request in self.running] + self._free_slots
         assert sorted(slot for slot in slots if slot is not None) == list(range(self._limits.max_batch_size))
         assert all(not request.blocks and request.slot is None for request in self.waiting)
@@ -106,13 +124,16 @@ class Scheduler:
         request.num_computed += count
         request.num_in_flight += emits
         request.is_decoding = emits
+        blocks = request.blocks  # this step's, whatever publishing changes
+        self.prefixes.plan(request, start)
         return PlanRow(
-            request.slot, request.known_ids(start, count), start, count, request.blocks, emits, request.params.logprobs
-        )
+            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs
+        )  # fmt: skip
 
     def _decode_row(self, request: Request, num_nodes: int, most_tokens: int) -> PlanRow:
         """Plan the token that was drawn last, alone or as the root of a draft tree."""
         assert request.slot is not None
+        self.prefixes.publish(request)
         start = request.num_tokens - 1
         request.num_in_flight += most_tokens
         return PlanRow(
@@ -140,17 +161,28 @@ class Scheduler:
         request.blocks.extend(self.pool.allocate(missing))
         return True
 
-    def _can_admit(self) -> bool:
-        """Whether the first waiting request has a slot, all its tokens on the host and blocks for them."""
-        if not self.waiting or not self._free_slots:
-            return False
+    def _can_admit(self) -> Found | None:
+        """What the first waiting request finds, if it has a slot, all its tokens on the host and blocks for them."""
+        if not self.waiting or not self._free_slots or self.waiting[0].num_in_flight:
+            return None
         request = self.waiting[0]
-        return request.num_in_flight == 0 and self.pool.can_allocate(self._num_blocks(request.num_known))
+        found = self.prefixes.find(request, self.running)
+        missing = self._num_blocks(request.num_known) - len(found.blocks)
+        room = self.pool.num_free - sum(self.pool.ref_count(block) == 0 for block in found.blocks)
+        if found.is_coming or missing > room:
+            return None
+        if found.source is not None and missing == room and self.pool.ref_count(found.source) == 0:
+            return found.without_source()  # holding it for the copy would take the last block
+        return found
 
-    def _admit(self) -> Request:
+    def _admit(self, found: Found, copies: list[tuple[int, int]]) -> Request:
+        """Give the first waiting request its slot and blocks; add the copy that it needs before its first row."""
         request = self.waiting.popleft()
+        self.prefixes.take(request, found)
         request.slot = self._free_slots.pop()
-        request.blocks = self.pool.allocate(self._num_blocks(request.num_known))
+        request.blocks += self.pool.allocate(self._num_blocks(request.num_known) - len(found.blocks))
+        if found.source is not None:
+            copies.append((found.source, request.blocks[len(found.blocks)]))
         self.running.append(request)
         return request
 
@@ -163,10 +195,11 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         assert request.slot is not None
+        self.prefixes.publish(request)
         self.running.remove(request)
         self.pool.release(request.blocks)
         self._free_slots.append(request.slot)
-        request.blocks, request.slot = [], None
+        request.blocks, request.slot, request.num_published = [], None, 0
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self._limits.block_size)

@@ -70,8 +70,10 @@ class TextEngine:
     def has_work(self) -> bool:
         return self.engine.has_work
 
-    def submit(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+    def submit(self, prompt: Prompt, params: SamplingParams, cache_salt: str = "") -> RequestOutput:
         """Queue a prompt (text, or token ids); `step` fills in the result.
+
+        cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
             EnginewrightError: the prompt is empty or too long; nothing is queued then.
@@ -79,7 +81,7 @@ class TextEngine:
         prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         completions = [Completion(index) for index in range(params.n)]
         for completion in completions:
-            request = self.engine.add(prompt_ids, params, completion.sample_index)
+            request = self.engine.add(prompt_ids, params, completion.sample_index, cache_salt)
             self._samples[request] = _Sample(completion, TextStream(self.tokenizer, prompt_ids, params.stop))
         return RequestOutput(prompt_ids, completions)
 

@@ -1,14 +1,17 @@
-"""Bar charts of a benchmark summary: the engine beside transformers, with the spread of the repeats.
+"""Charts of benchmarks: the engine beside transformers with the spread of the repeats, bursts and chunk sizes.
 
 Draws what it is given: it measures nothing and decides nothing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from runtime.benchmark.arrivals import BurstSample, ChunkRow
 from runtime.benchmark.samples import SummaryRow
 
 TITLES = {"decode": "Decode throughput", "prefill": "Prefill throughput", "mixed": "Requests of mixed lengths"}
@@ -49,6 +52,55 @@ def draw_case(rows: list[SummaryRow], title: str, subtitle: str) -> Figure:
     return figure
 
 
+def draw_burst(samples: Sequence[BurstSample], subtitle: str) -> Figure:
+    """First-token times of a burst: a group per request in order of arrival, with prefix reuse and without."""
+    figure, axes = _new_figure("Burst over one prefix: time to first token", subtitle)
+    requests = sorted({sample.request for sample in samples})
+    for shift, prefix_reuse, label, colour in (
+        (-BAR_WIDTH / 2, True, "with prefix reuse", COLOURS["enginewright"]),
+        (BAR_WIDTH / 2, False, "without", COLOURS["transformers"]),
+    ):
+        times = [[s.ttft_s * 1e3 for s in samples if (s.request, s.prefix_reuse) == (r, prefix_reuse)]
+                 for r in requests]  # fmt: skip
+        axes.bar([r + shift for r in requests], [median(each) for each in times], BAR_WIDTH, color=colour, label=label,
+                 zorder=2)  # fmt: skip
+    axes.set_xticks(requests, [f"request {request + 1}" for request in requests], fontsize=9)
+    _dress_axes(axes, "ms (lower is better)")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
+    """Three curves over the budget of tokens per step: throughput, time to first token, p99 between tokens."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure.suptitle(f"A {rows[0].prompt_len}-token prompt arrives while others decode\n{subtitle}",
+                    fontsize=11, color=INK, x=0.01, ha="left")  # fmt: skip
+    budgets = [row.budget for row in rows]
+    ours, faint = COLOURS["enginewright"], COLOURS["transformers"]
+    curves = (
+        ("throughput, tokens/s (higher is better)", [([row.tokens_per_s for row in rows], ours, "prompt and decodes")]),
+        ("time to first token, ms (lower is better)", [([row.ttft_ms for row in rows], ours, "the prompt's")]),
+        ("p99 between tokens, ms (lower is better)", [([row.busy_p99_ms for row in rows], ours, "during the prefill"),
+                                                      ([row.idle_p99_ms for row in rows], faint, "idle")]),
+    )  # fmt: skip
+    for axes, (label, lines) in zip(figure.subplots(1, len(curves)), curves, strict=True):
+        for values, colour, name in lines:
+            axes.plot(budgets, values, marker="o", color=colour, label=name, zorder=3)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=9)
+        axes.set_xlabel("tokens per step", fontsize=9, color=INK)
+        _dress_axes(axes, label)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _new_figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(f"{title}\n{subtitle}", loc="left", fontsize=11, color=INK)
+    return figure, axes
+
+
 def _draw_bars(axes: Axes, rows: list[SummaryRow], places: list[float], system: str) -> None:
     medians = [row.median for row in rows]
     spread = [[row.median - row.min for row in rows], [row.max - row.median for row in rows]]
@@ -71,7 +123,11 @@ def _dress(axes: Axes, labels: list[str]) -> None:
     # A single group keeps room at its sides, or its bars would be as wide as walls.
     side = 0.6 if len(labels) > 1 else 1.0
     axes.set_xlim(-side, len(labels) - 1 + side)
-    axes.set_ylabel("tokens/s (higher is better)", fontsize=9, color=INK)
+    _dress_axes(axes, "tokens/s (higher is better)")
+
+
+def _dress_axes(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label, fontsize=9, color=INK)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.grid(axis="y", color=FAINT, zorder=0)

@@ -67,7 +67,7 @@ class Backend(Protocol):
         ...
 
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
-        """Level two: one pass; each row that emits draws tokens into the state and the handle.
+        """Level two: the plan's block copies, then one pass; rows that emit draw tokens into the state and the handle.
 
         A row that drafts has its tree drafted first, verified by the pass, and the accepted path's keys and values
         moved to where plain decoding would have put them.

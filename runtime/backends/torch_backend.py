@@ -1,8 +1,11 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
+from collections.abc import Sequence
+
 import torch
 
 from plugins.kv_compact import kv_compact
+from plugins.kv_copy_blocks import kv_copy_blocks
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, pack
@@ -64,6 +67,8 @@ class TorchBackend:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
+        if plan.copies:
+            self._copy(plan.copies)
         batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         output = self.forward(batch)
         if self.drafter is not None:
@@ -77,6 +82,14 @@ class TorchBackend:
         emitting = [row for row in plan.rows if row.emits]
         return _Handle(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
 
+    def _caches(self) -> list[KVCache]:
+        return [self._cache, *(self.drafter.caches if self.drafter else [])]
+
+    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        for cache in self._caches():
+            src, dst = torch.tensor(copies, device=cache.storage.device).unbind(1)
+            kv_copy_blocks(cache.storage, src, dst)
+
     def _compact(self, drawing: Drawing, accepted: Accepted) -> None:
         """Move the accepted path's keys and values from where the tree's nodes lie to where a chain's would."""
         levels = torch.arange(1, accepted.nodes.shape[1], device=accepted.nodes.device)
@@ -84,7 +97,7 @@ class TorchBackend:
         roots = drawing.roots.unsqueeze(1)
         targets = roots + torch.where(is_accepted, levels, 0)  # what is not accepted stays: the root moves onto itself
         sources = roots + torch.where(is_accepted, accepted.nodes[:, 1:], 0)
-        for cache in (self._cache, *(self.drafter.caches if self.drafter else [])):
+        for cache in self._caches():
             source_rows, target_rows = (
                 cache.rows(drawing.block_tables.gather(1, at // cache.block_size), at) for at in (sources, targets)
             )

@@ -42,6 +42,7 @@ class EngineSystem:
         self._engine = engine
 
     def run(self, workload: Workload) -> Timings:
+        self._engine.forget_prefixes()  # every run computes all of its prompts
         requests = []
         marks = [time.perf_counter()]
         for prompt, count in zip(workload.prompts, workload.new_tokens, strict=True):

@@ -34,5 +34,12 @@ def mixed_workload(num_requests: int, vocab_size: int, max_len: int = MIXED_MAX_
     return Workload([ids[: max_len - count] for ids, count in zip(prompts, new_tokens, strict=True)], new_tokens)
 
 
+def burst_workload(num_requests: int, prefix_len: int, own_len: int, vocab_size: int) -> Workload:
+    """Requests that share their first `prefix_len` tokens, each with `own_len` of its own, for one new token."""
+    rng = random.Random(prefix_len * 1000 + num_requests)
+    prefix = _prompt(rng, prefix_len, vocab_size)
+    return Workload([prefix + _prompt(rng, own_len, vocab_size) for _ in range(num_requests)], [1] * num_requests)
+
+
 def _prompt(rng: random.Random, length: int, vocab_size: int) -> list[int]:
     return [rng.randrange(vocab_size) for _ in range(length)]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.benchmark.plots import draw_case, write_plots
+from pipelines.benchmark.plots import draw_burst, draw_case, draw_chunks, write_plots
+from runtime.benchmark.arrivals import BurstSample, ChunkRow
 from runtime.benchmark.samples import Sample, summarise
 from runtime.errors import EnginewrightError
 
@@ -61,3 +62,23 @@ def test_plot_shows_bars_ratios_and_spread():
     assert sorted(bar.get_height() for bar in axes.patches) == [20.0, 40.0]
     assert {"2.00×", "40.0", "20.0"} < {text.get_text() for text in axes.texts}  # noqa: RUF001
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["enginewright", "transformers"]
+
+
+def test_burst_plot_shows_both_ways_for_every_request():
+    samples = [
+        BurstSample(reuse, request, 32, repeat, 0.1 * (request + 1) * (1 if reuse else 2) + repeat)
+        for reuse in (True, False)
+        for request in range(2)
+        for repeat in range(3)
+    ]
+    figure = draw_burst(samples, "tiny")
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([1100, 1200, 1200, 1400])
+
+
+def test_chunk_plot_shows_three_curves_and_the_idle_latency():
+    rows = [ChunkRow(64, 512, 100.0, 900.0, 20.0, 10.0), ChunkRow(128, 512, 150.0, 700.0, 35.0, 10.0)]
+    throughput, ttft, latency = draw_chunks(rows, "tiny").axes
+    assert list(throughput.lines[0].get_ydata()) == [100.0, 150.0]
+    assert list(ttft.lines[0].get_ydata()) == [900.0, 700.0]
+    assert [list(line.get_ydata()) for line in latency.lines] == [[20.0, 35.0], [10.0, 10.0]]

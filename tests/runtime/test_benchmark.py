@@ -116,6 +116,7 @@ def test_end_tokens_do_not_shorten_the_work(checkpoint):
         def __init__(self, engine):
             self.engine = engine
             self.add = engine.add
+            self.forget_prefixes = engine.forget_prefixes
 
         @property
         def has_work(self):
@@ -135,6 +136,14 @@ def test_a_late_reader_is_timed_by_what_the_host_has(checkpoint):
     timings = EngineSystem(make_engine(checkpoint, read_lag=1)).run(uniform_workload(2, 10, 5, SPEC.vocab_size))
     assert timings.num_tokens == 10
     assert len(timings.step_s) >= 4
+
+
+def test_no_run_is_helped_by_the_one_before(checkpoint):
+    engine = make_engine(checkpoint)
+    for _ in range(2):
+        EngineSystem(engine).run(uniform_workload(2, 20, 3, SPEC.vocab_size))
+    assert engine.prefix_stats.queries == 4 * 20
+    assert engine.prefix_stats.hits == 0
 
 
 def test_systems_take_turns_in_going_first_on_the_same_work():

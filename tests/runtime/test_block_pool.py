@@ -1,83 +1,76 @@
-"""Block ownership under any sequence of uses."""
+"""Block ownership under random use."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runtime.kv.block_pool import BlockPool
 
-NUM_BLOCKS = 7
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["allocate", "share", "release", "keep", "evict"]), st.integers(0, 5)), max_size=60
+)
 
 
-class PoolUse(RuleBasedStateMachine):
-    """Holders that take, share and give back blocks, wholly or in part; a model of who holds what is the oracle."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = BlockPool(NUM_BLOCKS)
-        self.holders: list[list[int]] = []
-        self.released: list[int] = list(range(NUM_BLOCKS))  # free blocks, the one that is next first
-
-    @rule(count=st.integers(0, NUM_BLOCKS + 2))
-    def allocate(self, count: int) -> None:
-        assert self.pool.can_allocate(count) == (count <= len(self.released))
-        if count > len(self.released):
-            with pytest.raises(AssertionError):
-                self.pool.allocate(count)
-            return
-        blocks = self.pool.allocate(count)
-        assert blocks == self.released[:count]  # the one released longest ago comes first
-        del self.released[:count]
-        self.holders.append(blocks)
-
-    @precondition(lambda self: self.holders)
-    @rule(data=st.data())
-    def share_a_prefix(self, data: st.DataObject) -> None:
-        held = data.draw(st.sampled_from(self.holders))
-        prefix = held[: data.draw(st.integers(0, len(held)))]
-        self.pool.share(prefix)
-        self.holders.append(list(prefix))
-
-    @precondition(lambda self: self.holders)
-    @rule(data=st.data())
-    def release_a_tail(self, data: st.DataObject) -> None:
-        index = data.draw(st.integers(0, len(self.holders) - 1))
-        held = self.holders.pop(index)
-        kept = data.draw(st.integers(0, len(held)))
-        self.pool.release(held[kept:])
-        self.holders.insert(index, held[:kept])
-        still_held = {block for blocks in self.holders for block in blocks}
-        self.released += [block for block in held[kept:] if block not in still_held]
-
-    @precondition(lambda self: self.released)
-    @rule(data=st.data())
-    def misuse_of_a_free_block_changes_nothing(self, data: st.DataObject) -> None:
-        block = data.draw(st.sampled_from(self.released))
-        for misuse in (self.pool.share, self.pool.release):
-            with pytest.raises(AssertionError):
-                misuse([block])
-
-    @invariant()
-    def every_block_is_free_or_held_as_often_as_the_model_says(self) -> None:
-        self.pool.check()
-        assert self.pool.num_free == len(self.released)
-        for block in range(NUM_BLOCKS):
-            assert self.pool.ref_count(block) == sum(block in held for held in self.holders)
-
-    def teardown(self) -> None:
-        for held in self.holders:
-            self.pool.release(held)
-        self.pool.check()
-        assert self.pool.num_free == self.pool.num_blocks == NUM_BLOCKS
+@settings(max_examples=200, deadline=None)
+@given(OPERATIONS)
+def test_every_block_is_free_held_or_cached_and_returns_with_its_last_holder(operations):
+    pool = BlockPool(7)
+    holders: list[list[int]] = []
+    kept: list[int] = []  # cached ones in the order of their last use
+    evicted = []
+    pool.on_evict = evicted.append
+    for operation, amount in operations:
+        if operation == "allocate" and pool.can_allocate(amount):
+            held = {block for blocks in holders for block in blocks}
+            cached = [block for block in kept if block not in held]
+            missing = max(0, amount - (7 - len(held) - len(cached)))
+            holders.append(pool.allocate(amount))
+            assert evicted == cached[:missing], "free blocks go first, then the least recently used"
+        elif operation == "share" and holders:
+            shared = holders[amount % len(holders)]
+            pool.share(shared)
+            holders.append(list(shared))
+        elif operation == "release" and holders:
+            released = holders.pop(amount % len(holders))
+            pool.release(released)
+            held = {block for blocks in holders for block in blocks}
+            for block in reversed(released):  # the deepest is the first to go
+                if block in kept and block not in held:
+                    kept.append(kept.pop(kept.index(block)))
+        elif operation == "keep" and holders and holders[-1]:
+            block = holders[-1][amount % len(holders[-1])]
+            pool.keep(block)
+            if block not in kept:
+                kept.append(block)
+        elif operation == "evict":
+            pool.evict_all()
+        kept = [block for block in kept if block not in evicted]
+        evicted.clear()
+        pool.check()
+        for block in range(7):
+            assert pool.ref_count(block) == sum(block in held for held in holders)
+            assert pool.is_kept(block) == (block in kept)
+    for held in holders:
+        pool.release(held)
+    assert pool.num_free == 7
+    assert pool.num_cached == len(kept)
 
 
-TestPoolUse = PoolUse.TestCase
-TestPoolUse.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+def test_a_cached_block_can_be_held_again_and_keeps_its_content():
+    pool = BlockPool(3)
+    blocks = pool.allocate(2)
+    for block in blocks:
+        pool.keep(block)
+    pool.release(blocks)
+    assert (pool.num_free, pool.cached_blocks()) == (3, blocks[::-1])
+    pool.share(blocks[:1])
+    assert (pool.num_free, pool.cached_blocks()) == (2, blocks[1:])
+    pool.check()
 
 
-@pytest.mark.parametrize("misuse", ["allocate", "share", "release"])
+@pytest.mark.parametrize("misuse", ["allocate", "share", "release", "keep"])
 def test_misuse_is_an_assertion(misuse):
     pool = BlockPool(2)
     with pytest.raises(AssertionError):
-        pool.allocate(3) if misuse == "allocate" else getattr(pool, misuse)([0])
+        {"allocate": lambda: pool.allocate(3), "share": lambda: pool.share([0]),
+         "release": lambda: pool.release([0]), "keep": lambda: pool.keep(0)}[misuse]()  # fmt: skip

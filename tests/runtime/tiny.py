@@ -70,7 +70,9 @@ def make_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Tokenizer:
     return Tokenizer(folder)
 
 
-def make_engine(checkpoint: Checkpoint, read_lag: int = 0, *, drafter=None, policy=None, **limits: int) -> Engine:
+def make_engine(
+    checkpoint: Checkpoint, read_lag: int = 0, *, drafter=None, policy=None, prefix_reuse=True, **limits: int
+) -> Engine:
     """An fp64 engine that ends texts at EOS; `limits` replace fields of PLAN."""
     backend = make_backend(checkpoint, replace(PLAN, **limits), drafter=drafter, read_lag=read_lag)
-    return Engine(backend, frozenset([EOS]), policy)
+    return Engine(backend, frozenset([EOS]), policy, prefix_reuse)
