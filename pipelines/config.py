@@ -128,11 +128,14 @@ class BenchConfig:
     warmups: int = 1
     mixed_requests: int = 16
     baseline: bool = True  # measure transformers in the same run
+    speculation_prompts: int = 8  # measured plainly and with each drafter; 0 leaves speculation out
+    speculation_tokens: int = 64  # of each answer
+    arrivals: bool = False  # a burst over one prefix, and chunk sizes beside running decodes
 
     def __post_init__(self) -> None:
         require_counts("bench", self, ["batch_sizes", "prompt_lens", "repeats", "mixed_requests"])
-        require_counts("bench", self, ["new_tokens"], minimum=2)  # the first token is the prefill's
-        require_counts("bench", self, ["warmups"], minimum=0)
+        require_counts("bench", self, ["new_tokens", "speculation_tokens"], minimum=2)  # the first is the prefill's
+        require_counts("bench", self, ["warmups", "speculation_prompts"], minimum=0)
 
 
 @dataclass(frozen=True)

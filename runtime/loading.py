@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.backends.base import EngineLimits
+from runtime.backends.base import Backend, EngineLimits
 from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
@@ -16,7 +16,7 @@ from runtime.model.decoder import Decoder
 from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
 from runtime.speculation.costs import is_current, measure_backend
 from runtime.speculation.drafter import Drafter
-from runtime.speculation.loading import DRAFT_FILE, LoadedDrafter, SpeculationOptions, load_drafter
+from runtime.speculation.loading import DRAFT_FILE, Drafting, LoadedDrafter, SpeculationOptions, load_drafter
 from runtime.speculation.policy import FixedPolicy, SpeculationPolicy, TreePolicy, parse_speculation
 from runtime.text.tokenizer import Tokenizer
 
@@ -38,13 +38,25 @@ def load_engine(
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
+    engine = Engine(make_backend(checkpoint, EnginePlan.read(engine_dir)), tokenizer.eos_token_ids, None, prefix_reuse)
+    engine.draft_with(*load_drafting(engine.backend, checkpoint, engine_dir, draft_dir, speculation))
+    return engine
+
+
+def load_drafting(
+    backend: Backend, checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | None, speculation: SpeculationOptions
+) -> Drafting:
+    """Load the drafter that the options ask for and, for `auto`, measure what it costs on the idle backend.
+
+    Raises:
+        EnginewrightError: a damaged drafter, or one that this machine cannot run.
+    """
     plan = EnginePlan.read(engine_dir)
-    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, "cpu")
-    backend = make_backend(checkpoint, plan, loaded.drafter if loaded else None)
+    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device))
     if loaded is None:
-        return Engine(backend, tokenizer.eos_token_ids, prefix_reuse=prefix_reuse)
+        return Drafting(None, None)
     digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
-    return Engine(backend, tokenizer.eos_token_ids, _policy(backend, loaded, speculation, digests), prefix_reuse)
+    return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
 
 
 def make_backend(
@@ -66,7 +78,7 @@ def make_backend(
 
 
 def _policy(
-    backend: TorchBackend, loaded: LoadedDrafter, speculation: SpeculationOptions, digests: tuple[str, str]
+    backend: Backend, loaded: LoadedDrafter, speculation: SpeculationOptions, digests: tuple[str, str]
 ) -> TreePolicy:
     """A fixed tree as asked for, or the choice by measured costs."""
     mode = parse_speculation(speculation.mode)
@@ -74,7 +86,7 @@ def _policy(
         return FixedPolicy(mode)
 
     def measure() -> CostTable:
-        return measure_backend(backend, loaded.candidates)
+        return measure_backend(backend, loaded.drafter, loaded.candidates)
 
     key = device_key(backend.device, *digests)
     folder = speculation.costs_dir

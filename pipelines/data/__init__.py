@@ -3,10 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime.errors import EnginewrightError
 
+if TYPE_CHECKING:
+    from runtime.text.tokenizer import Tokenizer
+
 PROMPTS_FILE = Path(__file__).with_name("prompts.json")
+DRAFT_PROMPTS_FILE = Path(__file__).with_name("draft_prompts.json")
 TEXT_FILE = Path(__file__).with_name("perplexity.txt")
 
 
@@ -24,10 +29,22 @@ def load_prompts(count: int) -> list[Prompt]:
     Raises:
         EnginewrightError: fewer are shipped than are asked for.
     """
-    entries = json.loads(PROMPTS_FILE.read_text(encoding="utf-8"))
-    if not 1 <= count <= len(entries):
-        raise EnginewrightError(f"{count} verification prompts asked for; choose 1 to {len(entries)}")
-    return [Prompt(**entry) for entry in entries[:count]]
+    prompts = read_prompts(PROMPTS_FILE)
+    if not 1 <= count <= len(prompts):
+        raise EnginewrightError(f"{count} verification prompts asked for; choose 1 to {len(prompts)}")
+    return prompts[:count]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """All prompts of one of the shipped files."""
+    return [Prompt(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def encode_prompt(tokenizer: "Tokenizer", prompt: Prompt, chat: bool) -> list[int]:
+    """A prompt's token ids; with `chat`, through the model's template where it has one."""
+    if chat and tokenizer.has_chat_template:
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    return tokenizer.encode(prompt.text)
 
 
 def load_text() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import VerifyConfig
-from pipelines.data import PROMPTS_FILE, TEXT_FILE, Prompt, load_prompts, load_text
+from pipelines.data import PROMPTS_FILE, TEXT_FILE, encode_prompt, load_prompts, load_text
 from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
 
@@ -86,7 +86,7 @@ def _make_reference(
     (out_dir / "prompts.json").write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     reference = make_reference(
         checkpoint,
-        [_encode(tokenizer, prompt) for prompt in prompts],
+        [encode_prompt(tokenizer, prompt, chat=prompt.kind == "chat") for prompt in prompts],
         tokenizer.encode(load_text())[: config.perplexity_tokens],
         checkpoint.config.dtype,
         ReferenceSizes(num_tokens=config.num_new_tokens, top_k=config.top_logits),
@@ -94,13 +94,6 @@ def _make_reference(
     )
     reference.save(out_dir / REFERENCE_FILE)
     return reference
-
-
-def _encode(tokenizer: "Tokenizer", prompt: Prompt) -> list[int]:
-    """A chat prompt goes through the model's template where it has one."""
-    if prompt.kind == "chat" and tokenizer.has_chat_template:
-        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
-    return tokenizer.encode(prompt.text)
 
 
 def _conversion(

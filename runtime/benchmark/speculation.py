@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from runtime.engine import Engine
 from runtime.sampling import SamplingParams
-from runtime.speculation.drafter import Drafter
-from runtime.speculation.policy import TreePolicy
+from runtime.speculation.loading import Drafting
 
 PLAIN = "off"
 
@@ -20,13 +19,6 @@ class KindPrompt(NamedTuple):
 
     kind: str
     token_ids: list[int]
-
-
-class Drafting(NamedTuple):
-    """A drafter and its policy; both None decode plainly."""
-
-    drafter: Drafter | None
-    policy: TreePolicy | None
 
 
 @dataclass(frozen=True)

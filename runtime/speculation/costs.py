@@ -7,15 +7,15 @@ import torch
 from runtime.backends.base import Backend
 from runtime.batch import Batch
 from runtime.speculation.cost_table import CostTable, measure_costs
-from runtime.speculation.drafter import DraftContext
+from runtime.speculation.drafter import DraftContext, Drafter
 from runtime.speculation.tree import TreeShape
 
 _CONTEXT = 256  # tokens before the step, where the cache holds so many
 _BUSY_RATIO = 1.5
 
 
-def measure_backend(backend: Backend, shapes: tuple[TreeShape, ...]) -> CostTable:
-    """Time a backend that runs no request; what its cache holds is overwritten."""
+def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape, ...]) -> CostTable:
+    """Time a backend that runs no request, and a drafter for it; what their caches hold is overwritten."""
     limits = backend.limits
 
     def target_step(batch_size: int, rows: int) -> None:
@@ -25,10 +25,9 @@ def measure_backend(backend: Backend, shapes: tuple[TreeShape, ...]) -> CostTabl
     contexts: dict[tuple[int, TreeShape], DraftContext] = {}  # made in the warm-up
 
     def draft(batch_size: int, shape: TreeShape) -> None:
-        assert backend.drafter is not None
         if (batch_size, shape) not in contexts:
             contexts[batch_size, shape] = _context(backend, batch_size, shape)
-        backend.drafter.propose(contexts[batch_size, shape], shape)
+        drafter.propose(contexts[batch_size, shape], shape)
         _wait(backend.device)
 
     return measure_costs(target_step, draft, shapes, limits.max_batch_size, limits.max_num_tokens)

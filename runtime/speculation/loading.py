@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from runtime.model.decoder import Decoder
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.ngram import NgramDrafter
-from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior
+from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior, TreePolicy
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.head_file import HEAD_FILE, read_description
 from runtime.speculation.tree import TreeShape
@@ -40,6 +40,13 @@ class SpeculationOptions:
     def __post_init__(self) -> None:
         if self.drafter not in ("bundle", "ngram"):
             raise EnginewrightError(f"drafter is {self.drafter!r}; it must be bundle or ngram")
+
+
+class Drafting(NamedTuple):
+    """A drafter and the policy that sizes its trees; both None decode plainly."""
+
+    drafter: Drafter | None
+    policy: TreePolicy | None
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import pytest
 
 from runtime.benchmark.speculation import (
     PLAIN,
-    Drafting,
     KindPrompt,
     SpeculationSample,
     run_speculation,
     summarise_speculation,
 )
 from runtime.sampling import SamplingParams
+from runtime.speculation.loading import Drafting
 from runtime.speculation.policy import FixedPolicy
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Oracle

@@ -30,8 +30,8 @@ def load(checkpoint, tmp_path, options, draft=None):
 
 def test_every_size_gets_a_cost_and_the_engine_still_runs(checkpoint):
     shapes = (TreeShape(6, 1, 5), TreeShape(12, 2, 4))
-    engine = make_engine(checkpoint, drafter=NgramDrafter())
-    table = measure_backend(engine.backend, shapes)
+    engine = make_engine(checkpoint)
+    table = measure_backend(engine.backend, NgramDrafter(), shapes)
     assert all(seconds > 0 for seconds in table.target_seconds.values())
     assert {(batch, *beams) for batch, *beams in table.draft_seconds} >= {(1, 1, 5), (4, 2, 4)}
     request = ([5, 6, 7], SamplingParams(max_tokens=9, ignore_eos=True))
