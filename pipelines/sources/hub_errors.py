@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipelines.redaction import HIDDEN, redacted
 from pipelines.sources.hub_address import HubAddress
@@ -37,19 +38,21 @@ def explain(error: Exception, address: HubAddress) -> str:
         error = error.__cause__  # the library looked into its cache after this
     page = f"{redacted(constants.ENDPOINT)}/{address.repo}"
     token = "the one in HF_TOKEN" if get_token() else "there is none: set HF_TOKEN"
+    # A mistyped path of two parts reads as a name of the Hub.
+    here = "" if Path(address.repo).exists() else f", and no folder {address.repo} is here"
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if isinstance(error, errors.OfflineModeIsEnabled | errors.RevisionResolutionError):
         return not_cached(address)
     if isinstance(error, errors.GatedRepoError):
         return f"{address}: is gated; accept its terms at {page} with the account of your token ({token})"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{address}: no such repository, or it is private; check the name, and your token ({token})"
+        return f"{address}: no such repository, or it is private{here}; check the name, and your token ({token})"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{address}: has no revision {address.revision!r}; see {page}/refs for those there are"
     if status in (401, 403):
         return f"{address}: the Hub refuses the token (HTTP {status}, {token}); make a new one that may read it"
     return (
-        f"{address}: the Hub cannot be reached ({_reason(error)}); check the network, "
+        f"{address}: the Hub cannot be reached ({_reason(error)}){here}; check the network, "
         "or set HF_HUB_OFFLINE=1 to use what was downloaded before"
     )
 

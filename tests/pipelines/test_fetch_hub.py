@@ -229,7 +229,10 @@ def test_pins_of_a_repository_hold_its_content(hub, repository, tmp_path):
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ("hub:org/other", r"no such repository, or it is private; .*\(there is none: set HF_TOKEN\)"),
+        (
+            "hub:org/other",
+            r"no such repository, or it is private, and no folder org/other is here; .*\(there is none: set HF_TOKEN\)",
+        ),
         ("hub:org/model@v9", r"has no revision 'v9'; see http://127\.0\.0\.1:\d+/org/model/refs"),
         ("hub:org", r"'hub:org' is not hub:<org>/<name>\[@<revision>\]\[#<file>\.gguf\]"),
         ("hub:org/model#weights.bin", "is not hub:<org>/<name>"),
