@@ -77,10 +77,15 @@ class ForkServer:
         self.process.stdin.flush()
         answers = json.loads(self.process.stdout.readline())
         return [
-            Ended(code, seconds, Path(job.log).read_text(), int(steps.read_text()) if steps.exists() else 0)
+            Ended(code, seconds, Path(job.log).read_text(), steps_of(job))
             for (code, seconds), job in zip(answers, jobs, strict=True)
-            for steps in [Path(job.log + ".steps")]
         ]
+
+
+def steps_of(job: Job) -> int:
+    """Calls of STEPS; 0 where a kill came before or while they were written down."""
+    path = Path(job.log + ".steps")
+    return int(path.read_text() or 0) if path.exists() else 0
 
 
 def serve() -> None:
