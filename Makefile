@@ -5,8 +5,8 @@ PRECISION ?=
 ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
+OUT ?=
 PORT ?= 5000
-OUT ?= $(HOME_DIR)/exported
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
 VENV := .venv
@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine plan generate chat verify bench inspect doctor diff export-hf ui clean-cache test lint clean
+.PHONY: help engine plan generate chat verify bench inspect doctor diff archive export-hf ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -64,7 +64,10 @@ clean-cache: $(READY) ## Remove cached stages by MAX_AGE_DAYS= and MAX_GB=, and 
 	@$(ENGINEWRIGHT) clean-cache $(if $(MAX_AGE_DAYS),--max-age-days $(MAX_AGE_DAYS)) $(if $(MAX_GB),--max-gb $(MAX_GB)) $(if $(DRY),--dry-run) $(ARGS)
 
 export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<new folder>
-	@$(PYTHON) -m pipelines export-hf '$(BUNDLE)' '$(OUT)' $(ARGS)
+	@$(PYTHON) -m pipelines export-hf '$(BUNDLE)' '$(or $(OUT),$(HOME_DIR)/exported)' $(ARGS)
+
+archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
+	@$(ENGINEWRIGHT) archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
 
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 	@$(ENGINEWRIGHT) ui --port $(PORT) $(ARGS)

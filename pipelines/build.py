@@ -15,6 +15,7 @@ from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
+from pipelines.storage import storage_errors
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
@@ -47,14 +48,14 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         EnginewrightError: a stage failed, a gate was not met, or the record of the build could not be kept.
     """
     with ExitStack() as stack:
+        stack.enter_context(storage_errors(Path(config.paths.root), "the build"))
         cache = stack.enter_context(open_cache(config))
         tracker = stack.enter_context(open_tracker(config))
         progress = stack.enter_context(BuildProgress(console))
         runner = Runner(cache, config.paths.failed, config.cache, tracker, progress)
         results = run_stages(config, runner, stages)
         bundle = place_bundle(results["package"], config.package.name, config.paths.bundles)
-        if not results["package"].cached:
-            tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
+        tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
         return Build(results, bundle)
 
 

@@ -9,6 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock
+
+from pipelines.cache import remove
 from pipelines.digest import FileEntry
 from pipelines.runner import StageResult
 from runtime.formats.digest import sha256_file
@@ -16,6 +19,8 @@ from runtime.formats.digest import sha256_file
 log = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
 LATEST = "latest"
+LOCK = ".lock"
+UNFINISHED = ".unfinished-"
 CHUNK_BYTES = 2**30
 
 
@@ -28,9 +33,16 @@ def place_bundle(package: StageResult, name: str, bundles: Path) -> Path:
     """Copy a package's content unless the same is there already, and point `latest` at it."""
     source = package.artifact.path
     folder = bundles / f"{name}-{bundle_id(source)[:12]}"
-    if not is_same(package.metadata.files, source, folder):
-        replace_folder(source, folder)
-    point_to(bundles / LATEST, folder.name)
+    files = package.metadata.files
+    if is_same(files, source, folder) and os.path.realpath(bundles / LATEST) == os.path.realpath(folder):
+        return folder
+    bundles.mkdir(parents=True, exist_ok=True)
+    with FileLock(bundles / LOCK):
+        for leftover in bundles.glob(f"{UNFINISHED}*"):  # of a build that was killed: nobody else is here
+            remove(leftover)
+        if not is_same(files, source, folder):
+            replace_folder(source, folder)
+        point_to(bundles / LATEST, folder.name)
     return folder
 
 
@@ -49,8 +61,7 @@ def is_same(files: tuple[FileEntry, ...], source: Path, folder: Path) -> bool:
 
 def replace_folder(source: Path, folder: Path) -> None:
     """Copy beside the place and swap, so that the place never holds half a bundle."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    copied, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
+    copied, old = (folder.with_name(f"{UNFINISHED}{kind}") for kind in ("new", "old"))
     try:
         shutil.copytree(source, copied, copy_function=copy_file)
         if folder.exists():
@@ -77,7 +88,6 @@ def copy_file(source: str, copied: str) -> None:
 
 def point_to(link: Path, name: str) -> None:
     """Make a relative symbolic link, replacing an older one in one step."""
-    fresh = link.with_name(f".{link.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
+    fresh = link.with_name(f"{UNFINISHED}link")
     fresh.symlink_to(name, target_is_directory=True)
     os.replace(fresh, link)

@@ -30,6 +30,7 @@ from runtime.formats.digest import sha256_file
 log = logging.getLogger(__name__)
 METADATA_FILE = "artifact.json"
 LOG_FILE = "stage.log"
+LAYOUT = 1  # of an entry's folder and its artifact.json; entries of another version are built again
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Metadata:
     summary: str = ""
     seconds: float = 0.0
     run_id: str = ""  # of the tracked run that made it
+    layout: int = LAYOUT
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,15 @@ class Entry:
     def replaced(self) -> Path:
         return self.folder.with_name(self.folder.name + ".old")
 
+    @property
+    def lock_path(self) -> Path:
+        return self.folder.with_name(self.folder.name + ".lock")
+
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep every other build from working on the same key."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.with_name(self.folder.name + ".lock"))
+        lock = FileLock(self.lock_path)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -94,10 +100,12 @@ class Entry:
             values = json.loads((self.folder / METADATA_FILE).read_text())
             files = tuple(FileEntry(**entry) for entry in values.pop("files"))
             metadata = Metadata(files=files, **values)
+            if metadata.layout != LAYOUT:
+                raise ValueError(f"layout {metadata.layout} of another version, this one reads {LAYOUT}")
             damaged = [entry.path for entry in files if file_size(self.content / entry.path) != entry.size]
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             metadata, damaged = None, [f"{METADATA_FILE}: {error}"]
         if damaged and report:
             log.warning("cached %s is damaged (%s); it is built again", self.folder.parent.name, ", ".join(damaged))
@@ -112,10 +120,19 @@ class Entry:
         """Files whose bytes are not those that were published; reads all of them."""
         return [entry.path for entry in metadata.files if sha256_file(self.content / entry.path) != entry.sha256]
 
+    def tidy(self) -> None:
+        """Remove what a build left that was killed at the end of publication; the artifact itself is complete."""
+        leftovers = [path for path in (self.temporary, self.replaced, self.scratch) if os.path.lexists(path)]
+        if not leftovers:
+            return
+        with suppress(Timeout, OSError), FileLock(self.lock_path, timeout=0):  # in use, or a cache that is read alone
+            for path in leftovers:
+                remove(path)
+
     def begin(self) -> Path:
         """Make an empty temporary folder with an empty `content/`, removing what a killed build left."""
         for leftover in (self.temporary, self.replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
         (self.temporary / "content").mkdir(parents=True)
         self.scratch.mkdir(exist_ok=True)
         return self.temporary
@@ -137,7 +154,7 @@ class Entry:
             if self.folder.exists():
                 os.rename(self.folder, self.replaced)
             os.rename(self.temporary, self.folder)
-            shutil.rmtree(self.replaced, ignore_errors=True)
+            remove(self.replaced)
         sync(self.folder.parent)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return published
@@ -166,6 +183,14 @@ class Cache:
     def release(self) -> None:
         while self.held:
             os.close(self.held.pop())
+
+
+def remove(path: Path) -> None:
+    """Remove whatever is there, as far as it can be."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int | None:

@@ -147,6 +147,8 @@ def remove(found: Found, done: Cleaned, disk: Disk, dry: bool) -> bool:
         done.removed.append((found, disk.remove(found.path)))
         if not dry:
             discard(found.path)
+            if found.lock is not None:
+                found.lock.unlink(missing_ok=True)  # whoever waits for it sees that it is gone, and makes another
         return True
 
 

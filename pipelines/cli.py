@@ -7,7 +7,11 @@ import logging
 import os
 import signal
 import sys
-from types import FrameType
+import traceback
+from contextlib import redirect_stderr
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TextIO, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +24,7 @@ from pipelines.build import run_build
 from pipelines.config_errors import COMPOSITION_ERRORS, explain
 from pipelines.export import command as export_command
 from pipelines.loading import build_config, translate
+from pipelines.redaction import RedactingFormatter, RedactingStream, redacted_text
 from pipelines.summary import print_summary
 from runtime.errors import EnginewrightError
 
@@ -32,12 +37,13 @@ class UnexpectedError(Exception):
 def application(composed: DictConfig) -> str:
     """Run one build; Hydra calls this once, or once for each job of a multirun. Returns the bundle's path."""
     try:
+        redact_sweep_file()
         config = build_config(composed)
         console = Console(stderr=True)
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries; the failure itself is reported once
-        logging.basicConfig(
-            handlers=[RichHandler(logging.WARNING, console, show_time=False, show_path=False)], force=True
-        )
+        handler = RichHandler(logging.WARNING, console, show_time=False, show_path=False)
+        handler.setFormatter(RedactingFormatter("%(message)s"))  # before colours come between its letters
+        logging.basicConfig(handlers=[handler], force=True)
         build = run_build(config, console)
         print_summary(build, console)
     except EnginewrightError as error:
@@ -55,12 +61,15 @@ def main() -> None:
     """Run the command line of this process."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us as they are; we print the line
     signal.signal(signal.SIGTERM, terminate)
+    sys.excepthook = print_bug
     try:
         if sys.argv[1:2] == ["export-hf"]:
             export_command.run(sys.argv[2:])
             return
         sys.argv[1:] = translate(sys.argv[1:], os.environ)
-        application()
+        # Hydra prints the overrides of a job that failed, and libraries what they please.
+        with redirect_stderr(cast(TextIO, RedactingStream(sys.stderr))):
+            application()
     except EnginewrightError as error:
         fail(str(error))
     except UnexpectedError as error:
@@ -72,9 +81,22 @@ def main() -> None:
         sys.exit(130)
 
 
+def redact_sweep_file() -> None:
+    """Take secrets out of what Hydra keeps of a sweep: its overrides, and with them the tracking store's URI."""
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        path = Path(HydraConfig.get().sweep.dir, "multirun.yaml")
+        if path.is_file():
+            path.write_text(redacted_text(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def fail(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
+    print(f"error: {redacted_text(line)}", file=sys.stderr)
     sys.exit(1)
+
+
+def print_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected exception as Python does, without secrets."""
+    print(redacted_text("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def terminate(number: int, frame: FrameType | None) -> None:

@@ -16,10 +16,12 @@ from pipelines.cache import LOG_FILE, Cache, Entry, Metadata
 from pipelines.config import CachePolicy
 from pipelines.digest import json_digest
 from pipelines.keys import Node, key_parts
-from pipelines.plain import plain, redacted
+from pipelines.plain import plain
 from pipelines.progress import BuildProgress
+from pipelines.redaction import redacted
 from pipelines.stage import Artifact, Stage, StageContext
 from pipelines.stagelog import keep_report, stage_log
+from pipelines.storage import storage_error
 from pipelines.tracking import StageRun, Tracker
 from runtime.errors import EnginewrightError
 
@@ -68,6 +70,7 @@ class Runner:
         metadata = entry.load()
         if metadata is None:
             return None
+        entry.tidy()
         entry.mark_used()
         return StageResult(entry.artifact(metadata), metadata, cached=True)
 
@@ -89,7 +92,7 @@ class Runner:
             seconds = time.monotonic() - started
             stage_logger.info("finished in %.1f s: %s", seconds, output.summary)
             done = Metadata(name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
-                            summary=output.summary, seconds=seconds, run_id=run.run_id)  # fmt: skip
+                            summary=redacted(output.summary), seconds=seconds, run_id=run.run_id)  # fmt: skip
             metadata = entry.publish(done, previous)
             self.cache.hold(entry)
         run.published(metadata, entry.folder)
@@ -105,11 +108,13 @@ class Runner:
         try:
             yield run
         except Exception as error:
+            explained = storage_error(error, entry.temporary, f"stage {name}") or error
             kept = keep_report(entry.temporary, self.failed / f"{name}-{entry.folder.name[:12]}")
-            run.failed(error, kept)
-            if isinstance(error, EnginewrightError):
-                raise EnginewrightError(f"{name}: {error} (log and report: {kept})") from error
-            error.add_note(f"stage {name} failed; log and report: {kept}")
+            run.failed(explained, kept)
+            report = f"log and report: {kept}" if kept else "its log could not be kept"
+            if isinstance(explained, EnginewrightError):
+                raise EnginewrightError(f"{name}: {explained} ({report})") from explained
+            error.add_note(f"stage {name} failed; {report}")
             raise
         except BaseException as error:  # interrupted: there is nothing to report
             shutil.rmtree(entry.temporary, ignore_errors=True)

@@ -1,10 +1,9 @@
 """What is recorded of a build in MLflow: a run for the build, a nested run for each stage.
 
-Raises where the store fails: a build whose record is lost without a word is worth less than one that stops, and what it
-built stays cached. MLflow is imported on first use, as that alone takes longer than a fully cached build.
+A store that cannot be used stops the build before any work. One that breaks later does not: see tracking_store.py.
+MLflow is imported on first use, as that alone takes longer than a fully cached build.
 """
 
-import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,10 @@ from typing import Any, Protocol
 
 from pipelines.cache import Metadata
 from pipelines.config import BuildConfig
-from pipelines.plain import flattened, plain, redacted
+from pipelines.plain import flattened, plain
 from pipelines.provenance import environment_tags
 from pipelines.tracking_store import Store
-from runtime.errors import EnginewrightError
 
-log = logging.getLogger(__name__)
 LOGGED_SUFFIXES = (".json", ".jsonl", ".png", ".log", ".txt")
 MAX_LOGGED_BYTES = 4 * 2**20
 
@@ -54,7 +51,7 @@ class Tracker(Protocol):
     def stage_cached(self, metadata: Metadata) -> None: ...
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:
-        """Enter a new engine among the tracked models."""
+        """Enter an engine among the tracked models unless it is there: its build may have been killed before it did."""
 
 
 class NoRun:
@@ -89,12 +86,9 @@ class MlflowStageRun:
         self.store.end(self.run_id, "FINISHED")
 
     def failed(self, error: BaseException, kept: Path | None) -> None:
-        try:
-            if kept is not None:
-                self.store.log_files(self.run_id, [*small_files(kept / "content"), *small_files(kept)])
-            close_failed(self.store, self.run_id, error)
-        except EnginewrightError as lost:
-            log.warning("%s", lost)  # the stage's own error is the one to see
+        if kept is not None:
+            self.store.log_files(self.run_id, [*small_files(kept / "content"), *small_files(kept)])
+        close_failed(self.store, self.run_id, error)
 
 
 class MlflowTracker:
@@ -103,7 +97,7 @@ class MlflowTracker:
 
     def stage_started(self, stage: str, key: str, config: Any) -> StageRun:
         run_id = self.store.start(stage, {**self.tags, "stage": stage, "key": key, "cached": "false"}, self.run_id)
-        self.store.log(run_id, params=dict(flattened(redacted(config))))
+        self.store.log(run_id, params=dict(flattened(config)))
         return MlflowStageRun(self.store, run_id, self.run_id, stage)
 
     def stage_cached(self, metadata: Metadata) -> None:
@@ -116,9 +110,9 @@ class MlflowTracker:
         self.store.end(run_id, "FINISHED")
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:
-        self.store.create_model(
-            engine.name, package.run_id, engine.params, {"bundle_id": engine.bundle_id}, engine.metrics
-        )
+        tags = {"bundle_id": engine.bundle_id}
+        if package.run_id and not self.store.has_model(tags):
+            self.store.create_model(engine.name, package.run_id, engine.params, tags, engine.metrics)
 
 
 @contextmanager
@@ -132,31 +126,32 @@ def open_tracker(config: BuildConfig) -> Iterator[Tracker]:
         yield NoTracker()
         return
     store = Store(config.tracking, config.paths)
+    store.close_lost()
     store.close_orphans()
     tags = environment_tags()
     run_id = store.start(config.package.name, {**tags, "stage": "build"})
+    store.under_way = True
+    status = "FINISHED"
     try:
-        settings = redacted(plain(config))
+        settings = plain(config)
         store.log(run_id, params=dict(flattened(settings)))
         store.log_dict(run_id, settings, "config.json")
         yield MlflowTracker(store, run_id, tags)
+        store.end(run_id, status)
     except BaseException as error:
-        try:
-            close_failed(store, run_id, error)
-        except EnginewrightError as lost:
-            log.warning("%s", lost)
+        status = close_failed(store, run_id, error)
         raise
-    store.end(run_id, "FINISHED")
-
-
-def close_failed(store: Store, run_id: str, error: BaseException) -> None:
-    """Keep the exception and its traceback in a run; an interrupted build is KILLED, not FAILED."""
-    text = redacted("".join(traceback.format_exception(error)))
-    try:
-        store.log(run_id, tags={"exception": redacted(f"{type(error).__name__}: {error}")})
-        store.log_text(run_id, text, "traceback.txt")
     finally:
-        store.end(run_id, "FAILED" if isinstance(error, Exception) else "KILLED")
+        store.remember_loss(status)
+
+
+def close_failed(store: Store, run_id: str, error: BaseException) -> str:
+    """End a run with its exception, and give the run's state; an interrupted build is KILLED, not FAILED."""
+    status = "FAILED" if isinstance(error, Exception) else "KILLED"
+    store.log(run_id, tags={"exception": f"{type(error).__name__}: {error}"})
+    store.log_text(run_id, "".join(traceback.format_exception(error)), "traceback.txt")
+    store.end(run_id, status)
+    return status
 
 
 def prefixed(stage: str, metadata: Metadata) -> dict[str, float]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from pipelines.loading import load_config
+from pipelines.redaction import redacted_text
 from pipelines.tracking_store import MLFLOW_SETTINGS
 from runtime.errors import EnginewrightError
 
@@ -19,11 +20,11 @@ def main() -> None:
     try:
         config = load_config([], os.environ)
     except EnginewrightError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {redacted_text(str(error))}")
     uri = config.tracking.uri
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         sys.exit(f"error: no runs are recorded at {uri} yet; run make engine first")
-    print(f"MLflow at http://{options.host}:{options.port} on {uri}; Ctrl-C ends it", file=sys.stderr)
+    print(f"MLflow at http://{options.host}:{options.port} on {redacted_text(uri)}; Ctrl-C ends it", file=sys.stderr)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", options.host,
                "--port", str(options.port)]  # fmt: skip
     try:

@@ -1,4 +1,4 @@
-"""`python -m runtime generate|chat|verify|bench|inspect|doctor|diff`: a plain program for hosts that only run bundles.
+"""`python -m runtime COMMAND BUNDLE`: a plain program for hosts that only run bundles.
 
 Commands import what they need: looking at a bundle loads no weights and no torch.
 """
@@ -66,6 +66,14 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     diff.add_argument("b", type=Path)
     diff.add_argument("--json", action="store_true", help="print it all as JSON")
     diff.set_defaults(command=_diff)
+    archive = commands.add_parser("archive", help="write a bundle as one .tar.zst file")
+    archive.add_argument("bundle", type=Path, help="the bundle's folder")
+    archive.add_argument("--out", type=Path, help="the file; by default <bundle>.tar.zst beside it")
+    archive.set_defaults(command=_archive)
+    extract = commands.add_parser("extract", help="extract such a file to a folder")
+    extract.add_argument("archive", type=Path, help="the .tar.zst file")
+    extract.add_argument("--out", type=Path, help="the new folder; by default the archive's name beside it")
+    extract.set_defaults(command=_extract)
 
 
 def add_bundle_command(
@@ -74,7 +82,7 @@ def add_bundle_command(
     """Add one command on a bundle."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     if bundle is None:
-        parser.add_argument("bundle", type=Path, help="the bundle's folder")
+        parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
     else:
         parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
     parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
@@ -199,6 +207,19 @@ def _diff(options: argparse.Namespace) -> None:
     found = compare_bundles(options.a, options.b)
     print(as_json(found) if options.json else as_text(found))
     sys.exit(0 if found.equal else 1)
+
+
+def _archive(options: argparse.Namespace) -> None:
+    from runtime.formats.archive import SUFFIX, archive_bundle
+
+    folder = options.bundle.resolve()
+    print(archive_bundle(folder, options.out or folder.with_name(folder.name + SUFFIX)))
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from runtime.formats.archive import extract_bundle
+
+    print(extract_bundle(options.archive, options.out))
 
 
 def _report(fraction: float, text: str) -> None:

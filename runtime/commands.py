@@ -27,7 +27,7 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
         EnginewrightError: the bundle is damaged or carries no reference.
     """
     bundle = open_bundle(path)
-    folder = path / ATTESTATIONS_DIR / "verify"
+    folder = bundle.path / ATTESTATIONS_DIR / "verify"
     if reason := not_run(folder / "report.json"):
         raise EnginewrightError(
             f"{path}: carries no reference to verify against ({reason}); build it with verify=default"

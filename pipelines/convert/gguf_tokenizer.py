@@ -61,6 +61,7 @@ def read_tokenizer(file: GgufFile, vocab_size: int) -> TokenizerParts:
         eos_token_ids=_end_token_ids(file, vocab, types),
         pad_token_id=file.get(KEY + "padding_token_id", int),
         chat_template=file.get("tokenizer.chat_template", str, ""),
+        template_origin=f"{file.path}: tokenizer.chat_template",
     )
 
 

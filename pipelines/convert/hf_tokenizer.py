@@ -39,24 +39,30 @@ def read_tokenizer(folder: Path) -> TokenizerParts:
         own = tokenizer.token_to_id(text) if text else None
         return list(dict.fromkeys(([own] if own is not None else []) + found))
 
+    template, template_file = _chat_template(folder, named)
     return TokenizerParts(
         tokenizer=tokenizer,
         bos_token_id=next(iter(ids("bos")), None),
         eos_token_ids=tuple(ids("eos")),
         pad_token_id=next(iter(ids("pad")), None),
-        chat_template=_chat_template(folder, named),
+        chat_template=template,
+        template_origin=str(folder / template_file),
     )
 
 
-def _chat_template(folder: Path, named: dict[str, Any]) -> str:
+def _chat_template(folder: Path, named: dict[str, Any]) -> tuple[str, str]:
+    """The template and the name of its file."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = named.get("chat_template") or _optional_json(folder / "chat_template.json").get("chat_template") or ""
+        return path.read_text(encoding="utf-8"), path.name
+    template, origin = named.get("chat_template") or "", "tokenizer_config.json"
+    if not template:
+        origin = "chat_template.json"
+        template = _optional_json(folder / origin).get("chat_template") or ""
     if isinstance(template, list):  # several by name
         by_name = {entry["name"]: entry["template"] for entry in template}
         template = by_name.get("default", "")
-    return str(template)
+    return str(template), origin
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:

@@ -16,7 +16,7 @@ class TokenizerParts:
     """A tokenizer and what generation needs to know with it.
 
     eos_token_ids: every token that ends a generation, the model's own first.
-    chat_template: a Jinja template; "" for none.
+    chat_template: a Jinja template; "" for none. template_origin: the file it came from, for errors.
     """
 
     tokenizer: "Tokenizer"
@@ -24,13 +24,14 @@ class TokenizerParts:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     chat_template: str
+    template_origin: str = ""
 
 
 def check_tokenizer(parts: TokenizerParts, vocab_size: int, origin: str) -> None:
-    """Check that a model with `vocab_size` rows of embeddings knows every token id.
+    """Check that a model with `vocab_size` rows of embeddings knows every token id, and that its template works.
 
     Raises:
-        EnginewrightError: it does not.
+        EnginewrightError: it does not, or the template cannot render a user's message.
     """
     num_ids = max(parts.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
     if num_ids > vocab_size:
@@ -45,6 +46,25 @@ def check_tokenizer(parts: TokenizerParts, vocab_size: int, origin: str) -> None
             raise EnginewrightError(
                 f"{origin}: {name} is {token_id} but the model's vocabulary has {vocab_size} tokens; correct it there"
             )
+
+    if parts.chat_template:
+        _try_template(parts)
+
+
+def _try_template(parts: TokenizerParts) -> None:
+    """Render what every chat begins with: a template that fails at this would fail at the first user."""
+    from runtime.text.chat import ChatTemplate
+
+    try:
+        bos = _text(parts, parts.bos_token_id) or ""
+        eos = _text(parts, next(iter(parts.eos_token_ids), None)) or ""
+        ChatTemplate(parts.chat_template, bos, eos).render([{"role": "user", "content": "Hello!"}])
+    except EnginewrightError as error:
+        raise EnginewrightError(f"{parts.template_origin}: {error}; correct it there, or remove it") from error
+
+
+def _text(parts: TokenizerParts, token_id: int | None) -> str | None:
+    return None if token_id is None else parts.tokenizer.id_to_token(token_id)
 
 
 def write_tokenizer(parts: TokenizerParts, folder: Path) -> None:
@@ -69,15 +89,11 @@ def _generation(parts: TokenizerParts) -> dict[str, object]:
 
 def _library_config(parts: TokenizerParts) -> dict[str, object]:
     """What transformers needs to load the folder as it is."""
-
-    def text(token_id: int | None) -> str | None:
-        return None if token_id is None else parts.tokenizer.id_to_token(token_id)
-
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": text(parts.bos_token_id),
-        "eos_token": text(next(iter(parts.eos_token_ids), None)),
-        "pad_token": text(parts.pad_token_id),
+        "bos_token": _text(parts, parts.bos_token_id),
+        "eos_token": _text(parts, next(iter(parts.eos_token_ids), None)),
+        "pad_token": _text(parts, parts.pad_token_id),
         "clean_up_tokenization_spaces": False,
     }
 

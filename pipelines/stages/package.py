@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from pipelines.codedigest import code_digest
 from pipelines.config import PackageConfig
 from pipelines.digest import json_digest
+from pipelines.sbom import LIBRARY as SBOM_LIBRARY
+from pipelines.sbom import write_sbom
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
 
@@ -21,9 +24,13 @@ ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
 
 class PackageStage:
     name = "package"
-    libraries: tuple[str, ...] = ()
     hardware_bound = False
     resources: tuple[Path, ...] = ()
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The bill of materials names what the stages before ran with."""
+        return (*_determining_libraries(), SBOM_LIBRARY)
 
     def run(
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -42,6 +49,7 @@ class PackageStage:
                 _say_not_run(folder / report, stage)
         context.progress.advance(0.5, text="hashing")
         plan = EnginePlan.read(inputs["compile"].path)
+        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries())
         write_manifest(out_dir, _model(config, inputs), {"cpu": _compatibility(plan)}, _provenance(inputs))
         context.progress.advance(0.8, text="opening the bundle")
         bundle = open_bundle(out_dir)
@@ -49,6 +57,11 @@ class PackageStage:
         return StageOutput(
             metrics={"bundle_bytes": num_bytes}, summary=f"id {bundle.bundle_id[:12]}, {num_bytes / 1e6:.1f} MB"
         )
+
+
+def _determining_libraries() -> tuple[str, ...]:
+    stages = [import_module(f"pipelines.stages.{stage}").STAGE for stage in DETERMINING_STAGES]
+    return tuple(sorted({library for stage in stages for library in stage.libraries}))
 
 
 def _model(config: PackageConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:

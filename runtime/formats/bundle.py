@@ -86,29 +86,58 @@ def write_manifest(folder: Path, model: dict[str, Any], targets: dict[str, Any],
 def open_bundle(path: Path) -> Bundle:
     """Open a bundle and check every file against the manifest.
 
+    An archive is extracted to the folder of its name beside it, unless that is there already.
+
     Raises:
         EnginewrightError: no bundle here, a schema this version cannot read, or a file missing, changed or added.
     """
+    if path.name.endswith(".tar.zst") and not path.is_dir():
+        from runtime.formats.archive import extract_bundle
+
+        path = extract_bundle(path)
     manifest_path = path / MANIFEST_FILE
     try:
         text = manifest_path.read_bytes()
-        manifest = json.loads(text)
-        schema = manifest["schema"]
-        files = manifest["files"] if schema == SCHEMA else {}
-        expected = {name: (entry["size_bytes"], entry["sha256"]) for name, entry in files.items()}
     except OSError as error:
-        raise EnginewrightError(f"{path}: no engine bundle here ({MANIFEST_FILE}: {error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise EnginewrightError(
-            f"{manifest_path}: not a bundle manifest ({error!r}); build the bundle again"
+            f"{path}: no engine bundle here ({MANIFEST_FILE}: {error.strerror}); give the folder of a bundle, or its "
+            ".tar.zst"
         ) from error
-    if schema != SCHEMA:
+    expected = expected_files(text, manifest_path)
+    try:
+        _check_files(path, expected)
+    except OSError as error:
         raise EnginewrightError(
-            f"{manifest_path}: schema {schema}, this version reads schema {SCHEMA}; use the version that built it, or "
-            "build it again"
+            f"{error.filename}: cannot be read ({error.strerror}); check its permissions, or copy the bundle again"
+        ) from error
+    return Bundle(path, hashlib.sha256(text).hexdigest(), json.loads(text))
+
+
+def expected_files(manifest: bytes, origin: Path) -> dict[str, tuple[int, str]]:
+    """Size and sha256 of every file that a manifest names; `origin` names it in errors.
+
+    Raises:
+        EnginewrightError: not a manifest, of a schema this version cannot read, or a name that leads out of the bundle.
+    """
+    try:
+        fields = json.loads(manifest)
+        schema = fields["schema"]
+        files = fields["files"] if schema == SCHEMA else {}
+        expected = {str(name): (int(entry["size_bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        if schema == SCHEMA and not all(isinstance(fields[part], dict) for part in ("model", "targets", "provenance")):
+            raise TypeError("model, targets or provenance is no mapping")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EnginewrightError(f"{origin}: not a bundle manifest ({error!r}); build the bundle again") from error
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        remedy = "use a newer version" if newer else "use the version that built it"
+        raise EnginewrightError(
+            f"{origin}: schema {schema}, this version reads schema {SCHEMA}; {remedy}, or build it again"
         )
-    _check_files(path, expected)
-    return Bundle(path, hashlib.sha256(text).hexdigest(), manifest)
+    for name in expected:
+        if name.startswith("/") or "\\" in name or {"", ".", ".."} & set(name.split("/")):
+            raise EnginewrightError(f"{origin}: the file name {name!r} leads out of the bundle; build it again")
+    return expected
 
 
 def _check_files(path: Path, files: Mapping[str, tuple[int, str]]) -> None:

@@ -45,7 +45,8 @@ class ChatTemplate:
         variables: dict[str, Any] = {"messages": messages, "add_generation_prompt": True, **self._tokens}
         try:
             return self._template.render(variables)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # foreign code may stumble in any of these ways
             raise EnginewrightError(f"the chat template refused the messages: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """One tiny model through the real command line, all stages: as a folder and as a GGUF file, again, and past a gate."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mlflow.entities import Run
 from safetensors.torch import load_file
 
 from runtime.formats.bundle import open_bundle
+from runtime.formats.rebuild import rebuild_command
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from tests.pipelines.test_cli import REPOSITORY, command
@@ -23,7 +25,7 @@ from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
 SMOKE = ("experiment=smoke", "precision=fp32")
 LAYOUT = {
-    "manifest.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
+    "manifest.json", "sbom.cdx.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
     "tokenizer/tokenizer.json", "tokenizer/generation.json", "tokenizer/chat_template.jinja",
     "attestations/verify/report.json", "attestations/verify/reference.safetensors", "attestations/verify/prompts.json",
     "attestations/bench/samples.jsonl", "attestations/bench/summary.json",
@@ -200,6 +202,15 @@ def test_the_same_model_at_another_path_is_converted_once_and_gives_the_same_bun
     moved = build(built.root, copy, "bench.baseline=true")
     assert moved.bundle == built.bundle
     assert stages_that("started", moved) == ["fetch"]
+
+
+def test_the_rebuild_command_builds_the_same_bundle(built: Built) -> None:
+    manifest = json.loads((built.bundle / "manifest.json").read_text())
+    words = dict(word.split("=", 1) for word in shlex.split(rebuild_command(built.bundle, manifest))[2:])
+    assert (words["MODEL"], words["PRECISION"]) == (f"<path of {built.model.name}>", "fp32")
+    again = build(built.root, built.model, "bench.baseline=true", *words["ARGS"].split())
+    assert again.bundle == built.bundle
+    assert stages_that("started", again) == ["fetch", "compile"]  # a pin, and limits that were defaults before
 
 
 def test_building_everything_again_gives_the_same_bundle(built: Built) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,21 @@ def test_the_doctor_counts_what_is_old_damaged_held_and_left_over(home: Path) ->
     assert (state.entries, state.old_entries, state.damaged_entries) == (3, 2, 1)
     assert (state.held_locks, state.free_locks, state.leftovers) == (1, 2, 1)
     assert diagnose(paths).store.held_locks == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["plan", "MODEL=a b.gguf", "TARGET=cpu"], "plan --model 'a b.gguf' --target 'cpu'"),
+        (["doctor", "BUNDLE=x"], "doctor --bundle 'x'"),
+        (["doctor"], "doctor"),
+        (["diff", "A=x", "B=y"], "diff 'x' 'y'"),
+        (["clean-cache", "MAX_GB=5", "DRY=1"], "clean-cache --max-gb 5 --dry-run"),
+    ],
+)
+def test_make_hands_its_variables_on(given: list[str], words: str) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    done = subprocess.run(["make", "-n", "PYTHON=py", *given], cwd=REPOSITORY, capture_output=True, text=True)
+    line = " ".join(done.stdout.splitlines()[-1].split())
+    assert line == f"py -m pipelines.enginewright {words}"

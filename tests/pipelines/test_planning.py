@@ -191,6 +191,8 @@ def test_a_source_that_a_build_refuses_is_refused(home: Path, model: Path) -> No
     os.truncate(gguf, gguf.stat().st_size - 4096)
     with pytest.raises(EnginewrightError, match=r"^fetch: .*truncated"):
         make_plan(config_of(home, gguf))
+    with pytest.raises(EnginewrightError, match=r"^fetch: model\.source .* is not pypi:"):
+        make_plan(load_config([f"paths.root={home}", "model=pypi:tiny#x.gguf"]))
 
 
 def test_the_bound_is_bandwidth_over_bytes_and_a_model_that_does_not_fit_has_none() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.cache import Entry
-from pipelines.config import CachePolicy
+from pipelines.cleaning import Limits, clean
+from pipelines.config import CachePolicy, PathsConfig
 from pipelines.keys import Node
 from pipelines.runner import StageResult
 from runtime.errors import EnginewrightError
@@ -314,3 +315,20 @@ def test_what_libraries_log_while_a_stage_runs_is_in_its_log(tmp_path: Path) -> 
     assert "deprecated" in lines
     assert "ours" in lines
     assert "later" not in lines
+
+
+def test_a_build_keeps_what_it_uses_from_being_cleaned_and_marks_it_used(tmp_path: Path, toys: Path) -> None:
+    from toy.stages import Config
+
+    maker = make_runner(tmp_path, toys)
+    folder = maker.run(Node("toy.stages", Config("a")), {}).artifact.path.parent
+    paths = PathsConfig(str(tmp_path))
+    assert [found.path for found in clean(paths, Limits(max_gb=0)).in_use] == [folder]
+    maker.cache.release()
+    os.utime(folder / "artifact.json", (0, 0))
+    runner = make_runner(tmp_path, toys)
+    assert runner.run(Node("toy.stages", Config("a")), {}).cached
+    assert (folder / "artifact.json").stat().st_mtime > 0
+    assert [found.path for found in clean(paths, Limits(max_gb=0)).in_use] == [folder]
+    runner.cache.release()
+    assert [found.path for found, _ in clean(paths, Limits(max_gb=0)).removed] == [folder]

@@ -46,6 +46,25 @@ FAMILIES = {
         {"qkv_bias": True, "sliding_window": 5},
     ),
     "qwen3": (Qwen3Config, {}, {"qk_norm": True}),
+    "llama2": (LlamaConfig, {"num_key_value_heads": 4}, {}),  # as many key as query heads, an untied head
+    "smollm2": (  # heads that are no power of two
+        LlamaConfig,
+        {"tie_word_embeddings": True, "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72},
+        {"tied_head": True},
+    ),
+    "llama-linear": (
+        LlamaConfig,
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}},
+        {"rope_scaling": RopeScaling("linear", 4.0)},
+    ),
+    "mistral-no-window": (MistralConfig, {"sliding_window": None, "head_dim": 16}, {}),
+    "qwen3-wide-heads": (  # heads that together are wider than the model, and yarn
+        Qwen3Config,
+        {"head_dim": 24, "tie_word_embeddings": True,
+         "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "attention_factor": 1.2,
+                             "original_max_position_embeddings": 32}},
+        {"qk_norm": True, "tied_head": True, "rope_theta": 1e6, "rope_scaling": YARN},
+    ),
 }  # fmt: skip
 
 
@@ -53,7 +72,7 @@ def tiny_model(family="llama"):
     """A random transformers model in float32, large enough weights that its argmax is no accident."""
     config_class, special, _ = FAMILIES[family]
     torch.manual_seed(7)
-    config = config_class(**SIZES, rms_norm_eps=1e-5, initializer_range=0.2, pad_token_id=None, **special)
+    config = config_class(**{**SIZES, **special}, rms_norm_eps=1e-5, initializer_range=0.2, pad_token_id=None)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float().eval()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -64,10 +83,13 @@ def tiny_model(family="llama"):
 
 def write_checkpoint(path, model, family="llama", dtype="float32", **changes):
     """Write `model` in the unified format, rounded to `dtype`."""
+    _, special, of_spec = FAMILIES[family]
+    sizes = {**SIZES, **special}
     spec = ModelSpec(
         architecture=changes.pop("architecture", type(model).__name__),
-        vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, intermediate_size=48,
-        max_position_embeddings=128, norm_eps=1e-5, **{**FAMILIES[family][2], **changes},
+        vocab_size=96, hidden_size=sizes["hidden_size"], num_layers=2, num_heads=sizes["num_attention_heads"],
+        num_kv_heads=sizes["num_key_value_heads"], head_dim=sizes["head_dim"], intermediate_size=48,
+        max_position_embeddings=128, norm_eps=1e-5, **{**of_spec, **changes},
     )  # fmt: skip
     state = model.state_dict()
     tensors = {"transformer.vocab_embedding.weight": state["model.embed_tokens.weight"],
