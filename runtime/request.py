@@ -60,7 +60,5 @@ class Request:
 
     def known_ids(self, start: int, count: int) -> list[int]:
         """The known tokens start .. start + count."""
-        if start >= len(self.prompt_ids):
-            offset = len(self.prompt_ids)
-            return self.output_ids[start - offset : start - offset + count]
-        return (self.prompt_ids + self.output_ids)[start : start + count]
+        end, offset = start + count, len(self.prompt_ids)
+        return self.prompt_ids[start:end] + self.output_ids[max(start - offset, 0) : max(end - offset, 0)]

@@ -30,6 +30,29 @@ def computed_tokens(engine):
     return counts
 
 
+def check_plans(engine):
+    """Assert of every plan that no block has two writers, and that copies are as `kv_copy_blocks` wants them."""
+    block_size, step = engine.backend.limits.block_size, engine.backend.step
+
+    def checked(plan, state):
+        written = [
+            block
+            for row in plan.rows
+            for block in row.blocks[row.start // block_size :][
+                : -(-(row.start % block_size + row.num_tokens) // block_size)
+            ]
+            if row.token_ids is not None  # where decoding writes, the device alone knows
+        ]
+        sources, targets = {src for src, _ in plan.copies}, [dst for _, dst in plan.copies]
+        assert len(written) == len(set(written))
+        assert len(targets) == len(set(targets))
+        assert not sources & set(targets)
+        assert set(targets) <= set(written)
+        return step(plan, state)
+
+    engine.backend.step = checked
+
+
 def mix(rng, num_requests, num_prefixes=3):
     """Requests over few prefixes: cut anywhere, followed by own tokens, sampled n times, of two tenants."""
     prefixes = [[rng.randrange(256) for _ in range(rng.randint(5, 40))] for _ in range(num_prefixes)]
@@ -60,6 +83,7 @@ def test_output_does_not_depend_on_reuse(checkpoint, seed):
     if limits["block_size"] == 1:
         limits["num_blocks"] = 96
     engine = make_engine(checkpoint, rng.randrange(3), **speculation, **limits)
+    check_plans(engine)
     cancel_at = rng.randrange(40) if seed % 3 == 0 else None
     requests = run(engine, wanted, cancel_at=cancel_at, rng=rng)
     for request, output in zip(requests, expected, strict=True):
@@ -174,6 +198,31 @@ def test_a_full_hit_computes_the_last_token_again(checkpoint):
     (again,) = run(engine, [(PREFIX[:32], GREEDY)])
     assert counts == [1] * 4
     assert again.output_ids == first.output_ids
+
+
+def test_a_copy_does_not_take_the_last_block(checkpoint):
+    """Of 3 blocks, a cached one is shared; the other cached one is needed, so that nothing can be copied from it."""
+    engine = make_engine(checkpoint, num_blocks=3, block_size=4)
+    run(engine, [(PREFIX[:9], SamplingParams(max_tokens=1))])
+    counts = computed_tokens(engine)
+    wanted = ([*PREFIX[:6], 1, 2, 3, 4, 5], SamplingParams(max_tokens=1, ignore_eos=True), 0)
+    (request,) = run(engine, [wanted])
+    assert counts == [11 - 4]
+    assert request.output_ids == alone(checkpoint, wanted)
+
+
+def test_a_source_is_held_until_its_copies_are_planned(checkpoint):
+    """Of 4 blocks 0 and 1 are cached. The first request copies from 1; the second would evict it to copy over it."""
+    engine = make_engine(checkpoint, num_blocks=4, block_size=4)
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    run(engine, [(PREFIX[:9], params)])
+    check_plans(engine)
+    wanted = [([*PREFIX[:6], 1, 2, 3], params, 0), ([*PREFIX[:3], 1], params, 0)]
+    requests = [engine.add(*one) for one in wanted]
+    engine.step()
+    assert [len(request.output_ids) for request in requests] == [1, 0]
+    engine.step()
+    assert [request.output_ids for request in requests] == [alone(checkpoint, one) for one in wanted]
 
 
 def test_tenants_share_nothing(checkpoint):
