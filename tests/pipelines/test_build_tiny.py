@@ -28,7 +28,7 @@ LAYOUT = {
     "manifest.json", "sbom.cdx.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
     "tokenizer/tokenizer.json", "tokenizer/generation.json", "tokenizer/chat_template.jinja",
     "attestations/verify/report.json", "attestations/verify/reference.safetensors", "attestations/verify/prompts.json",
-    "attestations/bench/samples.jsonl", "attestations/bench/summary.json",
+    "attestations/bench/samples.jsonl", "attestations/bench/speculation.jsonl", "attestations/bench/summary.json",
     "attestations/bench/prefill.png", "attestations/bench/decode.png", "attestations/bench/mixed.png",
 }  # fmt: skip
 PROMPTS = ["The engine reads the checkpoint", "def f(x):\n    return", "0 1 2 3"]
