@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine generate chat verify bench inspect ui test lint clean
+.PHONY: help engine draft generate chat verify bench inspect ui test lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp32> ARGS='key=value ...'
 	@$(PYTHON) -m pipelines $(if $(MODEL),'model=$(MODEL)') $(if $(TARGET),'target=[$(TARGET)]') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
+
+draft: $(READY) ## Train a draft head for MODEL=... and build the engine with it: ARGS='draft.train.device=cuda ...'
+	@$(PYTHON) -m pipelines draft=train $(if $(MODEL),'model=$(MODEL)') $(if $(PRECISION),precision=$(PRECISION)) $(ARGS)
 
 generate: export PROMPT := $(value PROMPT)
 generate: $(READY) ## Complete PROMPT="..." with the latest bundle, or BUNDLE=<folder>

@@ -57,6 +57,12 @@ def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dic
 
     run("fetch", Node(f"{stages}.fetch", config.model, external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
+    run(
+        "draft",
+        Node(f"{stages}.draft", config.draft, external=local_files(config.draft.train.texts)),
+        "fetch",
+        "convert",
+    )
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
     run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
@@ -66,7 +72,7 @@ def run_stages(config: BuildConfig, runner: Runner, stages: str = STAGES) -> dic
 
 def local_files(source: str) -> tuple[Path, ...]:
     """The user's own files that a source names; their change must not go unseen."""
-    if source.startswith(SOURCE_SCHEMES):
+    if not source or source.startswith(SOURCE_SCHEMES):
         return ()
     path = Path(source)
     return tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else (path,)

@@ -13,7 +13,8 @@ from pipelines.digest import json_digest
 from pipelines.stage import Artifact, StageContext, StageOutput
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "compile")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile")
+DRAFT_DIR = "draft"
 
 
 class PackageStage:
@@ -30,6 +31,7 @@ class PackageStage:
         from runtime.formats.engine_plan import EnginePlan
 
         _link_tree(inputs["convert"].path, out_dir)
+        _link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
         _link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
         _link_tree(inputs["verify"].path, out_dir / ATTESTATIONS_DIR / "verify")
         _link_tree(inputs["bench"].path, out_dir / ATTESTATIONS_DIR / "bench")

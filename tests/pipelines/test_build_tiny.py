@@ -18,10 +18,10 @@ from runtime.sampling import SamplingParams
 from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
+STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 SMOKE = ("experiment=smoke", "precision=fp32")
 LAYOUT = {
-    "manifest.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
+    "manifest.json", "config.json", "weights.safetensors", "engines/cpu/engine.json", "draft/draft.json",
     "tokenizer/tokenizer.json", "tokenizer/generation.json", "tokenizer/chat_template.jinja",
     "attestations/verify/report.json", "attestations/verify/reference.safetensors", "attestations/verify/prompts.json",
     "attestations/bench/samples.jsonl", "attestations/bench/summary.json",
