@@ -106,7 +106,7 @@ class Training:
 
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The averaged head, as it is stored."""
-        averaged = {name: x.to(dtype) for name, x in self.ema.items()}
+        averaged = {name: x.to(dtype, copy=True) for name, x in self.ema.items()}
         return averaged | {VOCAB_IDS: self.vocab_ids.to(torch.int32)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
+    from plugins.linear import LinearKind
     from runtime.formats.checkpoint import Checkpoint
     from runtime.speculation.redrafter.head_file import HeadDescription
 
@@ -80,8 +81,9 @@ def _gate(
 
     context.progress.advance(0.9, text="measuring what drafting costs")
     dtype = getattr(torch, checkpoint.config.dtype)
-    decoder = Decoder(checkpoint, dtype, "onednn", 512)
-    drafter = load_redrafter(out_dir, checkpoint, dtype, "onednn")
+    linear: LinearKind = "onednn" if dtype in (torch.float32, torch.bfloat16) else "torch"
+    decoder = Decoder(checkpoint, dtype, linear, 512)
+    drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
     metrics: dict[str, float] = {}
     best = 0.0
     for num_nodes in sorted({tree.num_nodes for tree in description.trees}):
@@ -101,12 +103,15 @@ def _gate(
         return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
     _write(out_dir, "redrafter")
     length = max(tree.accepted_length["mean"] for tree in description.trees)
+    metrics["has_head"] = 1.0
     return StageOutput(metrics=metrics, summary=f"redrafter, accepted length up to {length:.2f}, {verdict}")
 
 
 def _without_head(out_dir: Path, drafter: str, reason: str, metrics: Mapping[str, float] | None = None) -> StageOutput:
     _write(out_dir, drafter)
-    return StageOutput(metrics=metrics or {}, summary=drafter + (f": {reason}" if reason else ""))
+    return StageOutput(
+        metrics={**(metrics or {}), "has_head": 0.0}, summary=drafter + (f": {reason}" if reason else "")
+    )
 
 
 def _write(out_dir: Path, drafter: str) -> None:

@@ -232,7 +232,7 @@ def test_a_failed_gate_is_one_line_and_a_kept_report_and_no_bundle(model: Path, 
     assert not list((tmp_path / "cache").glob("verify/*/artifact.json"))
 
     (runs,) = runs_of(tmp_path)
-    assert set(runs) == {"build", "fetch", "convert", "compile", "verify"}
+    assert set(runs) == {"build", "fetch", "convert", "draft", "compile", "verify"}
     assert [runs[name].info.status for name in ("build", "convert", "verify")] == ["FAILED", "FINISHED", "FAILED"]
     assert "the gate is <= 0" in runs["build"].data.tags["exception"]
 
