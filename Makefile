@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine plan generate chat verify bench inspect doctor diff archive export-hf ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -37,6 +37,9 @@ engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gg
 
 plan: $(READY) ## Say what a build would do, take and need; takes what engine takes and changes nothing
 	@$(ENGINEWRIGHT) plan $(BUILD_OPTIONS) $(ARGS)
+
+draft: $(READY) ## Train a draft head for MODEL=... and build the engine with it: ARGS='draft.train.device=cuda ...'
+	@$(ENGINEWRIGHT) engine $(BUILD_OPTIONS) draft=train $(ARGS)
 
 generate: export PROMPT := $(value PROMPT)
 generate: $(READY) ## Complete PROMPT="..." with the latest bundle, or BUNDLE=<folder>

@@ -68,6 +68,12 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
 
     run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
+    run(
+        "draft",
+        Node(f"{stages}.draft", config.draft, external=local_files(config.draft.train.texts)),
+        "fetch",
+        "convert",
+    )
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
@@ -79,7 +85,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
 
 def local_files(source: str) -> tuple[Path, ...]:
     """The user's own files that a source names; their change must not go unseen."""
-    if source.startswith(SOURCE_SCHEMES):
+    if not source or source.startswith(SOURCE_SCHEMES):
         return ()
     path = Path(source)
     return tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else (path,)

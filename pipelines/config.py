@@ -63,6 +63,48 @@ class ConvertConfig:
 
 
 @dataclass(frozen=True)
+class DraftTrainConfig:
+    """How a draft head is trained. Sizes are for a GPU; a CPU wants far fewer sequences and steps."""
+
+    texts: str = ""  # a .txt or .jsonl file; empty: the target writes its own conversations
+    num_sequences: int = 256  # conversations written side by side
+    tokens_per_sequence: int = 4096
+    answer_tokens: int = 160
+    num_steps: int = 2000
+    batch_positions: int = 8192
+    accumulation: int = 1
+    future_tokens: int = 6
+    learning_rate: float = 2e-3
+    hard_share: float = 0.2  # of the loss that is cross-entropy with the target's choice; the rest is KL
+    num_blocks: int = 7
+    draft_vocab_size: int = 16384
+    evaluate_every: int = 500  # steps; also how often the state is kept
+    new_tokens: int = 128  # of each greedy path that a head is measured on
+    hidden_bytes: int = 4 * 2**30  # of hidden states kept on disk; past it they are computed again
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_counts("draft.train", self, ["num_sequences", "tokens_per_sequence", "answer_tokens", "num_steps",
+                       "batch_positions", "accumulation", "future_tokens", "draft_vocab_size", "evaluate_every",
+                       "new_tokens"])  # fmt: skip
+        require_counts("draft.train", self, ["num_blocks", "hidden_bytes"], minimum=0)
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """What drafts for the engine: conf/draft/ has a file for each choice."""
+
+    drafter: str = "auto"  # auto takes the ready head where it fits the model, and none elsewhere
+    keep: bool = False  # package a head that does not pay on this machine all the same
+    train: DraftTrainConfig = field(default_factory=DraftTrainConfig)
+
+    def __post_init__(self) -> None:
+        choices = ("auto", "none", "ready", "train", "ngram")
+        require(self.drafter in choices, "draft.drafter", self.drafter, f"one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
 class CpuTargetConfig:
     max_batch_size: int = 16
     max_seq_len: int = 0  # 0: the model's own limit
@@ -182,6 +224,7 @@ class BuildConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    draft: DraftConfig = field(default_factory=DraftConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     package: PackageConfig = field(default_factory=PackageConfig)

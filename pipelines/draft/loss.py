@@ -40,7 +40,7 @@ def _row_losses_for(device_type: str) -> Callable[..., RowLosses]:
     return torch.compile(row_losses, dynamic=False) if device_type == "cuda" else row_losses
 
 
-class HeadLoss(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
     """sum of weight x loss over rows, as a function of what the LM head reads and of the head's rows."""
 
     @staticmethod
@@ -74,3 +74,11 @@ class HeadLoss(torch.autograd.Function):
         gradient, *head_gradient = ctx.saved_tensors
         scaled = [grad_total.to(x.dtype) * x for x in (gradient, *head_gradient)]
         return scaled[0], scaled[1] if len(scaled) > 1 else None, None, None, None
+
+
+def head_loss(
+    read: torch.Tensor, lm_head: torch.Tensor, target_logits: torch.Tensor, weight: torch.Tensor, hard_share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted sum of `row_losses`, differentiable in `read` and `lm_head`, and that of the hits."""
+    total, hits = _HeadLoss.apply(read, lm_head, target_logits, weight, hard_share)  # type: ignore[no-untyped-call]
+    return total, hits

@@ -92,9 +92,9 @@ class Synthesis:
         self.cache = target.make_cache(count, -(-self.room // 8) * 8)  # fused attention wants columns in eights
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
         zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        self.state = _State(
-            *(zeros.clone() for _ in range(6)), zeros.float(), zeros.bool(), zeros.bool()
-        )  # fmt: skip
+        counts = [zeros.clone() for _ in range(6)]
+        self.state = _State(counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], zeros.float(),
+                            zeros.bool(), zeros.bool())  # fmt: skip
         self.hidden = torch.zeros(count, target.spec.hidden_size, dtype=target.dtype, device=device)
         torch.manual_seed(settings.seed)
         self.restart()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.draft.corpus import Corpus, hidden_of
-from pipelines.draft.loss import HeadLoss
+from pipelines.draft.loss import head_loss
 from pipelines.draft.target import TargetModel
 from runtime.speculation.redrafter.head import DraftHead
 from runtime.speculation.redrafter.head_file import PREFIX, VOCAB_IDS, HeadConfig
@@ -106,7 +106,7 @@ class Training:
 
     def tensors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The averaged head, as it is stored."""
-        averaged = {name: x.to(dtype) for name, x in self.ema.items()}
+        averaged = {name: x.to(dtype, copy=True) for name, x in self.ema.items()}
         return averaged | {VOCAB_IDS: self.vocab_ids.to(torch.int32)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Training:
         for step, read in enumerate(reads):
             labels = hidden[:, step + 1].to(self._label_dtype) @ self._target_rows.T
             weight = in_text[:, step + 2] / in_text[:, step + 2].sum().clamp(min=1)
-            loss, hits = HeadLoss.apply(read, rows, labels, weight, settings.hard_share)
+            loss, hits = head_loss(read, rows, labels, weight, settings.hard_share)
             total = total + loss * (settings.depth_decay**step / weight_sum)
             figures.append(hits)
         return total, torch.stack([total.detach(), *figures])

@@ -17,7 +17,7 @@ from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "compile")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile")
 # Stages that a build may leave out, and the file in which each says what it found.
 ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
 
@@ -36,10 +36,11 @@ class PackageStage:
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
         """Write the bundle and open it as a user would."""
-        from runtime.formats.bundle import ATTESTATIONS_DIR, ENGINES_DIR, open_bundle, write_manifest
+        from runtime.formats.bundle import ATTESTATIONS_DIR, DRAFT_DIR, ENGINES_DIR, open_bundle, write_manifest
         from runtime.formats.engine_plan import EnginePlan
 
         _link_tree(inputs["convert"].path, out_dir)
+        _link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
         _link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
         for stage, report in ATTESTING_STAGES.items():
             folder = out_dir / ATTESTATIONS_DIR / stage

@@ -22,10 +22,11 @@ from runtime.sampling import SamplingParams
 from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
+STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 SMOKE = ("experiment=smoke", "precision=fp32")
 LAYOUT = {
     "manifest.json", "sbom.cdx.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
+    "draft/draft.json",
     "tokenizer/tokenizer.json", "tokenizer/generation.json", "tokenizer/chat_template.jinja",
     "attestations/verify/report.json", "attestations/verify/reference.safetensors", "attestations/verify/prompts.json",
     "attestations/bench/samples.jsonl", "attestations/bench/speculation.jsonl", "attestations/bench/summary.json",
@@ -279,7 +280,7 @@ def test_a_failed_gate_is_one_line_and_a_kept_report_and_no_bundle(model: Path, 
     assert not list((tmp_path / "cache").glob("verify/*/artifact.json"))
 
     (runs,) = runs_of(tmp_path)
-    assert set(runs) == {"build", "fetch", "convert", "compile", "verify"}
+    assert set(runs) == {"build", "fetch", "convert", "draft", "compile", "verify"}
     assert [runs[name].info.status for name in ("build", "convert", "verify")] == ["FAILED", "FINISHED", "FAILED"]
     assert "the gate is <= 0" in runs["build"].data.tags["exception"]
 

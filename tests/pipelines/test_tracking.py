@@ -21,7 +21,7 @@ from pipelines.tracking_store import Store
 from runtime.errors import EnginewrightError
 
 TOYS = "tests.pipelines.toy_engine"
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
+STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def test_a_failed_stage_fails_its_run_and_the_builds(root: Path) -> None:
     with pytest.raises(EnginewrightError, match="verify: greedy agreement"):
         build(root, "verify.num_prompts=13")
     runs = runs_of(root)
-    assert set(runs) == {"build", "fetch", "convert", "compile", "verify"}
+    assert set(runs) == {"build", "fetch", "convert", "draft", "compile", "verify"}
     assert [runs[name].info.status for name in ("build", "compile", "verify")] == ["FAILED", "FINISHED", "FAILED"]
     assert "greedy agreement 0.1 is below 0.95" in runs["verify"].data.tags["exception"]
     assert artifacts(root, runs["verify"]) == {"report.json", "stage.log", "traceback.txt"}

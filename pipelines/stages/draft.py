@@ -1,0 +1,121 @@
+"""Draft: what drafts for the engine. A ready head, one trained here, prompt lookup, or nothing; and whether it pays."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.config import DraftConfig
+from pipelines.stage import Artifact, StageContext, StageOutput
+from runtime.errors import EnginewrightError
+
+if TYPE_CHECKING:
+    from plugins.linear import LinearKind
+    from runtime.formats.checkpoint import Checkpoint
+    from runtime.speculation.redrafter.head_file import HeadDescription
+
+DRAFT_FILE = "draft.json"
+HEADS_DIR = Path(__file__).parents[1] / "data" / "heads"
+HEAD_FILES = ("head.json", "head.safetensors", "recipe.json", "curves.jsonl")
+PROMPTS = tuple(HEADS_DIR.parent / name for name in ("draft_openings.json", "draft_prompts.json", "prompts.json"))
+
+
+class DraftStage:
+    name = "draft"
+    libraries = ("torch", "safetensors", "tokenizers")
+    hardware_bound = True  # whether a head pays is this machine's answer
+    resources: tuple[Path, ...] = (*PROMPTS, *sorted(HEADS_DIR.glob("*/head.json")))
+
+    def run(
+        self, config: DraftConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
+    ) -> StageOutput:
+        """Write draft.json, which names the drafter, and the head's files beside it.
+
+        Raises:
+            EnginewrightError: a ready head was asked for and none fits, or there is nothing to train on.
+        """
+        from pipelines.draft.base import base_digest
+        from pipelines.draft.train import train_head
+        from runtime.formats.checkpoint import Checkpoint
+        from runtime.speculation.redrafter.head_file import read_description
+
+        if config.drafter in ("none", "ngram"):
+            return _without_head(out_dir, config.drafter, "")
+        digest = base_digest(json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8")))
+        checkpoint = Checkpoint(inputs["convert"].path)
+        if config.drafter == "train":
+            base = (checkpoint.spec.architecture, digest)
+            description = train_head(config.train, checkpoint, base, out_dir, context.scratch_dir, context.progress)
+        else:
+            folder = ready_head(digest)
+            if folder is None and config.drafter == "ready":
+                raise EnginewrightError(
+                    "draft=ready, but no shipped head was trained for this model; write draft=train"
+                )
+            if folder is None:
+                return _without_head(out_dir, "none", "no ready head for this model")
+            for name in HEAD_FILES:
+                shutil.copy2(folder / name, out_dir / name)
+            description = read_description(out_dir)
+        return _gate(config, description, checkpoint, out_dir, context)
+
+
+def ready_head(digest: str) -> Path | None:
+    """The shipped head for the model of this digest."""
+    from runtime.speculation.redrafter.head_file import read_description
+
+    folders = sorted(path.parent for path in HEADS_DIR.glob("*/head.json"))
+    return next((folder for folder in folders if read_description(folder).base_digest == digest), None)
+
+
+def _gate(
+    config: DraftConfig, description: "HeadDescription", checkpoint: "Checkpoint", out_dir: Path, context: StageContext
+) -> StageOutput:
+    """Measure what drafting costs here; a head that does not pay stays out unless the configuration insists."""
+    import torch
+
+    from pipelines.draft.cost import measure_cost
+    from runtime.model.decoder import Decoder
+    from runtime.speculation.redrafter import load_redrafter
+
+    context.progress.advance(0.9, text="measuring what drafting costs")
+    dtype = getattr(torch, checkpoint.config.dtype)
+    linear: LinearKind = "onednn" if dtype in (torch.float32, torch.bfloat16) else "torch"
+    decoder = Decoder(checkpoint, dtype, linear, 512)
+    drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
+    metrics: dict[str, float] = {}
+    best = 0.0
+    for num_nodes in sorted({tree.num_nodes for tree in description.trees}):
+        trees = [tree for tree in description.trees if tree.num_nodes == num_nodes]
+        tree = max(trees, key=lambda tree: tree.accepted_length["mean"])
+        cost = measure_cost(checkpoint, decoder, drafter, tree)
+        speedup = cost.speedup(tree.accepted_length["mean"])
+        best = max(best, speedup)
+        metrics |= {f"n{num_nodes}_accepted_length_{kind}": value for kind, value in tree.accepted_length.items()}
+        metrics |= {f"n{num_nodes}_acceptance_depth_{i}": x for i, x in enumerate(tree.acceptance, 1)}
+        metrics |= {f"n{num_nodes}_{name}": value for name, value in cost._asdict().items()}
+        metrics[f"n{num_nodes}_predicted_speedup"] = speedup
+    verdict = f"predicted {best:.2f}x at batch 1 on this machine"
+    if best <= 1.0 and not config.keep:
+        for name in HEAD_FILES:
+            (out_dir / name).unlink(missing_ok=True)
+        return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
+    _write(out_dir, "redrafter")
+    length = max(tree.accepted_length["mean"] for tree in description.trees)
+    metrics["has_head"] = 1.0
+    return StageOutput(metrics=metrics, summary=f"redrafter, accepted length up to {length:.2f}, {verdict}")
+
+
+def _without_head(out_dir: Path, drafter: str, reason: str, metrics: Mapping[str, float] | None = None) -> StageOutput:
+    _write(out_dir, drafter)
+    return StageOutput(
+        metrics={**(metrics or {}), "has_head": 0.0}, summary=drafter + (f": {reason}" if reason else "")
+    )
+
+
+def _write(out_dir: Path, drafter: str) -> None:
+    (out_dir / DRAFT_FILE).write_text(json.dumps({"schema": 1, "drafter": drafter}) + "\n", encoding="utf-8")
+
+
+STAGE = DraftStage()

@@ -1,0 +1,70 @@
+"""The draft stage through the real command line on a tiny model, and its choice of a ready head."""
+
+import json
+
+import pytest
+import torch
+
+from pipelines.config import DraftConfig
+from pipelines.draft.base import base_digest
+from pipelines.stage import Artifact
+from pipelines.stages import draft
+from runtime.errors import EnginewrightError
+from runtime.formats.bundle import open_bundle
+from runtime.speculation.redrafter import load_redrafter
+from runtime.speculation.redrafter.head_file import read_head
+from tests.pipelines.running_stages import stage_context
+from tests.pipelines.test_cli import command
+from tests.pipelines.tiny_models import make_hf_folder
+from tests.runtime.tiny import make_checkpoint
+
+SMALL = ("draft.train.num_sequences=8", "draft.train.tokens_per_sequence=200", "draft.train.num_steps=6",
+         "draft.train.batch_positions=64", "draft.train.evaluate_every=3", "draft.train.new_tokens=6",
+         "draft.train.num_blocks=1", "draft.train.draft_vocab_size=100", "draft.train.answer_tokens=30")  # fmt: skip
+
+
+def test_a_head_is_trained_packaged_and_loads(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    model = make_hf_folder(tmp_path / "tiny", max_len=1024)
+    (tmp_path / "root").mkdir()
+    done = command(tmp_path / "root", f"model={model}", "experiment=smoke", "precision=fp32", "draft=train",
+                   "draft.keep=true", *SMALL, real=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    bundle = open_bundle((tmp_path / "root/bundles/latest").resolve())
+    folder = bundle.path / "draft"
+    assert json.loads((folder / "draft.json").read_text()) == {"schema": 1, "drafter": "redrafter"}
+    assert load_redrafter(folder, bundle.checkpoint(), torch.float32, "onednn").name == "redrafter"
+    curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in curves] == [3, 6]
+
+
+def inputs_of(tmp_path, sha256):
+    (tmp_path / "source.json").write_text(json.dumps({"files": [{"path": "a.gguf", "sha256": sha256}]}))
+    make_checkpoint(tmp_path / "checkpoint")
+    return {"fetch": Artifact(tmp_path, ""), "convert": Artifact(tmp_path / "checkpoint", "")}
+
+
+@pytest.mark.parametrize("drafter", ["auto", "none", "ngram"])
+def test_without_a_fitting_head_only_the_drafters_name_is_written(tmp_path, drafter):
+    inputs = inputs_of(tmp_path, "0" * 64)
+    out = tmp_path / "out"
+    out.mkdir()
+    draft.STAGE.run(DraftConfig(drafter), inputs, out, stage_context(tmp_path))
+    assert [path.name for path in out.iterdir()] == ["draft.json"]
+    expected = "none" if drafter == "auto" else drafter
+    assert json.loads((out / "draft.json").read_text())["drafter"] == expected
+
+
+def test_an_explicit_ready_head_never_falls_back(tmp_path):
+    with pytest.raises(EnginewrightError, match="no shipped head was trained for this model"):
+        draft.STAGE.run(DraftConfig("ready"), inputs_of(tmp_path, "0" * 64), tmp_path, stage_context(tmp_path))
+
+
+def test_the_shipped_head_is_sound_and_small_and_belongs_to_the_default_model():
+    sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    folder = draft.ready_head(base_digest({"files": [{"path": "x.gguf", "sha256": sha256}]}))
+    assert folder is not None
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
+    description, _ = read_head(folder)
+    best = {n: max(t.accepted_length["mean"] for t in description.trees if t.num_nodes == n) for n in (12, 32, 64)}
+    assert best[12] < best[32] < best[64]

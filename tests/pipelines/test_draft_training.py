@@ -1,0 +1,189 @@
+"""Training of draft heads on a tiny model: the data, the loss, resuming, and the offline measure."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from pipelines.draft.corpus import Corpus, pack_texts, with_hidden
+from pipelines.draft.evaluation import GreedyPath, accepted_depths, greedy_paths, walk_paths
+from pipelines.draft.loss import head_loss
+from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
+from pipelines.draft.target import TargetModel
+from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_texts
+from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, run_training
+from runtime.scoring import score
+from runtime.speculation.redrafter.head_file import HeadConfig
+from runtime.speculation.redrafter.loading import make_redrafter
+from runtime.speculation.tree import DraftTree, TreeShape
+from tests.runtime.tiny import EOS, make_checkpoint, make_engine, make_tokenizer
+
+SEE, THE, CAT, DOG, SAT, RAN = range(10, 16)
+SETTINGS = LoopSettings(num_steps=6, batch_positions=64, future_tokens=3, warmup_steps=2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def target(checkpoint):
+    return TargetModel(checkpoint, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus(target, tokenizer) -> Corpus:
+    settings = SynthesisSettings(8, 120, seed=3, user_tokens=6, answer_tokens=20)
+    scripts = make_scripts(tokenizer, ["Write", "def f", ""], target.device)
+    return synthesise(Synthesis(target, scripts, frozenset([EOS]), settings), True, lambda done, total: None)
+
+
+def new_training(corpus, target):
+    config = HeadConfig(32, 32, 2, 260, 64)
+    vocab_ids = draft_vocabulary(corpus, 260, 64, frozenset([EOS]))
+    return Training(config, vocab_ids, corpus, target, SETTINGS)
+
+
+def train(training, state_file, values=()):
+    values = iter(values)
+    return run_training(training, state_file, 2, lambda step, metrics: None, lambda current: next(values, 0.0))
+
+
+def test_lockstep_decoding_agrees_with_whole_rows_and_with_the_engine(target, corpus, checkpoint):
+    whole = target.encode(corpus.token_ids.long(), corpus.positions.long())
+    torch.testing.assert_close(whole, corpus.hidden, atol=2e-5, rtol=1e-4)
+    ids = corpus.token_ids[0, :12].tolist()
+    expected = score(make_engine(checkpoint), ids).log_softmax(-1).float()
+    torch.testing.assert_close(target.logits(corpus.hidden[0, :12]).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_conversations_follow_the_template_and_learnt_tokens_are_the_answers(corpus, tokenizer):
+    starts = torch.nonzero(corpus.positions[0] == 0).flatten().tolist()
+    assert len(starts) > 2
+    for first, last in itertools.pairwise(starts):
+        text = tokenizer.decode(corpus.token_ids[0, first:last].tolist(), skip_special_tokens=False)
+        answer = text.split("<|assistant|>", 1)[1]
+        learnt = corpus.token_ids[0, first:last][corpus.learnt[0, first:last]].tolist()
+        assert tokenizer.decode(learnt, skip_special_tokens=False) == answer
+
+
+@pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
+def test_the_fused_gradient_is_autograds(hard_share):
+    read, rows, labels = torch.randn(5, 4), torch.randn(7, 4), torch.randn(5, 7)
+    weight = torch.tensor([0.1, 0.0, 0.4, 0.3, 0.2])
+    leaves = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
+    total, hits = head_loss(*leaves, labels, weight, hard_share)
+    total.backward()
+    plain = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
+    logits = plain[0] @ plain[1].T
+    soft = torch.nn.functional.cross_entropy(logits, labels.softmax(-1), reduction="none")
+    hard = torch.nn.functional.cross_entropy(logits, labels.argmax(-1), reduction="none")
+    expected = (weight * (hard_share * hard + (1 - hard_share) * soft)).sum()
+    expected.backward()
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(hits, (weight * (logits.argmax(-1) == labels.argmax(-1))).sum())
+    for ours, theirs in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
+    whole = train(new_training(corpus, target), tmp_path / "whole.pt", (1.0, 2.0, 3.0))
+
+    class KilledError(Exception):
+        pass
+
+    def killed(step, metrics):
+        if step == 4:
+            raise KilledError
+
+    values = iter((1.0,))
+    with pytest.raises(KilledError):
+        run_training(new_training(corpus, target), tmp_path / "cut.pt", 2, killed, lambda current: next(values))
+    resumed = new_training(corpus, target)
+    again = train(resumed, tmp_path / "cut.pt", (2.0, 3.0))
+    assert resumed.step_index == SETTINGS.num_steps
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_best_head_is_kept_not_the_last(corpus, target, tmp_path):
+    best = train(new_training(corpus, target), tmp_path / "a.pt", (1.0, 9.0, 3.0))
+    last = train(new_training(corpus, target), tmp_path / "b.pt", (1.0, 2.0, 3.0))
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+
+
+def test_hidden_states_from_memory_disk_or_computed_again_train_the_same(corpus, target, tmp_path):
+    bare = Corpus(corpus.token_ids, corpus.positions, corpus.learnt)
+    kept = with_hidden(bare, target, 2**30, tmp_path / "hidden.bin")
+    assert with_hidden(bare, target, 10, tmp_path / "none.bin").hidden is None
+    first = [float(new_training(data, target).step()[0]) for data in (corpus, kept, bare)]
+    assert first == pytest.approx([first[0]] * 3, rel=1e-4)
+
+
+def test_a_tree_accepts_its_longest_path_along_the_continuation():
+    tree = DraftTree(
+        token_ids=torch.tensor([[SEE, THE, CAT, DOG, SAT, RAN, -1]]),
+        parents=torch.tensor([[0, 0, 1, 1, 2, 2, 0]]),
+        depths=torch.tensor([[0, 1, 2, 2, 3, 3, 0]]),
+        ancestors=torch.tensor([[1, 3, 7, 11, 23, 39, 65]]),
+    )
+    follows = {(THE, CAT, RAN): 3, (THE, DOG, RAN): 2, (THE, SAT, RAN): 1, (CAT, DOG, RAN): 0, (THE, CAT, -1): 2}
+    for continuation, depth in follows.items():
+        assert accepted_depths(tree, torch.tensor([continuation])).tolist() == [depth]
+
+
+def test_a_perfect_drafter_is_measured_at_its_depth(target, tokenizer):
+    prompts = [("chat", tokenizer.encode_chat([{"role": "user", "content": "hello"}])), ("code", tokenizer.encode("x"))]
+    paths = greedy_paths(target, prompts, 25, frozenset())
+
+    class Oracle:
+        def propose(self, context, shape):
+            at = context.positions.unsqueeze(1) + torch.arange(shape.num_nodes)
+            ids = context.history.gather(1, at)
+            index = torch.arange(shape.num_nodes).expand_as(ids)
+            return DraftTree(ids, (index - 1).clamp(min=0), index, (1 << (index + 1)) - 1)
+
+    found = walk_paths(Oracle(), paths, TreeShape(4, 1, 3))
+    assert found.accepted_length == {"chat": 4.0, "code": 4.0, "mean": 4.0}  # 24 tokens in 6 steps
+    assert found.acceptance == (1.0, 1.0, 1.0)
+
+
+def test_training_raises_the_accepted_length(corpus, target, tokenizer):
+    training = new_training(corpus, target)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "Write"}])
+    paths: list[GreedyPath] = greedy_paths(target, [("chat", ids)], 40, frozenset())
+
+    def measure():
+        drafter = make_redrafter(training.config, training.tensors(torch.float32), target.embedding, target.lm_head,
+                                 "torch")  # fmt: skip
+        return walk_paths(drafter, paths, TreeShape(32, 4, 3)).accepted_length["mean"]
+
+    losses = [float(training.step()[0]) for _ in range(40)]
+    assert losses[-1] < losses[0]
+    assert measure() >= 1.0
+
+
+def test_texts_are_packed_with_their_own_positions(tmp_path):
+    packed = pack_texts([[1, 2, 3], [4, 5, 6, 7], [8]], 4)
+    assert packed.token_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    assert packed.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 0]]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "one"}\n{"messages": [{"role": "user", "content": "two"}]}\n')
+    assert list(read_texts(lines)) == ["one", "two"]
+
+
+def test_evaluation_prompts_are_balanced_and_not_among_the_openings():
+    entries = json.loads(PROMPTS_FILE.read_text(encoding="utf-8"))
+    openings = json.loads(OPENINGS_FILE.read_text(encoding="utf-8"))
+    counts = {kind: sum(entry["kind"] == kind for entry in entries) for kind in openings}
+    assert counts == dict.fromkeys(("chat", "prose", "code", "reasoning"), 18)
+    # An opening may be how a prompt begins, but never so much of it that the prompt would be in the data.
+    for text in (entry["text"] for entry in entries):
+        for opening in (opening for kind in openings.values() for opening in kind):
+            assert not (text.startswith(opening) and len(opening) > 0.6 * len(text)), (text, opening)
