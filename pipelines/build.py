@@ -78,7 +78,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
     if config.bench.enabled:
-        run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "compile")
+        run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 

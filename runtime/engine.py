@@ -38,14 +38,17 @@ class Engine:
         eos_token_ids: frozenset[int] = frozenset(),
         policy: TreePolicy | None = None,
         prefix_reuse: bool = True,
+        prefill_budget: int | None = None,
     ) -> None:
         """Make an idle engine.
 
         policy: which draft trees a step gets; None, or a backend without a drafter, gets none.
         prefix_reuse: whether requests share what they have in common; outputs are the same either way.
+        prefill_budget: most tokens of prompts in a step in which others decode: a small one keeps their tokens coming
+            evenly while a long prompt arrives, a large one gives it its first token sooner. None is the whole step.
         """
         self.backend = backend
-        self.scheduler = Scheduler(backend.limits, prefix_reuse)
+        self.scheduler = Scheduler(backend.limits, prefix_reuse, prefill_budget)
         self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids

@@ -30,16 +30,18 @@ def load_engine(
     draft_dir: Path | None = None,
     speculation: SpeculationOptions = _NO_SPECULATION,
     prefix_reuse: bool = True,
+    prefill_budget: int | None = None,
 ) -> Engine:
     """Load the engine that `engine_dir` describes over a checkpoint's weights, with the drafter of `draft_dir`.
 
-    prefix_reuse: whether requests share the prefixes that they have in common.
+    prefix_reuse, prefill_budget: see `Engine`.
 
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
-    engine = Engine(make_backend(checkpoint, EnginePlan.read(engine_dir)), tokenizer.eos_token_ids, None, prefix_reuse)
-    engine.draft_with(*load_drafting(engine.backend, checkpoint, engine_dir, draft_dir, speculation))
+    backend = make_backend(checkpoint, EnginePlan.read(engine_dir))
+    engine = Engine(backend, tokenizer.eos_token_ids, None, prefix_reuse, prefill_budget)
+    engine.draft_with(*load_drafting(backend, checkpoint, engine_dir, draft_dir, speculation))
     return engine
 
 

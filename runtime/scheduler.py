@@ -30,12 +30,16 @@ class Scheduler:
     before a later one is admitted: nobody needs to wait for blocks that another will write in a later step.
     """
 
-    def __init__(self, limits: EngineLimits, prefix_reuse: bool = True) -> None:
+    def __init__(
+        self, limits: EngineLimits, prefix_reuse: bool = True, prefill_budget: int | None = None
+    ) -> None:  # fmt: skip
+        """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step."""
         self.pool = BlockPool(limits.num_blocks)
         self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self._limits = limits
+        self._prefill_budget = prefill_budget
         self._free_slots = list(range(limits.max_batch_size))
 
     @property
@@ -57,11 +61,14 @@ class Scheduler:
         copies: list[tuple[int, int]] = []
         budget = self._limits.max_num_tokens
         for request in list(self.running):
+            if not request.is_decoding:  # the last in order: while its prompt takes the budget, nobody is admitted
+                budget = self._prompt_budget(budget, rows)
             row = self._next_row(request, budget, shape) if budget else None
             if row is not None:
                 requests.append(request)
                 rows.append(row)
                 budget -= row.num_tokens
+        budget = self._prompt_budget(budget, rows)
         while budget and (found := self._can_admit()) is not None:
             request = self._admit(found, copies)
             admitted.append(request)
@@ -103,6 +110,13 @@ class Scheduler:
         slots = [request.slot for request in self.running] + self._free_slots
         assert sorted(slot for slot in slots if slot is not None) == list(range(self._limits.max_batch_size))
         assert all(not request.blocks and request.slot is None for request in self.waiting)
+
+    def _prompt_budget(self, budget: int, rows: list[PlanRow]) -> int:
+        """What of the budget prompts may take, beside the rows planned so far."""
+        taken = sum(row.num_tokens for row in rows if row.token_ids is not None)
+        if self._prefill_budget is None or not any(row.token_ids is None for row in rows):
+            return budget
+        return max(0, min(budget, self._prefill_budget - taken))
 
     def _next_row(self, request: Request, budget: int, shape: TreeShape | None) -> PlanRow | None:
         """Plan a running request's share; None where it has nothing to do now, or lost its blocks."""

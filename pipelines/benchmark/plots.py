@@ -71,7 +71,7 @@ def draw_burst(samples: Sequence[BurstSample], subtitle: str) -> Figure:
 
 
 def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
-    """Three curves over the budget of tokens per step: throughput, time to first token, p99 between tokens."""
+    """Three curves over the budget of prompt tokens per step: throughput, time to first token, p99 between tokens."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(f"A {rows[0].prompt_len}-token prompt arrives while others decode\n{subtitle}",
                     fontsize=11, color=INK, x=0.01, ha="left")  # fmt: skip
@@ -88,7 +88,7 @@ def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
             axes.plot(budgets, values, marker="o", color=colour, label=name, zorder=3)
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=9)
-        axes.set_xlabel("tokens per step", fontsize=9, color=INK)
+        axes.set_xlabel("prompt tokens per step", fontsize=9, color=INK)
         _dress_axes(axes, label)
         axes.legend(frameon=False, fontsize=8)
     return figure

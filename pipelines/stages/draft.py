@@ -78,6 +78,7 @@ def _gate(
     from pipelines.draft.cost import measure_cost
     from runtime.model.decoder import Decoder
     from runtime.speculation.redrafter import load_redrafter
+    from runtime.speculation.redrafter.head_file import worthwhile
 
     context.progress.advance(0.9, text="measuring what drafting costs")
     dtype = getattr(torch, checkpoint.config.dtype)
@@ -86,9 +87,8 @@ def _gate(
     drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
     metrics: dict[str, float] = {}
     best = 0.0
-    for num_nodes in sorted({tree.num_nodes for tree in description.trees}):
-        trees = [tree for tree in description.trees if tree.num_nodes == num_nodes]
-        tree = max(trees, key=lambda tree: tree.accepted_length["mean"])
+    for tree in worthwhile(description.trees):
+        num_nodes = tree.num_nodes
         cost = measure_cost(checkpoint, decoder, drafter, tree)
         speedup = cost.speedup(tree.accepted_length["mean"])
         best = max(best, speedup)

@@ -1,10 +1,9 @@
 """What requests feel when others arrive: a burst over one prefix, and a long prompt that comes while others decode."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 from runtime.backends.base import Backend
@@ -15,7 +14,7 @@ from runtime.sampling import SamplingParams
 
 Report = Callable[[float, str], None]
 
-CHUNK_BUDGETS = (64, 128, 256, 512, 1024, 2048)
+CHUNK_BUDGETS = (16, 32, 64, 128, 256, 512, 1024)
 BURST_REQUESTS, BURST_PREFIX, BURST_OWN = 8, 8192, 64
 
 
@@ -32,7 +31,7 @@ class BurstSample:
 
 @dataclass(frozen=True)
 class ChunkSample:
-    """One prompt that arrived while others decoded, under one budget of tokens per step.
+    """One prompt that arrived while others decoded, under one budget of its tokens per step.
 
     ttft_s: of the prompt. busy_s: the steps from its arrival to its first token, each of which gave every running
     decode one token; idle_s: as many steps of those decodes, or more, before it came.
@@ -104,18 +103,16 @@ def run_chunks(
         EnginewrightError: more than the engine holds, or no budget that fits.
     """
     limits = backend.limits
-    fitting = [budget for budget in budgets if num_decoding < budget <= limits.max_num_tokens]
+    fitting = [budget for budget in budgets if 0 < budget <= limits.max_num_tokens - num_decoding]
     if not fitting or num_decoding + 1 > limits.max_batch_size:
         raise EnginewrightError(
             f"chunks: budgets {tuple(budgets)} with {num_decoding} decodes; this engine takes {limits.max_num_tokens} "
             f"tokens a step and {limits.max_batch_size} requests, one of them the prompt's: ask for less"
         )
     for index, budget in enumerate(fitting):
-        narrow = copy.copy(backend)  # the same weights and cache
-        narrow.limits = replace(limits, max_num_tokens=budget)
         for repeat in range(-1, repeats):
             report((index + max(repeat, 0) / max(repeats, 1)) / len(fitting), f"chunks of {budget} tokens")
-            sample = _arrival(narrow, vocab_size, prompt_len, num_decoding, repeat)
+            sample = _arrival(backend, vocab_size, budget, prompt_len, num_decoding, repeat)
             if repeat >= 0:
                 yield sample
 
@@ -159,12 +156,13 @@ def _first_tokens(engine: Engine, work: Workload) -> list[float]:
     return [ttfts[index] for index in range(len(requests))]
 
 
-def _arrival(backend: Backend, vocab_size: int, prompt_len: int, num_decoding: int, repeat: int) -> ChunkSample:
+def _arrival(
+    backend: Backend, vocab_size: int, budget: int, prompt_len: int, num_decoding: int, repeat: int
+) -> ChunkSample:  # fmt: skip
     """Let decodes run alone for a while, then add the prompt and go on to its first token."""
-    budget = backend.limits.max_num_tokens
-    engine = Engine(backend, prefix_reuse=False)
+    engine = Engine(backend, prefix_reuse=False, prefill_budget=budget)
     # Each step of the prompt's costs a decode one token of its context.
-    num_steps = -(-prompt_len // (budget - num_decoding))
+    num_steps = -(-prompt_len // budget)
     idle_steps = max(32, num_steps)
     decodes = uniform_workload(num_decoding, 16, idle_steps + num_steps + 8, vocab_size)
     (prompt,) = uniform_workload(1, prompt_len, 1, vocab_size).prompts

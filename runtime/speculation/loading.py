@@ -1,6 +1,7 @@
 """From a bundle's `draft/` folder to a drafter and the policy that sizes its trees."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from runtime.speculation.drafter import Drafter
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior, TreePolicy
 from runtime.speculation.redrafter import load_redrafter
-from runtime.speculation.redrafter.head_file import HEAD_FILE, read_description
+from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, read_description, worthwhile
 from runtime.speculation.tree import TreeShape
 
 DRAFT_FILE = "draft.json"
@@ -83,8 +84,10 @@ def load_drafter(
     if kind == "model":
         return LoadedDrafter(_model_drafter(draft_dir, checkpoint, plan, device), SMALL_TREES, AcceptancePrior())
     drafter = load_redrafter(draft_dir, checkpoint, getattr(torch, plan.dtype), plan.linear, device)
-    prior = _head_prior(draft_dir)
-    return LoadedDrafter(drafter, (*SMALL_TREES, *prior.accepted_lengths), prior)
+    trees = read_description(draft_dir).trees
+    if not trees:
+        raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")
+    return LoadedDrafter(drafter, (*SMALL_TREES, *(tree.shape for tree in worthwhile(trees))), _head_prior(trees))
 
 
 def _kind(draft_dir: Path) -> str:
@@ -108,11 +111,8 @@ def _model_drafter(draft_dir: Path, checkpoint: Checkpoint, plan: EnginePlan, de
     return ModelDrafter(decoder, cache, checkpoint.spec.vocab_size)
 
 
-def _head_prior(draft_dir: Path) -> AcceptancePrior:
+def _head_prior(trees: Sequence[TreeStatistics]) -> AcceptancePrior:
     """What was measured when the head was made; the smallest tree speaks for trees that were not."""
-    trees = read_description(draft_dir).trees
-    if not trees:
-        raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")
     smallest = min(trees, key=lambda tree: tree.num_nodes)
     reached = (1.0, *smallest.acceptance)
     rates = tuple(after / before for before, after in pairwise(reached) if before > 0.0)

@@ -42,8 +42,8 @@ def test_every_request_of_a_burst_is_timed_with_reuse_and_without(checkpoint):
 
 def test_a_prompt_arrives_in_chunks_of_the_budget_beside_the_decodes(checkpoint):
     backend = make_engine(checkpoint, num_blocks=96).backend
-    samples = list(run_chunks(backend, SPEC.vocab_size, 40, 2, 1, quiet, budgets=(2, 12, 42, 4096)))
-    assert [(s.budget, len(s.busy_s)) for s in samples] == [(12, 4), (42, 1)]  # 10 and 40 of the prompt's a step
+    samples = list(run_chunks(backend, SPEC.vocab_size, 40, 2, 1, quiet, budgets=(0, 10, 40, 63)))
+    assert [(s.budget, len(s.busy_s)) for s in samples] == [(10, 4), (40, 1)]  # 63 leaves no room for two decodes
     assert all(len(s.idle_s) == 32 and s.ttft_s == sum(s.busy_s) for s in samples)
     assert backend.limits.max_num_tokens == 64
 

@@ -4,10 +4,12 @@ import random
 
 import pytest
 
+from runtime.engine import Engine
 from runtime.errors import EnginewrightError
+from runtime.loading import make_backend
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
-from tests.runtime.tiny import EOS, make_engine
+from tests.runtime.tiny import EOS, PLAN, make_engine
 
 GREEDY = SamplingParams(max_tokens=12, ignore_eos=True)
 
@@ -66,6 +68,24 @@ def test_output_does_not_depend_on_batch_chunks_preemption_or_lag(checkpoint, li
     engine = make_engine(checkpoint, read_lag, **limits)
     together = [request.output_ids for request in run(engine, wanted)]
     assert together == [alone(checkpoint, request_params) for request_params in wanted]
+
+
+def test_prompts_keep_to_their_budget_while_others_decode(checkpoint):
+    rng = random.Random(7)
+    wanted = [random_request(rng) for _ in range(14)]
+    engine = Engine(make_backend(checkpoint, PLAN), frozenset([EOS]), prefill_budget=3)
+    schedule, chunks = engine.scheduler.schedule, []
+
+    def watched(shape=None):
+        planned = schedule(shape)
+        rows = planned.plan.rows
+        if any(row.token_ids is None for row in rows):
+            chunks.append(sum(row.num_tokens for row in rows if row.token_ids is not None))
+        return planned
+
+    engine.scheduler.schedule = watched
+    assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]
+    assert max(chunks) == 3
 
 
 def test_blocks_running_out_really_preempts(checkpoint):

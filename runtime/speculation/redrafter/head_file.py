@@ -14,7 +14,7 @@ loader's business.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +30,7 @@ WEIGHTS_FILE = "head.safetensors"
 SCHEMA = 1
 PREFIX = "drafter."
 VOCAB_IDS = "draft_vocab_ids"
+_NEAR_BEST = 0.97  # of the best accepted length
 Dialect = Literal["apple", "tensorrt_llm"]
 
 
@@ -110,6 +111,17 @@ class HeadDescription:
     base_digest: str  # of that model's source, see pipelines/draft/base.py
     recipe_digest: str
     trees: tuple[TreeStatistics, ...] = field(default=())
+
+
+def worthwhile(trees: Sequence[TreeStatistics]) -> tuple[TreeStatistics, ...]:
+    """One tree of each size: the one with the fewest beams times depth whose accepted length is near the best."""
+    chosen = []
+    for num_nodes in sorted({tree.num_nodes for tree in trees}):
+        same = [tree for tree in trees if tree.num_nodes == num_nodes]
+        enough = _NEAR_BEST * max(tree.accepted_length["mean"] for tree in same)
+        near = [tree for tree in same if tree.accepted_length["mean"] >= enough]
+        chosen.append(min(near, key=lambda tree: tree.num_beams * tree.depth))
+    return tuple(chosen)
 
 
 def write_head(folder: Path, description: HeadDescription, tensors: Mapping[str, torch.Tensor]) -> None:

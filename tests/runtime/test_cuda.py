@@ -1,0 +1,48 @@
+"""The same runtime on CUDA tensors: fp64 outputs equal the CPU's, with speculation, reuse, preemption and late reads."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.engine import Engine
+from runtime.kv.cache import KVCache
+from runtime.loading import make_backend
+from runtime.model.decoder import Decoder
+from runtime.speculation.draft_model import ModelDrafter
+from runtime.speculation.ngram import NgramDrafter
+from runtime.speculation.tree import TreeShape
+from tests.runtime.drafting import Always
+from tests.runtime.test_engine import alone, random_request, run
+from tests.runtime.test_speculation import FAMILIES
+from tests.runtime.tiny import EOS, PLAN, make_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and torch with CUDA"),
+]
+
+
+def model_drafter(checkpoint, plan):
+    decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len, "cuda")
+    cache = KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, torch.float64, "cuda")
+    return ModelDrafter(decoder, cache, 260)
+
+
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "model"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_on_a_gpu_equal_those_on_the_cpu(tmp_path, family, drafter, limits):
+    checkpoint = make_checkpoint(tmp_path / "target", FAMILIES[family])
+    plan = replace(PLAN, **limits)
+    drafters = {
+        "none": lambda: None,
+        "ngram": NgramDrafter,
+        "model": lambda: model_drafter(make_checkpoint(tmp_path / "draft", seed=5), plan),
+    }
+    backend = make_backend(checkpoint, plan, drafters[drafter](), read_lag=1, device="cuda")
+    engine = Engine(backend, frozenset([EOS]), Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5)))
+    rng = random.Random(2)
+    wanted = [random_request(rng) for _ in range(6)]
+    assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]
