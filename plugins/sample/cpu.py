@@ -33,7 +33,11 @@ def _survivors(scaled: torch.Tensor, top_k: int, top_p: float, min_p: float) -> 
         # Weights are relative to the largest, so this filter commutes with the other two's ranking.
         floor = scaled.max() + torch.log(torch.tensor(min_p, dtype=torch.float64))
     if top_k == 0 and top_p == 1.0:
-        return torch.arange(len(scaled)) if min_p == 0.0 else torch.nonzero(scaled >= floor).flatten()
+        return (
+            torch.arange(len(scaled), device=scaled.device)
+            if min_p == 0.0
+            else torch.nonzero(scaled >= floor).flatten()
+        )
     token_ids = torch.argsort(scaled, descending=True, stable=True)
     if top_k:
         token_ids = token_ids[:top_k]

@@ -1,4 +1,4 @@
-"""The same runtime on CUDA tensors: fp64 outputs equal the CPU's, with speculation, reuse, preemption and late reads."""
+"""The same runtime on CUDA tensors: fp64 outputs equal the CPU's, drafted or not, preempted, and read late."""
 
 import random
 from dataclasses import replace
