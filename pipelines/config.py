@@ -170,7 +170,7 @@ class BenchConfig:
     warmups: int = 1
     mixed_requests: int = 16
     baseline: bool = True  # measure transformers in the same run
-    speculation_prompts: int = 8  # measured plainly and with each drafter; 0 leaves speculation out
+    speculation_prompts: int = 4  # measured plainly and with each drafter; 0 leaves speculation out
     speculation_tokens: int = 64  # of each answer
     arrivals: bool = False  # a burst over one prefix, and chunk sizes beside running decodes
 
