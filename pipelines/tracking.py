@@ -48,7 +48,7 @@ class Tracker(Protocol):
 
     def stage_started(self, stage: str, key: str, config: Any) -> StageRun: ...
 
-    def stage_cached(self, metadata: Metadata) -> None: ...
+    def stage_cached(self, stage: str, metadata: Metadata) -> None: ...
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:
         """Enter an engine among the tracked models unless it is there: its build may have been killed before it did."""
@@ -68,7 +68,7 @@ class NoTracker:
     def stage_started(self, stage: str, key: str, config: Any) -> StageRun:
         return NoRun()
 
-    def stage_cached(self, metadata: Metadata) -> None: ...
+    def stage_cached(self, stage: str, metadata: Metadata) -> None: ...
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None: ...
 
@@ -100,13 +100,13 @@ class MlflowTracker:
         self.store.log(run_id, params=dict(flattened(config)))
         return MlflowStageRun(self.store, run_id, self.run_id, stage)
 
-    def stage_cached(self, metadata: Metadata) -> None:
-        tags = {"stage": metadata.stage, "key": metadata.key, "cached": "true", "artifact_digest": metadata.digest}
+    def stage_cached(self, stage: str, metadata: Metadata) -> None:
+        tags = {"stage": stage, "key": metadata.key, "cached": "true", "artifact_digest": metadata.digest}
         if metadata.run_id:
             link = f"#/experiments/{self.store.experiment_id}/runs/{metadata.run_id}"
             tags |= {"made_by_run": metadata.run_id, "mlflow.note.content": f"Cached: [the run that made it]({link})"}
-        run_id = self.store.start(metadata.stage, {**self.tags, **tags}, self.run_id)
-        self.store.log(self.run_id, metrics=prefixed(metadata.stage, metadata))
+        run_id = self.store.start(stage, {**self.tags, **tags}, self.run_id)
+        self.store.log(self.run_id, metrics=prefixed(stage, metadata))
         self.store.end(run_id, "FINISHED")
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:
