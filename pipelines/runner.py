@@ -95,7 +95,7 @@ class Runner:
                             summary=redacted(output.summary), seconds=seconds, run_id=run.run_id)  # fmt: skip
             metadata = entry.publish(done, previous)
             self.cache.hold(entry)
-        run.published(metadata, entry.folder)
+        run.published(metadata, entry.folder, output.curves)
         if previous is not None and previous.digest != metadata.digest:
             warn_different(node.stage, previous, metadata)
         return StageResult(entry.artifact(metadata), metadata, cached=False)

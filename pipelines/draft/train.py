@@ -140,6 +140,21 @@ def loop_settings(config: DraftTrainConfig) -> LoopSettings:
     )  # fmt: skip
 
 
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a training as (step, value): loss, top-1 share by future token, held-out accepted length.
+
+    A step that was reported by a killed build and again by the next one counts once.
+    """
+    rows = {row["step"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    curves: dict[str, list[tuple[int, float]]] = {"train_loss": [], "held_out_accepted_length": []}
+    for step, row in sorted(rows.items()):
+        curves["train_loss"].append((step, row["loss"]))
+        curves["held_out_accepted_length"].append((step, row["accepted_length"]))
+        for position, share in enumerate(row["top1"], 1):
+            curves.setdefault(f"train_top1_{position}", []).append((step, share))
+    return curves
+
+
 def _reporter(curves: Path, config: DraftTrainConfig, progress: "Progress") -> Callable[[int, StepMetrics], None]:
     def report(step: int, metrics: StepMetrics) -> None:
         with curves.open("a", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class DraftStage:
                 model has another tokenizer.
         """
         from pipelines.draft.base import base_digest
-        from pipelines.draft.train import train_head
+        from pipelines.draft.train import read_curves, train_head
         from runtime.formats.checkpoint import Checkpoint
         from runtime.speculation.redrafter.head_file import read_description
 
@@ -61,7 +62,8 @@ class DraftStage:
             for name in HEAD_FILES:
                 shutil.copy2(folder / name, out_dir / name)
             description = read_description(out_dir)
-        return _gate(config, description, checkpoint, out_dir, context)
+        curves = read_curves(out_dir / "curves.jsonl") if config.drafter == "train" else {}
+        return replace(_gate(config, description, checkpoint, out_dir, context), curves=curves)
 
 
 def _smaller_model(config: DraftConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> StageOutput:
