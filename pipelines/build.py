@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
 from pipelines.config import BuildConfig
+from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
@@ -78,7 +79,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
     run(
         "draft",
-        Node(f"{stages}.draft", config.draft, external=local_files(config.draft.train.texts)),
+        Node(f"{stages}.draft", config.draft, external=text_files(config.draft.train.texts)),
         "fetch",
         "convert",
         *(["draft_convert"] if "draft_convert" in made else []),
@@ -98,6 +99,14 @@ def local_files(source: str) -> tuple[Path, ...]:
         return ()
     path = Path(source)
     return tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else (path,)
+
+
+def text_files(texts: str) -> tuple[Path, ...]:
+    """The user's own files that training reads; a data set of a remote name has none."""
+    dataset = parse_dataset(texts)
+    if dataset is None:
+        return local_files(texts)
+    return local_files(dataset.name) if Path(dataset.name).exists() else ()
 
 
 def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine:

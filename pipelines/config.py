@@ -66,7 +66,7 @@ class ConvertConfig:
 class DraftTrainConfig:
     """How a draft head is trained. Sizes are for a GPU; a CPU wants far fewer sequences and steps."""
 
-    texts: str = ""  # a .txt or .jsonl file; empty: the target writes its own conversations
+    texts: str = ""  # a .txt or .jsonl file, or datasets:<name>; empty: the target writes its own
     num_sequences: int = 256  # conversations written side by side
     tokens_per_sequence: int = 4096
     answer_tokens: int = 160

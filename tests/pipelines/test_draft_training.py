@@ -11,7 +11,7 @@ from pipelines.draft.evaluation import GreedyPath, accepted_depths, greedy_paths
 from pipelines.draft.loss import head_loss
 from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
 from pipelines.draft.target import TargetModel
-from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_curves, read_texts
+from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_curves
 from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, run_training
 from runtime.scoring import score
 from runtime.speculation.redrafter.head_file import HeadConfig
@@ -169,13 +169,10 @@ def test_training_raises_the_accepted_length(corpus, target, tokenizer):
     assert measure() >= 1.0
 
 
-def test_texts_are_packed_with_their_own_positions(tmp_path):
+def test_texts_are_packed_with_their_own_positions():
     packed = pack_texts([[1, 2, 3], [4, 5, 6, 7], [8]], 4)
     assert packed.token_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert packed.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 0]]
-    lines = tmp_path / "a.jsonl"
-    lines.write_text('{"text": "one"}\n{"messages": [{"role": "user", "content": "two"}]}\n')
-    assert list(read_texts(lines)) == ["one", "two"]
 
 
 def test_evaluation_prompts_are_balanced_and_not_among_the_openings():
