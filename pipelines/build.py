@@ -10,6 +10,7 @@ from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
 from pipelines.config import BuildConfig
+from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
@@ -63,16 +64,25 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     """Run, or plan, every stage of one build; the order is that of the life of an engine."""
     made: dict[str, R] = {}
 
-    def run(name: str, node: Node, *inputs: str) -> None:
-        made[name] = runner.run(node, {key: made[key] for key in inputs})
+    def run(name: str, node: Node, *inputs: str, **renamed: str) -> None:
+        """`renamed`: what the stage calls an input, and the name under which it was made."""
+        made[name] = runner.run(node, {key: made[key] for key in inputs} | {key: made[x] for key, x in renamed.items()})
 
     run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
+    if config.draft.drafter == "model":
+        model = config.draft.model
+        run(
+            "draft_fetch",
+            Node(f"{stages}.fetch", pinned(model), external=local_files(model.source), label="draft_fetch"),
+        )
+        run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
     run(
         "draft",
-        Node(f"{stages}.draft", config.draft, external=local_files(config.draft.train.texts)),
+        Node(f"{stages}.draft", config.draft, external=text_files(config.draft.train.texts)),
         "fetch",
         "convert",
+        *(["draft_convert"] if "draft_convert" in made else []),
     )
     run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.verify.enabled:
@@ -89,6 +99,14 @@ def local_files(source: str) -> tuple[Path, ...]:
         return ()
     path = Path(source)
     return tuple(sorted(item for item in path.rglob("*") if item.is_file())) if path.is_dir() else (path,)
+
+
+def text_files(texts: str) -> tuple[Path, ...]:
+    """The user's own files that training reads; a data set of a remote name has none."""
+    dataset = parse_dataset(texts)
+    if dataset is None:
+        return local_files(texts)
+    return local_files(dataset.name) if Path(dataset.name).exists() else ()
 
 
 def engine_of(config: BuildConfig, results: Mapping[str, StageResult]) -> Engine:

@@ -66,7 +66,7 @@ class ConvertConfig:
 class DraftTrainConfig:
     """How a draft head is trained. Sizes are for a GPU; a CPU wants far fewer sequences and steps."""
 
-    texts: str = ""  # a .txt or .jsonl file; empty: the target writes its own conversations
+    texts: str = ""  # a .txt or .jsonl file, or datasets:<name>; empty: the target writes its own
     num_sequences: int = 256  # conversations written side by side
     tokens_per_sequence: int = 4096
     answer_tokens: int = 160
@@ -97,11 +97,18 @@ class DraftConfig:
 
     drafter: str = "auto"  # auto takes the ready head where it fits the model, and none elsewhere
     keep: bool = False  # package a head that does not pay on this machine all the same
+    source: str = ""  # of drafter=model: a name of conf/model, or any source of a smaller model with the same tokenizer
+    model: ModelConfig = field(default_factory=ModelConfig)  # what `source` names, filled in with its pins
     train: DraftTrainConfig = field(default_factory=DraftTrainConfig)
 
     def __post_init__(self) -> None:
-        choices = ("auto", "none", "ready", "train", "ngram")
+        choices = ("auto", "none", "ready", "train", "ngram", "model")
         require(self.drafter in choices, "draft.drafter", self.drafter, f"one of {', '.join(choices)}")
+        if self.drafter == "model":
+            bound = "a smaller model's name, folder, .gguf file or address with draft=model"
+            require(bool(self.source), "draft.source", self.source, bound)
+        else:
+            require(not self.source, "draft.source", self.source, f"empty with draft={self.drafter}; write draft=model")
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,17 @@ class Node:
     target: str = ""
     external: tuple[Path, ...] = ()  # the user's own files that it reads: size and time of change enter the key
     check_inputs: bool = False  # re-read every input file and compare its digest before building
+    label: str = ""  # what a build that runs the stage twice calls this run of it; no part of the key
 
     @property
     def stage(self) -> Stage:
         stage: Stage = import_module(self.module).STAGE
         return stage
+
+    @property
+    def name(self) -> str:
+        """What the build calls it: the stage's name unless it has a label."""
+        return self.label or self.stage.name
 
 
 def key_parts(node: Node, inputs: Mapping[str, Artifact], roots: Mapping[str, Path] | None = None) -> dict[str, Any]:

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from pipelines.config import BuildConfig, ModelConfig, PathsConfig, TrackingConfig
+from pipelines.config import BuildConfig, DraftConfig, ModelConfig, PathsConfig, TrackingConfig
 from pipelines.config_errors import COMPOSITION_ERRORS, explain, group_choices
 from pipelines.schema import from_container, mutable_mirror, nearest
 from pipelines.sources import hub_address
@@ -50,10 +51,11 @@ def build_config(composed: DictConfig) -> BuildConfig:
         raise EnginewrightError("target is empty; write target=[cpu]")
     paths = PathsConfig(root=str(Path(config.paths.root).expanduser().absolute()))
     model = resolve_model(config.model)
+    draft = resolve_draft(config.draft)
     name = config.package.name or f"{model.name}-{config.precision.name}"
     package = replace(config.package, name=checked_name("package.name", name))
     tracking = resolve_tracking(config.tracking, paths)
-    return replace(config, model=model, paths=paths, package=package, tracking=tracking)
+    return replace(config, model=model, draft=draft, paths=paths, package=package, tracking=tracking)
 
 
 def resolve_tracking(tracking: TrackingConfig, paths: PathsConfig) -> TrackingConfig:
@@ -80,6 +82,26 @@ def resolve_model(model: ModelConfig) -> ModelConfig:
             raise EnginewrightError(f"model source {source!r} is no model; give a folder or a .gguf file")
         source = str(path)
     return replace(model, source=source, name=checked_name("model.name", model.name or derived_name(source)))
+
+
+def resolve_draft(draft: DraftConfig) -> DraftConfig:
+    """Fill in the drafting model: the file of conf/model that `draft.source` names, or a model of that source.
+
+    Raises:
+        EnginewrightError: as `resolve_model`, under the name `draft.source`.
+    """
+    if not draft.source:
+        return draft
+    model = replace(draft.model, source=draft.source)
+    if not exists(draft.source) and draft.source in group_choices("model"):
+        file = resources.files("conf").joinpath("model", f"{draft.source}.yaml")
+        named = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+        assert isinstance(named, dict)
+        model = from_container(ModelConfig, {str(key): value for key, value in named.items()})
+    try:
+        return replace(draft, model=resolve_model(model))
+    except EnginewrightError as error:
+        raise EnginewrightError(f"draft.source: {error}") from error
 
 
 def derived_name(source: str) -> str:

@@ -55,14 +55,14 @@ class Runner:
         reads = self.policy in (CachePolicy.on, CachePolicy.readonly)
         result = self.cached(entry) if reads else None
         if result is None and self.policy is CachePolicy.readonly:
-            raise EnginewrightError(f"stage {node.stage.name} is not in the cache and cache=readonly; write cache=on")
+            raise EnginewrightError(f"stage {node.name} is not in the cache and cache=readonly; write cache=on")
         if result is None:
             with entry.lock():
                 # Whoever held the lock before may have made it.
                 result = (self.cached(entry) if reads else None) or self.build(node, inputs, entry, made_from)
         if result.cached:
-            self.progress.cached(node.stage.name)
-            self.tracker.stage_cached(result.metadata)
+            self.progress.cached(node.name)
+            self.tracker.stage_cached(node.name, result.metadata)
         return result
 
     def cached(self, entry: Entry) -> StageResult | None:
@@ -78,7 +78,7 @@ class Runner:
         self, node: Node, inputs: Mapping[str, StageResult], entry: Entry, made_from: dict[str, Any]
     ) -> StageResult:
         """Run the stage in a temporary folder and publish it; the caller holds the lock."""
-        name = node.stage.name
+        name = node.name
         if node.check_inputs:
             check_inputs(name, inputs)
         previous = entry.load(report=True)
@@ -91,11 +91,11 @@ class Runner:
                 output = node.stage.run(node.config, artifacts, folder / "content", context)
             seconds = time.monotonic() - started
             stage_logger.info("finished in %.1f s: %s", seconds, output.summary)
-            done = Metadata(name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
+            done = Metadata(node.stage.name, entry.folder.name, redacted(made_from), metrics=dict(output.metrics),
                             summary=redacted(output.summary), seconds=seconds, run_id=run.run_id)  # fmt: skip
             metadata = entry.publish(done, previous)
             self.cache.hold(entry)
-        run.published(metadata, entry.folder)
+        run.published(metadata, entry.folder, output.curves)
         if previous is not None and previous.digest != metadata.digest:
             warn_different(node.stage, previous, metadata)
         return StageResult(entry.artifact(metadata), metadata, cached=False)
@@ -103,7 +103,7 @@ class Runner:
     @contextmanager
     def recorded(self, node: Node, entry: Entry) -> Iterator[StageRun]:
         """Track the run; on any exception keep its log and report, and publish nothing."""
-        name = node.stage.name
+        name = node.name
         run = self.tracker.stage_started(name, entry.folder.name, plain(node.config))
         try:
             yield run

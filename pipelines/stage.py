@@ -1,7 +1,7 @@
 """What a stage is and what it sees: types only, for the stages and for the runner that runs them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ class StageOutput:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     summary: str = ""  # key figures, one short line for the build's summary
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # by step, for tracking alone
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ MLflow is imported on first use, as that alone takes longer than a fully cached 
 """
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pipelines.tracking_store import Store
 
 LOGGED_SUFFIXES = (".json", ".jsonl", ".png", ".log", ".txt")
 MAX_LOGGED_BYTES = 4 * 2**20
+Curves = Mapping[str, Sequence[tuple[int, float]]]  # by name: steps and values
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class StageRun(Protocol):
 
     run_id: str
 
-    def published(self, metadata: Metadata, folder: Path) -> None:
+    def published(self, metadata: Metadata, folder: Path, curves: Curves) -> None:
         """Close the record with the outcome; `folder` is the artifact's, with its log."""
 
     def failed(self, error: BaseException, kept: Path | None) -> None:
@@ -48,7 +49,7 @@ class Tracker(Protocol):
 
     def stage_started(self, stage: str, key: str, config: Any) -> StageRun: ...
 
-    def stage_cached(self, metadata: Metadata) -> None: ...
+    def stage_cached(self, stage: str, metadata: Metadata) -> None: ...
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:
         """Enter an engine among the tracked models unless it is there: its build may have been killed before it did."""
@@ -57,7 +58,7 @@ class Tracker(Protocol):
 class NoRun:
     run_id = ""
 
-    def published(self, metadata: Metadata, folder: Path) -> None: ...
+    def published(self, metadata: Metadata, folder: Path, curves: Curves) -> None: ...
 
     def failed(self, error: BaseException, kept: Path | None) -> None: ...
 
@@ -68,7 +69,7 @@ class NoTracker:
     def stage_started(self, stage: str, key: str, config: Any) -> StageRun:
         return NoRun()
 
-    def stage_cached(self, metadata: Metadata) -> None: ...
+    def stage_cached(self, stage: str, metadata: Metadata) -> None: ...
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None: ...
 
@@ -77,8 +78,9 @@ class MlflowStageRun:
     def __init__(self, store: Store, run_id: str, parent_id: str, stage: str) -> None:
         self.store, self.run_id, self.parent_id, self.stage = store, run_id, parent_id, stage
 
-    def published(self, metadata: Metadata, folder: Path) -> None:
+    def published(self, metadata: Metadata, folder: Path, curves: Curves) -> None:
         self.store.log(self.run_id, metrics={**metadata.metrics, "stage_seconds": metadata.seconds})
+        self.store.log_curves(self.run_id, curves)
         self.store.log(self.run_id, tags={"artifact_digest": metadata.digest, "summary": metadata.summary})
         self.store.log_files(self.run_id, [*small_files(folder / "content"), *small_files(folder)])
         self.store.log_datasets(self.run_id, metadata.made_from["resources"])
@@ -100,13 +102,13 @@ class MlflowTracker:
         self.store.log(run_id, params=dict(flattened(config)))
         return MlflowStageRun(self.store, run_id, self.run_id, stage)
 
-    def stage_cached(self, metadata: Metadata) -> None:
-        tags = {"stage": metadata.stage, "key": metadata.key, "cached": "true", "artifact_digest": metadata.digest}
+    def stage_cached(self, stage: str, metadata: Metadata) -> None:
+        tags = {"stage": stage, "key": metadata.key, "cached": "true", "artifact_digest": metadata.digest}
         if metadata.run_id:
             link = f"#/experiments/{self.store.experiment_id}/runs/{metadata.run_id}"
             tags |= {"made_by_run": metadata.run_id, "mlflow.note.content": f"Cached: [the run that made it]({link})"}
-        run_id = self.store.start(metadata.stage, {**self.tags, **tags}, self.run_id)
-        self.store.log(self.run_id, metrics=prefixed(metadata.stage, metadata))
+        run_id = self.store.start(stage, {**self.tags, **tags}, self.run_id)
+        self.store.log(self.run_id, metrics=prefixed(stage, metadata))
         self.store.end(run_id, "FINISHED")
 
     def engine_packaged(self, engine: Engine, package: Metadata) -> None:

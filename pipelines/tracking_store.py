@@ -131,6 +131,16 @@ class Store:
             self.client.log_batch(run_id, metrics=figures[part], params=settings[part], tags=labels[part])
 
     @reported
+    def log_curves(self, run_id: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        """Record figures of a run that change with its steps."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(name, float(y), now, step) for name, curve in curves.items() for step, y in curve]
+        for first in range(0, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[first : first + BATCH])
+
+    @reported
     def log_files(self, run_id: str, files: Sequence[Path]) -> None:
         for path in files:
             shown = path.read_text(encoding="utf-8") if path.suffix in TEXT_SUFFIXES else ""

@@ -8,7 +8,7 @@ from runtime.backends.base import Backend, EngineLimits
 from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
-from runtime.formats.checkpoint import Checkpoint
+from runtime.formats.checkpoint import CONFIG_FILE, Checkpoint
 from runtime.formats.digest import sha256_file
 from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
 from runtime.kv.cache import KVCache
@@ -18,6 +18,7 @@ from runtime.speculation.costs import is_current, measure_backend
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.loading import DRAFT_FILE, Drafting, LoadedDrafter, SpeculationOptions, load_drafter
 from runtime.speculation.policy import FixedPolicy, SpeculationPolicy, TreePolicy, parse_speculation
+from runtime.speculation.redrafter.head_file import HEAD_FILE
 from runtime.text.tokenizer import Tokenizer
 
 _NO_SPECULATION = SpeculationOptions(mode="off")
@@ -97,4 +98,8 @@ def _policy(
 
 
 def _drafter_digest(draft_dir: Path | None, loaded: LoadedDrafter) -> str:
-    return sha256_file(draft_dir / DRAFT_FILE) if draft_dir is not None else loaded.drafter.name
+    """Of what a drafter's cost depends on: its kind, and the sizes of its head or of the smaller model."""
+    if draft_dir is None:
+        return loaded.drafter.name
+    files = [path for name in (DRAFT_FILE, HEAD_FILE, CONFIG_FILE) if (path := draft_dir / name).is_file()]
+    return " ".join([loaded.drafter.name, *map(sha256_file, files)])

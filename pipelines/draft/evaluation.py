@@ -105,5 +105,5 @@ def greedy_context(history: torch.Tensor, positions: torch.Tensor, hidden: torch
     return DraftContext(
         root_ids=history.gather(1, positions.unsqueeze(1)).squeeze(1), positions=positions, hidden=hidden,
         history=history, block_tables=zeros.unsqueeze(1), temperature=zeros.float(), top_k=zeros,
-        top_p=torch.ones_like(zeros).float(), min_p=zeros.float(), seed=zeros, sample_index=zeros,
+        top_p=torch.ones_like(zeros).float(), min_p=zeros.float(), seed=zeros, sample_index=zeros, samples=False,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A head for a checkpoint, from settings to files: data, vocabulary, training, statistics."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,8 @@ from pipelines.draft.corpus import Corpus, pack_texts, with_hidden
 from pipelines.draft.evaluation import GreedyPath, greedy_paths, walk_paths
 from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
 from pipelines.draft.target import TargetModel
+from pipelines.draft.texts import read_token_ids
 from pipelines.draft.training import LoopSettings, StepMetrics, Training, draft_vocabulary, run_training
-from runtime.errors import EnginewrightError
 from runtime.formats.checkpoint import TOKENIZER_DIR, Checkpoint
 from runtime.speculation.redrafter.head_file import VOCAB_IDS, HeadConfig, HeadDescription, TreeStatistics, write_head
 from runtime.speculation.redrafter.loading import make_redrafter
@@ -77,10 +77,7 @@ def make_corpus(
 ) -> Corpus:
     """The user's texts, or the target's own conversations where none are named; with hidden states if they fit."""
     if config.texts:
-        texts = [
-            tokenizer.encode(text) + sorted(tokenizer.eos_token_ids)[:1] for text in read_texts(Path(config.texts))
-        ]
-        corpus = pack_texts(texts, min(512, target.spec.max_position_embeddings))
+        corpus = pack_texts(read_token_ids(config.texts, tokenizer), min(512, target.spec.max_position_embeddings))
     else:
         kinds = json.loads(OPENINGS_FILE.read_text(encoding="utf-8"))
         openings = [opening for kind in kinds.values() for opening in kind] + [""] * BARE_OPENINGS
@@ -94,25 +91,6 @@ def make_corpus(
             synthesis, on_device, lambda done, total: progress.advance(0.4 * done / total, text="writing conversations")
         )
     return with_hidden(corpus, target, config.hidden_bytes, scratch_dir / "hidden.bin")
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    """Texts of a .jsonl file (its "text", or the contents of its "messages"), or a whole .txt file as one.
-
-    Raises:
-        EnginewrightError: it cannot be read as that.
-    """
-    try:
-        if path.suffix != ".jsonl":
-            yield path.read_text(encoding="utf-8")
-            return
-        for line in path.read_text(encoding="utf-8").splitlines():
-            fields = json.loads(line)
-            yield fields["text"] if "text" in fields else "\n".join(turn["content"] for turn in fields["messages"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EnginewrightError(
-            f'{path}: unreadable ({error!r}); draft.train.texts is a .txt file, or .jsonl with "text"'
-        ) from error
 
 
 def paths_of(file: Path, target: TargetModel, tokenizer: Tokenizer, new_tokens: int) -> list[GreedyPath]:
@@ -138,6 +116,21 @@ def loop_settings(config: DraftTrainConfig) -> LoopSettings:
         future_tokens=config.future_tokens, learning_rate=config.learning_rate, hard_share=config.hard_share,
         warmup_steps=max(1, min(200, config.num_steps // 10)), seed=config.seed,
     )  # fmt: skip
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of a training as (step, value): loss, top-1 share by future token, held-out accepted length.
+
+    A step that was reported by a killed build and again by the next one counts once.
+    """
+    rows = {row["step"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+    curves: dict[str, list[tuple[int, float]]] = {"train_loss": [], "held_out_accepted_length": []}
+    for step, row in sorted(rows.items()):
+        curves["train_loss"].append((step, row["loss"]))
+        curves["held_out_accepted_length"].append((step, row["accepted_length"]))
+        for position, share in enumerate(row["top1"], 1):
+            curves.setdefault(f"train_top1_{position}", []).append((step, share))
+    return curves
 
 
 def _reporter(curves: Path, config: DraftTrainConfig, progress: "Progress") -> Callable[[int, StepMetrics], None]:

@@ -34,6 +34,7 @@ class LoopSettings:
 class StepMetrics(NamedTuple):
     loss: float  # nats per drafted token
     top1: tuple[float, ...]  # share of first choices that are the target's, by future token
+    accepted_length: float  # of the averaged head on held-out prompts, tokens per step
 
 
 def init_head(config: HeadConfig, lm_head: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
@@ -191,7 +192,7 @@ def run_training(
 ) -> dict[str, torch.Tensor]:
     """Train to the end, from `state_file` where an earlier try left one; returns the best head by `evaluate`.
 
-    Every `every` steps, and at the end: report the mean metrics, evaluate, keep the best head and the state.
+    Every `every` steps, and at the end: evaluate, report with the mean metrics, keep the best head and the state.
     """
     best: dict[str, Any] = {"value": -1.0, "tensors": {}}
     if state_file.is_file():
@@ -206,8 +207,8 @@ def run_training(
             continue
         loss, *top1 = torch.stack(gathered).mean(0).tolist()
         gathered = []
-        report(training.step_index, StepMetrics(loss, tuple(top1)))
         value = evaluate(training)
+        report(training.step_index, StepMetrics(loss, tuple(top1), value))
         if value > best["value"]:
             best = {"value": value, "tensors": training.tensors(torch.float32)}
         partial = state_file.with_suffix(".partial")

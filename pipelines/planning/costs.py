@@ -34,7 +34,7 @@ class Time(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """None: cannot be known before the model is."""
+    """None: cannot be known before the model is, or before a head was trained here."""
 
     time: Time | None
     memory_bytes: int | None
@@ -76,7 +76,7 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
             return None
         seconds = model.download.num_bytes / NETWORK_BYTES_PER_S + model.source_bytes / COPY_BYTES_PER_S
         return Time(seconds, "formula: 10 MB/s network, 300 MB/s copy")
-    if sizes is None:
+    if sizes is None or (stage == "draft" and config.draft.drafter == "train"):
         return None
     formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time}
     if stage in formulas:
@@ -109,12 +109,13 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
     """Peak resident bytes. Packed weights lie beside the mapped file's pages while an engine loads."""
     if stage in ("fetch", "package"):
         return PYTHON_BYTES
-    if sizes is None:
+    if sizes is None or (stage == "draft" and config.draft.drafter == "train"):
         return None
     engine = 2 * sizes.weights
     bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
     return {
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
+        "draft": TORCH_BYTES + engine,
         "compile": TORCH_BYTES + engine,
         "verify": TORCH_BYTES + 8 * sizes.parameters + engine,  # source and converted weights, both in fp32
         "bench": TORCH_BYTES + engine + (sizes.weights if config.bench.baseline else 0)
@@ -126,6 +127,6 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int |
     """What the stage leaves; a package links to its inputs, and the bundle is a copy of the weights."""
     if stage == "fetch":
         return model.source_bytes
-    if stage in ("compile", "verify", "bench"):
+    if stage in ("draft", "compile", "verify", "bench"):  # a drafting model is linked, not copied
         return REPORT_BYTES
     return sizes.weights if sizes else None

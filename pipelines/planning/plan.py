@@ -12,6 +12,7 @@ from pipelines.planning.gpus import Bound, decode_bounds
 from pipelines.planning.model import KnownModel, known_model
 from pipelines.planning.planner import Planner, StagePlan, as_plain
 from pipelines.planning.sizes import ModelSizes, model_sizes
+from pipelines.planning.wheel_size import Size
 from runtime.machine import free_disk_bytes, memory
 
 
@@ -23,6 +24,7 @@ class Plan:
     stages: Mapping[str, StagePlan]
     costs: Mapping[str, Cost]  # of the stages that are not cached
     model: KnownModel
+    draft_model: KnownModel | None  # the smaller model that drafts, where one does
     sizes: ModelSizes | None
     bounds: tuple[Bound, ...]
     available_memory_bytes: int
@@ -47,7 +49,18 @@ class Plan:
 
     @property
     def download_bytes(self) -> int | None:
-        return self.model.download.num_bytes if self.stages["fetch"].runs else 0
+        sizes = [download.num_bytes for download in self.downloads]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def download_note(self) -> str:
+        return "; ".join(download.note for download in self.downloads if download.note)
+
+    @property
+    def downloads(self) -> tuple[Size, ...]:
+        """Of the models that are to be fetched."""
+        models = {"fetch": self.model, "draft_fetch": self.draft_model}
+        return tuple(model.download for name, model in models.items() if model is not None and self.stages[name].runs)
 
 
 def make_plan(config: BuildConfig, stages: str = STAGES) -> Plan:
@@ -59,9 +72,17 @@ def make_plan(config: BuildConfig, stages: str = STAGES) -> Plan:
     planned = run_stages(config, Planner(Cache(config.paths.cache), config.cache), stages)
     model = known_model(config.model, planned["fetch"])
     sizes = model_sizes(model.spec, config) if model.spec else None
-    costs = {name: stage_cost(plan, planned, model, sizes, config) for name, plan in planned.items() if plan.runs}
+    drafting = known_model(config.draft.model, planned["draft_fetch"]) if "draft_fetch" in planned else None
+
+    def cost(name: str, plan: StagePlan) -> Cost:
+        if drafting is None or name not in ("draft_fetch", "draft_convert"):
+            return stage_cost(plan, planned, model, sizes, config)
+        draft_sizes = model_sizes(drafting.spec, config) if drafting.spec else None
+        return stage_cost(plan, planned, drafting, draft_sizes, config)
+
+    costs = {name: cost(name, plan) for name, plan in planned.items() if plan.runs}
     return Plan(
-        config, planned, costs, model, sizes,
+        config, planned, costs, model, drafting, sizes,
         bounds=tuple(decode_bounds(sizes)) if sizes else (),
         available_memory_bytes=memory()[1],
         free_disk_bytes=free_disk_bytes(config.paths.cache),
@@ -75,10 +96,10 @@ def plan_as_plain(plan: Plan) -> dict[str, Any]:
         "targets": list(plan.config.target.names),
         "precision": plan.config.precision.name,
         "stages": [
-            {**as_plain(stage), "cost": asdict(plan.costs[name]) if name in plan.costs else None}
+            {**as_plain(name, stage), "cost": asdict(plan.costs[name]) if name in plan.costs else None}
             for name, stage in plan.stages.items()
         ],
-        "download": {"bytes": plan.download_bytes, "note": plan.model.download.note},
+        "download": {"bytes": plan.download_bytes, "note": plan.download_note},
         "seconds": plan.seconds,
         "memory_bytes": plan.memory_bytes,
         "available_memory_bytes": plan.available_memory_bytes,

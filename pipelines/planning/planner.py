@@ -109,10 +109,10 @@ def earlier_artifacts(folder: Path) -> tuple[Earlier, ...]:
     return tuple(Earlier(entry, metadata) for entry, metadata in found if metadata is not None)
 
 
-def as_plain(plan: StagePlan) -> dict[str, Any]:
-    """One stage for JSON; `key` is null while an input is unknown."""
+def as_plain(name: str, plan: StagePlan) -> dict[str, Any]:
+    """One stage for JSON under the build's name for it; `key` is null while an input is unknown."""
     return {
-        "stage": plan.name,
+        "stage": name,
         "outcome": plan.outcome,
         "why": plan.why,
         "key": plan.output.metadata.key if plan.output else None,

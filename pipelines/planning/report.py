@@ -48,7 +48,7 @@ def total_lines(plan: Plan) -> list[str]:
     time = "unknown" if plan.seconds is None else seconds(plan.seconds)
     if any(stage.outcome == "depends" for stage in plan.stages.values()):
         time += " if every stage that may be cached has to run"
-    note = plan.model.download.note if plan.stages["fetch"].runs else ""
+    note = plan.download_note
     lines = [
         f"Download  {size(plan.download_bytes)}" + (f" ({note})" if note else ""),
         f"Time      {time}",

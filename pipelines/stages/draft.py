@@ -1,8 +1,9 @@
-"""Draft: what drafts for the engine. A ready head, one trained here, prompt lookup, or nothing; and whether it pays."""
+"""Draft: what drafts for the engine. A head, a smaller model, prompt lookup, or nothing; and whether it pays."""
 
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,18 +31,21 @@ class DraftStage:
     def run(
         self, config: DraftConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
-        """Write draft.json, which names the drafter, and the head's files beside it.
+        """Write draft.json, which names the drafter, and the head's or the smaller model's files beside it.
 
         Raises:
-            EnginewrightError: a ready head was asked for and none fits, or there is nothing to train on.
+            EnginewrightError: a ready head was asked for and none fits, there is nothing to train on, or the smaller
+                model has another tokenizer.
         """
         from pipelines.draft.base import base_digest
-        from pipelines.draft.train import train_head
+        from pipelines.draft.train import read_curves, train_head
         from runtime.formats.checkpoint import Checkpoint
         from runtime.speculation.redrafter.head_file import read_description
 
         if config.drafter in ("none", "ngram"):
             return _without_head(out_dir, config.drafter, "")
+        if config.drafter == "model":
+            return _smaller_model(config, inputs, out_dir)
         digest = base_digest(json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8")))
         checkpoint = Checkpoint(inputs["convert"].path)
         if config.drafter == "train":
@@ -58,7 +62,25 @@ class DraftStage:
             for name in HEAD_FILES:
                 shutil.copy2(folder / name, out_dir / name)
             description = read_description(out_dir)
-        return _gate(config, description, checkpoint, out_dir, context)
+        curves = read_curves(out_dir / "curves.jsonl") if config.drafter == "train" else {}
+        return replace(_gate(config, description, checkpoint, out_dir, context), curves=curves)
+
+
+def _smaller_model(config: DraftConfig, inputs: Mapping[str, Artifact], out_dir: Path) -> StageOutput:
+    """Put the second checkpoint beside draft.json. No gate: the engine measures at load whether it pays."""
+    from pipelines.draft.smaller import check_drafting_model
+    from pipelines.links import link_tree
+    from runtime.formats.checkpoint import Checkpoint
+
+    target, smaller = Checkpoint(inputs["convert"].path), Checkpoint(inputs["draft_convert"].path)
+    check_drafting_model(target, smaller, config.keep)
+    link_tree(smaller.path, out_dir)
+    _write(out_dir, "model")
+    share = smaller.spec.num_parameters / target.spec.num_parameters
+    return StageOutput(
+        metrics={"has_head": 0.0, "draft_model_share": share},
+        summary=f"{config.model.name}, {smaller.spec.num_parameters / 1e6:.1f} M parameters, {share:.0%} of the target",
+    )
 
 
 def ready_head(digest: str) -> Path | None:

@@ -1,8 +1,6 @@
 """Package: everything an engine needs in one folder, with a manifest that is the same whenever the inputs are."""
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from pipelines.codedigest import code_digest
 from pipelines.config import PackageConfig
 from pipelines.digest import json_digest
+from pipelines.links import link_tree
 from pipelines.sbom import LIBRARY as SBOM_LIBRARY
 from pipelines.sbom import write_sbom
 from pipelines.stage import Artifact, StageContext, StageOutput
@@ -39,13 +38,13 @@ class PackageStage:
         from runtime.formats.bundle import ATTESTATIONS_DIR, DRAFT_DIR, ENGINES_DIR, open_bundle, write_manifest
         from runtime.formats.engine_plan import EnginePlan
 
-        _link_tree(inputs["convert"].path, out_dir)
-        _link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
-        _link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
+        link_tree(inputs["convert"].path, out_dir)
+        link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
+        link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
         for stage, report in ATTESTING_STAGES.items():
             folder = out_dir / ATTESTATIONS_DIR / stage
             if stage in inputs:
-                _link_tree(inputs[stage].path, folder)
+                link_tree(inputs[stage].path, folder)
             else:
                 _say_not_run(folder / report, stage)
         context.progress.advance(0.5, text="hashing")
@@ -89,25 +88,17 @@ def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
         for stage, name in (("convert", "config.json"), ("compile", "engine.json"))
     ]
     code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in DETERMINING_STAGES}
-    return {"source": source, "config_digest": json_digest(settings), "code_digest": json_digest(code)}
+    drafting = {}
+    if "draft_fetch" in inputs:
+        drafting["draft_source"] = json.loads((inputs["draft_fetch"].path / "source.json").read_text(encoding="utf-8"))
+    digests = {"config_digest": json_digest(settings), "code_digest": json_digest(code)}
+    return {"source": source, **drafting, **digests}
 
 
 def _say_not_run(report: Path, stage: str) -> None:
     """A missing report could be a lost one: say that there never was any."""
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({NOT_RUN: f"built with {stage}=off"}, indent=2) + "\n", encoding="utf-8")
-
-
-def _link_tree(source: Path, destination: Path) -> None:
-    """Put the files of a cached stage into this one's folder: hard links, since neither is ever changed."""
-    shutil.copytree(source, destination, copy_function=_link, dirs_exist_ok=True)
-
-
-def _link(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, destination)
 
 
 STAGE = PackageStage()

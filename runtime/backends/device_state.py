@@ -30,6 +30,7 @@ class DeviceState:
         self.hidden = hidden.new_zeros(
             num_slots, hidden.shape[1]
         )  # after the final norm, where the last token was drawn
+        self.samples = [False] * num_slots  # on the host: whether the temperature is above 0
         self.temperature = torch.zeros(num_slots, dtype=torch.float32, device=self.device)
         self.top_k = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.top_p = torch.ones(num_slots, dtype=torch.float32, device=self.device)
@@ -40,8 +41,10 @@ class DeviceState:
     def admit(self, request: Request) -> None:
         """Give the request's slot its text so far and how it draws tokens."""
         slot, params = request.slot, request.params
+        assert slot is not None, "a request without a slot has no state"
         token_ids = request.known_ids(0, request.num_known)
         self.history[slot, : len(token_ids)] = torch.tensor(token_ids, device=self.device)
+        self.samples[slot] = params.temperature > 0
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
         self.top_p[slot] = params.top_p
@@ -53,8 +56,11 @@ class DeviceState:
         """(n,) slots of decoding requests -> positions of their last tokens."""
         return self.num_tokens[slots] - 1
 
-    def draft_context(self, slots: torch.Tensor, block_tables: torch.Tensor) -> DraftContext:
-        """What a drafter reads of the decoding requests in `slots` (n,), whose blocks are (n, max_blocks)."""
+    def draft_context(self, slots: torch.Tensor, block_tables: torch.Tensor, samples: bool) -> DraftContext:
+        """What a drafter reads of the decoding requests in `slots` (n,), whose blocks are (n, max_blocks).
+
+        samples: whether one of them has a temperature above 0.
+        """
         positions = self.last_positions(slots)
         history = self.history[slots]
         return DraftContext(
@@ -69,6 +75,7 @@ class DeviceState:
             min_p=self.min_p[slots],
             seed=self.seed[slots],
             sample_index=self.sample_index[slots],
+            samples=samples,
         )
 
     def draw(self, drawing: "Drawing", depth: int, output: DecoderOutput) -> Accepted:

@@ -81,5 +81,6 @@ def _trees(
         return tree
     assert propose is not None, "a plan with draft trees needs a drafter"
     drafting = torch.tensor([index for index, row in enumerate(plan.rows) if row.drafts], device=state.device)
-    drafted = propose(state.draft_context(slots[drafting], tables[drafting]), plan.shape)
+    samples = any(state.samples[row.slot] for row in plan.rows if row.drafts)
+    drafted = propose(state.draft_context(slots[drafting], tables[drafting], samples), plan.shape)
     return DraftTree(*(whole.index_copy(0, drafting, part) for whole, part in zip(tree, drafted, strict=True)))

@@ -68,7 +68,7 @@ def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContex
     state = backend.new_state()
     slots = torch.arange(batch_size, device=backend.device)
     state.num_tokens[slots] = past + 1
-    return state.draft_context(slots, blocks)
+    return state.draft_context(slots, blocks, samples=False)
 
 
 def is_current(backend: Backend, table: CostTable) -> bool:

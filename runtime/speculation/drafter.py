@@ -27,6 +27,7 @@ class DraftContext(NamedTuple):
     min_p: torch.Tensor  # (B,) float32
     seed: torch.Tensor  # (B,) int64
     sample_index: torch.Tensor  # (B,) int64
+    samples: bool = True  # known on the host: False where no temperature is above 0
 
 
 class Drafter(Protocol):

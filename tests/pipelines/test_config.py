@@ -11,7 +11,7 @@ from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if "local" not in path.parts)
-NUM_FILES = 25
+NUM_FILES = 26
 
 
 def test_no_file_is_left_out() -> None:
@@ -24,6 +24,8 @@ def test_every_file_composes(file: str, tmp_path: Path) -> None:
     overrides = [f"{group}={name}"] if group else []
     if file == "model/custom.yaml":
         overrides.append(f"model.source='{tmp_path}'")
+    if file == "draft/model.yaml":
+        overrides.append(f"draft.source='{tmp_path}'")
     assert isinstance(load_config(overrides), BuildConfig)
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from pipelines.config import DraftConfig
 from pipelines.draft.base import base_digest
@@ -36,6 +37,15 @@ def test_a_head_is_trained_packaged_and_loads(tmp_path, monkeypatch):
     assert load_redrafter(folder, bundle.checkpoint(), torch.float32, "onednn").name == "redrafter"
     curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curves] == [3, 6]
+    client = MlflowClient(f"sqlite:///{tmp_path}/root/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name("enginewright")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'draft'")
+    for name, key in (("train_loss", "loss"), ("held_out_accepted_length", "accepted_length")):
+        points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+        assert sorted(points) == [(row["step"], row[key]) for row in curves]
+    shares = client.get_metric_history(run.info.run_id, "train_top1_6")
+    assert sorted((point.step, point.value) for point in shares) == [(row["step"], row["top1"][5]) for row in curves]
+    assert run.data.metrics["has_head"] == 1.0
 
 
 def inputs_of(tmp_path, sha256):

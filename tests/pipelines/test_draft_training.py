@@ -11,7 +11,7 @@ from pipelines.draft.evaluation import GreedyPath, accepted_depths, greedy_paths
 from pipelines.draft.loss import head_loss
 from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
 from pipelines.draft.target import TargetModel
-from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_texts
+from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_curves
 from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, run_training
 from runtime.scoring import score
 from runtime.speculation.redrafter.head_file import HeadConfig
@@ -103,7 +103,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
         if step == 4:
             raise KilledError
 
-    values = iter((1.0,))
+    values = iter((1.0, 2.0))
     with pytest.raises(KilledError):
         run_training(new_training(corpus, target), tmp_path / "cut.pt", 2, killed, lambda current: next(values))
     resumed = new_training(corpus, target)
@@ -169,13 +169,10 @@ def test_training_raises_the_accepted_length(corpus, target, tokenizer):
     assert measure() >= 1.0
 
 
-def test_texts_are_packed_with_their_own_positions(tmp_path):
+def test_texts_are_packed_with_their_own_positions():
     packed = pack_texts([[1, 2, 3], [4, 5, 6, 7], [8]], 4)
     assert packed.token_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert packed.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 0]]
-    lines = tmp_path / "a.jsonl"
-    lines.write_text('{"text": "one"}\n{"messages": [{"role": "user", "content": "two"}]}\n')
-    assert list(read_texts(lines)) == ["one", "two"]
 
 
 def test_evaluation_prompts_are_balanced_and_not_among_the_openings():
@@ -187,3 +184,13 @@ def test_evaluation_prompts_are_balanced_and_not_among_the_openings():
     for text in (entry["text"] for entry in entries):
         for opening in (opening for kind in openings.values() for opening in kind):
             assert not (text.startswith(opening) and len(opening) > 0.6 * len(text)), (text, opening)
+
+
+def test_a_step_that_two_builds_reported_is_one_point_of_a_curve(tmp_path):
+    rows = [{"step": 2, "loss": 4.0, "top1": [0.5, 0.25], "accepted_length": 1.5},
+            {"step": 4, "loss": 3.0, "top1": [0.6, 0.3], "accepted_length": 1.75}]  # fmt: skip
+    (tmp_path / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[1]]))
+    assert read_curves(tmp_path / "curves.jsonl") == {
+        "train_loss": [(2, 4.0), (4, 3.0)], "held_out_accepted_length": [(2, 1.5), (4, 1.75)],
+        "train_top1_1": [(2, 0.5), (4, 0.6)], "train_top1_2": [(2, 0.25), (4, 0.3)],
+    }  # fmt: skip

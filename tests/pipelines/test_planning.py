@@ -26,7 +26,7 @@ from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
 TOYS = "tests.pipelines.toy_engine"
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
+STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 SIZES = ModelSizes(125_000_000, 250_000_000, 250_000_000, 20_000, 10**9, 8192, 10**8)
 
 

@@ -6,9 +6,12 @@ from itertools import product
 import pytest
 import torch
 
+from pipelines.draft.evaluation import accepted_depths
+from plugins.sample import sample
 from runtime.errors import EnginewrightError
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.redrafter import load_redrafter
+from runtime.speculation.redrafter.drafter import ReDrafter
 from runtime.speculation.redrafter.head import DraftHead
 from runtime.speculation.redrafter.head_file import (
     HEAD_FILE,
@@ -127,9 +130,71 @@ def test_a_request_drafts_the_same_alone_and_in_a_batch():
     context, shape = draft_context(4), TreeShape(16, 3, 5)
     together = drafter.propose(context, shape)
     for row in range(4):
-        alone = drafter.propose(DraftContext(*(field[row : row + 1] for field in context)), shape)
+        alone = drafter.propose(DraftContext(*(field[row : row + 1] for field in context[:-1])), shape)
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[row])
+
+
+class BigramHead:
+    """Equals a target whose logits depend on the last token alone: row i of `table` (V, V) follows token i."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def begin(self, context):
+        return context
+
+    def advance(self, embedded, state):
+        return embedded
+
+    def logits(self, begun, state):
+        return state @ self.table
+
+
+def sampled_contexts(num, vocab_size, temperature):
+    context = draft_context(num)
+    return context._replace(
+        root_ids=context.root_ids % vocab_size, temperature=torch.full((num,), temperature),
+        seed=torch.arange(num) + 2**33, sample_index=torch.arange(num) % 3,
+    )  # fmt: skip
+
+
+def target_draws(table, context, num_tokens):
+    """(B, K) tokens that the target itself draws after the roots."""
+    ids, drawn = context.root_ids, []
+    for ahead in range(1, num_tokens + 1):
+        ids = sample(
+            table[ids].float(), context.temperature, context.top_k, context.top_p, context.min_p, context.seed,
+            context.sample_index, context.positions + ahead, torch.empty_like(ids),
+        )  # fmt: skip
+        drawn.append(ids)
+    return torch.stack(drawn, 1)
+
+
+def test_a_head_that_equals_the_target_knows_what_it_draws():
+    size = 12
+    table = 2.0 * torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drafter = ReDrafter(BigramHead(table), torch.eye(size, dtype=torch.float64), torch.arange(size))
+    context, shape = sampled_contexts(64, size, 1.0), TreeShape(12, 3, 4)
+    coming = target_draws(table, context, shape.depth)
+    depths = {
+        samples: accepted_depths(drafter.propose(context._replace(samples=samples), shape), coming).float().mean()
+        for samples in (True, False)
+    }
+    assert depths[True] > 3.2  # of 4 tokens
+    assert depths[False] < depths[True] - 1.5
+
+
+def test_greedy_requests_beside_sampled_ones_draft_as_without_noise():
+    config = head_config()
+    embedding = torch.randn(V, H, dtype=torch.float64)
+    drafter = make_redrafter(config, head_tensors(config), embedding, embedding, "torch")
+    context, shape = draft_context(4), TreeShape(16, 3, 5)
+    greedy = drafter.propose(context._replace(samples=False), shape)
+    mixed = drafter.propose(context._replace(temperature=torch.tensor([0.0, 0.0, 0.0, 1.5])), shape)
+    for ours, theirs in zip(greedy, mixed, strict=True):
+        assert torch.equal(ours[:3], theirs[:3])
+    assert not torch.equal(greedy.token_ids[3], mixed.token_ids[3])
 
 
 def test_a_stored_head_drafts_as_its_tensors_do(tmp_path, checkpoint):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runtime.formats.checkpoint import EMBEDDING
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
 from runtime.sampling import SamplingParams
@@ -13,8 +14,10 @@ from runtime.scoring import score
 from runtime.speculation.combined import CombinedDrafter
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.ngram import NgramDrafter
+from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Always
+from tests.runtime.heads import head_config, head_tensors
 from tests.runtime.test_engine import alone, random_request, run
 from tests.runtime.test_speculation import FAMILIES, outputs
 from tests.runtime.tiny import PLAN, SPEC, make_checkpoint, make_engine
@@ -50,6 +53,21 @@ def test_the_target_as_its_own_draft_model_is_always_right_sampled_too(checkpoin
     assert outputs(requests) == [alone(checkpoint, one) for one in wanted]
     # 24 tokens after the prefill's: four full steps of 5, and 4 left
     assert [request.statistics.snapshot().num_steps for request in requests] == [5, 5]
+
+
+@pytest.mark.parametrize("read_lag", [0, 2])
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
+def test_a_random_draft_head_changes_nothing_greedy_or_sampled(checkpoint, limits, read_lag):
+    config = head_config()
+    embedding = dict(checkpoint.tensors())[EMBEDDING].double()
+    drafter = make_redrafter(config, head_tensors(config), embedding, embedding, "torch")
+    rng = random.Random(6)
+    wanted = [random_request(rng) for _ in range(8)]
+    assert {request[1].temperature > 0 for request in wanted} == {True, False}
+    policy = Always(TreeShape(10, 3, 4), TreeShape(6, 2, 3))
+    engine = make_engine(checkpoint, read_lag, drafter=drafter, policy=policy, **limits)
+    assert outputs(run(engine, wanted)) == [alone(checkpoint, one) for one in wanted]
+    assert policy.emitted
 
 
 def test_prompt_lookup_changes_nothing_and_finds_what_repeats(checkpoint):

@@ -6,6 +6,7 @@ has to be merged.
 
 import torch
 
+from plugins.sample.philox import gumbel_noise
 from plugins.tree_pack import tree_pack
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
@@ -36,6 +37,9 @@ class ReDrafter:
 
         At each depth the max(W, N - 1) best continuations by cumulative log-probability are candidates, and the W best
         go on: no node beyond them can be among the tree's.
+
+        Above temperature 0 a token's log-probability is that of softmax(logits + T * noise), with the noise of the
+        target's own draw at that position: tokens rank by it as they do in the draw.
         """
         head, num_draft = self._head, len(self._vocab_ids)
         begun = head.begin(context.hidden.to(self._embedding.dtype))
@@ -48,6 +52,8 @@ class ReDrafter:
         for depth in range(1, shape.depth + 1):
             width = beam_scores.shape[1]
             logits = head.logits(begun.repeat_interleave(width, 0), state).float().unflatten(0, (-1, width))
+            if context.samples:
+                logits = logits + self._noise(context, depth).unsqueeze(1)
             paths = logits + (beam_scores - torch.logsumexp(logits, -1)).unsqueeze(-1)
             best, index = paths.flatten(1).topk(min(max(shape.num_beams, shape.num_nodes - 1), width * num_draft))
             beam = index // num_draft
@@ -67,6 +73,15 @@ class ReDrafter:
             torch.cat(ids, 1), torch.cat(parents, 1), torch.cat(scores, 1), context.root_ids, shape.num_nodes
         )
         return DraftTree(*tree)
+
+    def _noise(self, context: DraftContext, depth: int) -> torch.Tensor:
+        """(B, V_draft) float32, T * noise of the draws `depth` tokens past the roots; 0 where T is."""
+        token_ids = self._vocab_ids.expand(len(context.root_ids), -1)
+        seed, sample_index, position = (
+            value.unsqueeze(1) for value in (context.seed, context.sample_index, context.positions + depth)
+        )
+        noise = gumbel_noise(token_ids, seed, sample_index, position).float()
+        return context.temperature.unsqueeze(1) * noise
 
     def follow(self, batch: Batch) -> None:
         """Nothing to see: no state outlives a step."""
