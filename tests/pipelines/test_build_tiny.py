@@ -157,7 +157,7 @@ def test_the_bundle_continues_texts_as_transformers_does(built: Built) -> None:
 
 def test_what_was_left_out_is_said_wherever_a_bundle_is_looked_at(model: Path, tmp_path: Path) -> None:
     quick = build(tmp_path, model, "verify=off", "bench=off", "target.cpu.max_batch_size=2")
-    assert stages_that("started", quick) == ["fetch", "convert", "compile", "package"]
+    assert stages_that("started", quick) == ["fetch", "convert", "draft", "compile", "package"]
     assert quick.stderr.count("not run") == 2
     for report in ("verify/report.json", "bench/summary.json"):
         stage = report.partition("/")[0]

@@ -26,6 +26,7 @@ SMALL = ("draft.train.num_sequences=8", "draft.train.tokens_per_sequence=200", "
 
 def test_a_head_is_trained_packaged_and_loads(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # which a store opened in this process leaves behind
     model = make_hf_folder(tmp_path / "tiny", max_len=1024)
     (tmp_path / "root").mkdir()
     done = command(tmp_path / "root", f"model={model}", "experiment=smoke", "precision=fp32", "draft=train",
