@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -70,6 +70,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
 
     run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
     run("convert", Node(f"{stages}.convert", config.convert), "fetch")
+    draft = replace(config.draft, linear=config.target.cpu.linear) if config.target.cpu else config.draft
     if config.draft.drafter == "model":
         model = config.draft.model
         run(
@@ -79,7 +80,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
     run(
         "draft",
-        Node(f"{stages}.draft", config.draft, external=text_files(config.draft.train.texts)),
+        Node(f"{stages}.draft", draft, external=text_files(config.draft.train.texts)),
         "fetch",
         "convert",
         *(["draft_convert"] if "draft_convert" in made else []),

@@ -99,6 +99,7 @@ class DraftConfig:
     keep: bool = False  # package a head that does not pay on this machine all the same
     source: str = ""  # of drafter=model: a name of conf/model, or any source of a smaller model with the same tokenizer
     model: ModelConfig = field(default_factory=ModelConfig)  # what `source` names, filled in with its pins
+    linear: str = "onednn"  # what a head's cost is measured with; the build sets it to the target's
     train: DraftTrainConfig = field(default_factory=DraftTrainConfig)
 
     def __post_init__(self) -> None:
@@ -123,7 +124,8 @@ class CpuTargetConfig:
     def __post_init__(self) -> None:
         require_counts("target.cpu", self, ["max_batch_size", "max_num_tokens", "block_size"])
         require_counts("target.cpu", self, ["max_seq_len", "kv_cache_tokens"], minimum=0)
-        require(self.linear in ("onednn", "torch"), "target.cpu.linear", self.linear, "onednn or torch")
+        linears = ("onednn", "onednn_float32", "torch")
+        require(self.linear in linears, "target.cpu.linear", self.linear, "onednn, onednn_float32 or torch")
         bound = f"at least target.cpu.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
         require(self.max_num_tokens >= self.max_batch_size, "target.cpu.max_num_tokens", self.max_num_tokens, bound)
         if self.kv_cache_tokens:

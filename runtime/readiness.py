@@ -128,12 +128,12 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
     try:
         spec = CheckpointConfig.from_json(json.dumps(manifest["model"]["spec"]), str(path / MANIFEST_FILE)).spec
         plan = json.loads((path / ENGINES_DIR / target / "engine.json").read_text(encoding="utf-8"))
-        element = ELEMENT_BYTES[plan["dtype"]]
+        element, held = ELEMENT_BYTES[plan["dtype"]], weight_bytes(plan["dtype"], plan["linear"])
         cache, longest = plan["num_blocks"] * plan["block_size"], int(plan["max_seq_len"])
     except (EnginewrightError, OSError, ValueError, KeyError, TypeError) as error:
         yield Finding("memory", "note", f"cannot be told ({error!r:.80})")
         return
-    per_token, weights = spec.kv_bytes_per_token(element), spec.num_parameters * element
+    per_token, weights = spec.kv_bytes_per_token(element), spec.num_parameters * held
     text = (
         f"weights {weights / GIB:.2f} GiB, KV cache up to {cache * per_token / GIB:.2f} GiB; "
         f"{machine.available_bytes / GIB:.1f} GiB of {machine.memory_bytes / GIB:.1f} GiB are free"
@@ -145,6 +145,11 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
         yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
     else:
         yield Finding("memory", "ok", text)
+
+
+def weight_bytes(dtype: str, linear: str) -> int:
+    """Bytes of one weight as linear layers of a kind hold it."""
+    return ELEMENT_BYTES["float32" if linear == "onednn_float32" else dtype]
 
 
 def _smaller(spec: ModelSpec, memory_bytes: int, element: int, longest: int) -> dict[str, str | int]:

@@ -100,7 +100,7 @@ def bench_time(sizes: ModelSizes, config: BuildConfig) -> Time:
     bench = config.bench
     steps = len(bench.batch_sizes) * len(bench.prompt_lens) * bench.new_tokens
     prompt_tokens = sum(bench.batch_sizes) * sum(bench.prompt_lens)
-    once = steps * sizes.weights / MEMORY_BYTES_PER_S + prompt_tokens * 2 * sizes.parameters / FLOPS_PER_S
+    once = steps * sizes.packed / MEMORY_BYTES_PER_S + prompt_tokens * 2 * sizes.parameters / FLOPS_PER_S
     runs = (bench.repeats + bench.warmups) * (2 if bench.baseline else 1)
     return Time(runs * once, "formula: decode at 10 GB/s, prefill at 0.2 TFLOP/s")
 
@@ -111,7 +111,7 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         return PYTHON_BYTES
     if sizes is None or (stage == "draft" and config.draft.drafter == "train"):
         return None
-    engine = 2 * sizes.weights
+    engine = sizes.weights + sizes.packed
     bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
     return {
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,

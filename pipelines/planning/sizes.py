@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pipelines.config import BuildConfig
 from pipelines.stages.compile import USUAL_TOKENS_PER_REQUEST
-from runtime.readiness import ELEMENT_BYTES
+from runtime.readiness import ELEMENT_BYTES, weight_bytes
 from runtime.spec import ModelSpec
 
 
@@ -19,12 +19,14 @@ class ModelSizes:
     kv_cache: int  # once every block is written
     max_seq_len: int
     largest_tensor: int  # in float32
+    packed: int  # the weights, as the CPU engine's linear layers hold them
 
 
 def model_sizes(spec: ModelSpec, config: BuildConfig) -> ModelSizes:
     element = ELEMENT_BYTES[config.precision.dtype]
     embedding = spec.vocab_size * spec.hidden_size
     cpu = config.target.cpu
+    held = weight_bytes(config.precision.dtype, cpu.linear) if cpu else element
     max_seq_len = (cpu.max_seq_len if cpu else 0) or spec.max_position_embeddings
     batch = cpu.max_batch_size if cpu else 1
     tokens = (cpu.kv_cache_tokens if cpu else 0) or max(max_seq_len, batch * USUAL_TOKENS_PER_REQUEST)
@@ -36,4 +38,5 @@ def model_sizes(spec: ModelSpec, config: BuildConfig) -> ModelSizes:
         kv_cache=tokens * spec.kv_bytes_per_token(element),
         max_seq_len=max_seq_len,
         largest_tensor=4 * max(embedding, spec.hidden_size * spec.intermediate_size),
+        packed=spec.num_parameters * held,
     )

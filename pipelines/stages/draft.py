@@ -104,7 +104,7 @@ def _gate(
 
     context.progress.advance(0.9, text="measuring what drafting costs")
     dtype = getattr(torch, checkpoint.config.dtype)
-    linear: LinearKind = "onednn" if dtype in (torch.float32, torch.bfloat16) else "torch"
+    linear: LinearKind = config.linear  # type: ignore[assignment]
     decoder = Decoder(checkpoint, dtype, linear, 512)
     drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
     metrics: dict[str, float] = {}

@@ -76,7 +76,7 @@ def _compatibility(plan: Any) -> dict[str, Any]:
         "dtype": plan.dtype,
         "limits": {name: getattr(plan, name) for name in ("max_batch_size", "max_seq_len", "max_num_tokens")},
         "topology": {"tensor_parallel": 1},
-        "requires": {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear == "onednn" else {}),
+        "requires": {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {}),
     }
 
 

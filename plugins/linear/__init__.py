@@ -8,10 +8,10 @@ from typing import Literal, Protocol
 
 import torch
 
-from plugins.linear.onednn import OneDnnLinear
+from plugins.linear.onednn import OneDnnFloat32Linear, OneDnnLinear
 from plugins.linear.plain import PlainLinear
 
-LinearKind = Literal["onednn", "torch"]
+LinearKind = Literal["onednn", "onednn_float32", "torch"]
 
 
 class PackedLinear(Protocol):
@@ -30,6 +30,8 @@ def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | Non
     """
     if kind == "onednn":
         return OneDnnLinear(weight, bias)
+    if kind == "onednn_float32":
+        return OneDnnFloat32Linear(weight, bias)
     if kind == "torch":
         return PlainLinear(weight, bias)
-    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'torch'")
+    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32', 'torch'")

@@ -48,9 +48,10 @@ def test_gates_follow_the_precision_and_yield_to_the_command_line() -> None:
     assert load_config(["precision=fp32", "verify.gates.max_mean_kl=0.5"]).verify.gates.max_mean_kl == 0.5
 
 
-def test_fp16_chooses_linears_that_every_cpu_has_and_yields_to_the_command_line() -> None:
+def test_fp16_chooses_linears_that_are_fast_on_every_cpu_and_yields_to_the_command_line() -> None:
     fp16 = load_config(["precision=fp16"])
-    assert (fp16.convert.dtype, fp16.target.cpu.linear, fp16.package.name) == ("float16", "torch", "smollm2-135m-fp16")
+    assert (fp16.convert.dtype, fp16.package.name) == ("float16", "smollm2-135m-fp16")
+    assert fp16.target.cpu.linear == "onednn_float32"
     assert load_config(["precision=fp16", "target.cpu.linear=onednn"]).target.cpu.linear == "onednn"
     assert load_config(["precision=fp32"]).target.cpu.linear == "onednn"
 
@@ -122,7 +123,7 @@ MISTAKES = {
     "verify.num_prompts=0": "verify.num_prompts is 0; it must be at least 1",
     "bench.prompt_lens=[]": "bench.prompt_lens is []; it must be at least 1",
     "precision.dtype=float8": "precision.dtype is 'float8'; it must be bfloat16, float16 or float32",
-    "target.cpu.linear=magic": "target.cpu.linear is 'magic'; it must be onednn or torch",
+    "target.cpu.linear=magic": "target.cpu.linear is 'magic'; it must be onednn, onednn_float32 or torch",
     "target.cpu.max_num_tokens=8": "target.cpu.max_num_tokens is 8; it must be at least target.cpu.max_batch_size, 16",
     "target.cpu.kv_cache_tokens=8": "target.cpu.kv_cache_tokens is 8; it must be 0 or at least 32",
     "target.cpu.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.cpu.max_batch_size, 4",

@@ -38,6 +38,7 @@ def test_logits_equal_transformers_in_fp64(tmp_path, family, length, max_num_tok
         ("float32", "torch", 1e-4),
         ("bfloat16", "onednn", 0.05),
         ("float16", "torch", 0.01),
+        ("float16", "onednn_float32", 0.01),
     ],
 )
 def test_packed_and_rounded_engines_stay_near_fp32(tmp_path, dtype, linear, tolerance):

@@ -27,7 +27,7 @@ from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
 TOYS = "tests.pipelines.toy_engine"
 STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
-SIZES = ModelSizes(125_000_000, 250_000_000, 250_000_000, 20_000, 10**9, 8192, 10**8)
+SIZES = ModelSizes(125_000_000, 250_000_000, 250_000_000, 20_000, 10**9, 8192, 10**8, 250_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_the_bound_is_bandwidth_over_bytes_and_a_model_that_does_not_fit_has_non
     l4 = next(gpu for gpu in GPU_TYPES if gpu.name == "L4")
     one = bound(l4, SIZES, 1, 2048)
     assert one.tokens_per_s == pytest.approx(300e9 / (2.5e8 + 2048 * 2e4))
-    large = ModelSizes(12 * 10**9, 24 * 10**9, 24 * 10**9, 20_000, 10**9, 8192, 10**8)
+    large = ModelSizes(12 * 10**9, 24 * 10**9, 24 * 10**9, 20_000, 10**9, 8192, 10**8, 24 * 10**9)
     found = {(item.gpu, item.batch_size): item.tokens_per_s for item in decode_bounds(large)}
     assert found["RTX 4090", 1] is None
     assert found["H100 SXM", 1] == pytest.approx(3350e9 / (24e9 + 2048 * 2e4))
@@ -211,6 +211,14 @@ def test_an_embedding_that_is_no_head_is_not_read_whole_by_a_step(home: Path, mo
     config = config_of(home, model)
     assert model_sizes(tied, config).read_per_step == model_sizes(free, config).read_per_step
     assert model_sizes(tied, config).weights < model_sizes(free, config).weights
+
+
+def test_fp16_engines_hold_float32_weights_and_the_plan_counts_them(home: Path, model: Path) -> None:
+    spec = ModelSpec("LlamaForCausalLM", 100, 8, 1, 2, 1, 4, 16, 64)
+    widened = model_sizes(spec, config_of(home, model, "precision=fp16"))
+    plain = model_sizes(spec, config_of(home, model, "precision=fp16", "target.cpu.linear=torch"))
+    assert (widened.weights, widened.packed) == (2 * spec.num_parameters, 4 * spec.num_parameters)
+    assert plain.packed == plain.weights
 
 
 def test_the_index_tells_the_size_of_a_wheel_for_any_machine() -> None:

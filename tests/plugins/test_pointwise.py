@@ -45,8 +45,15 @@ def test_silu_mul_equals_its_formula(rows, dtype):
 @pytest.mark.parametrize("rows", [1, 3, 64])
 @pytest.mark.parametrize(
     ("kind", "dtype", "tolerance"),
-    # 96 products of size about 1; bfloat16 rounds the sum, of size up to 32, to 8 bits
-    [("torch", torch.float64, 1e-12), ("onednn", torch.float32, 1e-4), ("onednn", torch.bfloat16, 0.13)],
+    # 96 products of size about 1; bfloat16 rounds the sum, of size up to 64, to 8 bits and float16 to 11
+    [
+        ("torch", torch.float64, 1e-12),
+        ("onednn", torch.float32, 1e-4),
+        ("onednn", torch.bfloat16, 0.13),
+        ("onednn_float32", torch.float32, 1e-4),
+        ("onednn_float32", torch.bfloat16, 0.13),
+        ("onednn_float32", torch.float16, 0.016),
+    ],
 )
 def test_packed_linear_equals_the_product(kind, dtype, tolerance, rows, with_bias):
     weight, x = torch.randn(40, 96, dtype=dtype), torch.randn(rows, 96, dtype=dtype)
@@ -56,6 +63,24 @@ def test_packed_linear_equals_the_product(kind, dtype, tolerance, rows, with_bia
     assert (packed(x).double() - expected).abs().max() <= tolerance
 
 
-def test_onednn_refuses_float64():
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_widened_linear_is_the_float32_product_rounded_once(dtype):
+    weight, x, bias = (torch.randn(shape, dtype=dtype) for shape in [(40, 96), (64, 96), (40,)])
+    out = pack_linear("onednn_float32", weight, bias)(x)
+    exact = x.double() @ weight.double().T + bias.double()
+    assert out.dtype == dtype
+    # half a unit in the last place of each result, and what a float32 sum of 96 products may be off by
+    assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps / 2 + 1e-4).all()
+
+
+@pytest.mark.parametrize("kind", ["onednn", "onednn_float32"])
+def test_onednn_refuses_float64(kind):
     with pytest.raises(ValueError, match=r"float64; use 'torch'"):
-        pack_linear("onednn", torch.randn(4, 4, dtype=torch.float64))
+        pack_linear(kind, torch.randn(4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["onednn", "onednn_float32"])
+def test_onednn_is_refused_where_torch_has_none(kind, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"built without oneDNN; use the linear implementation 'torch'"):
+        pack_linear(kind, torch.randn(4, 4, dtype=torch.bfloat16))

@@ -135,6 +135,15 @@ def test_memory_below_one_longest_request_is_a_reason_and_below_a_full_cache_a_n
     assert levels == {full - 1: "note", full: "ok"}
 
 
+def test_weights_that_linear_layers_widen_count_at_four_bytes(tmp_path):
+    folder = make_bundle(tmp_path / "widened", dtype="float16")
+    replace(PLAN, dtype="float16", linear="onednn_float32").write(folder / "engines" / "cpu")
+    least = SPEC.num_parameters * 4 + PLAN.max_seq_len * SPEC.kv_bytes_per_token(2)
+    found = {spare: failures(check_bundle(folder, "cpu", replace(HOST, memory_bytes=least + spare)))
+             for spare in (-1, 0)}  # fmt: skip
+    assert ["memory" in failed for failed in found.values()] == [True, False]
+
+
 def test_where_a_smaller_engine_fits_the_command_builds_it(tmp_path):
     spec = replace(SPEC, max_position_embeddings=100_000)
     folder = make_bundle(tmp_path / "long")
