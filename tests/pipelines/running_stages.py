@@ -1,4 +1,4 @@
-"""Run single stages in a test, without the runner."""
+"""The stages of a build, and how a test runs a single one without the runner."""
 
 import logging
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from pipelines.config import ConvertConfig, ModelConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
 from pipelines.stages import convert, fetch
+
+STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 
 
 class RecordedProgress:

@@ -19,10 +19,10 @@ from runtime.formats.bundle import open_bundle
 from runtime.formats.rebuild import rebuild_command
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
+from tests.pipelines.running_stages import STAGES
 from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
-STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 SMOKE = ("experiment=smoke", "precision=fp32")
 LAYOUT = {
     "manifest.json", "sbom.cdx.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",

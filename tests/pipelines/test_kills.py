@@ -20,10 +20,10 @@ from pipelines.loading import load_config
 from pipelines.tracking_store import Store
 from runtime.formats.bundle import open_bundle
 from tests.pipelines.fork_server import Ended, ForkServer, Job
+from tests.pipelines.running_stages import STAGES
 from tests.pipelines.tiny_models import make_hf_folder
 
 SEED = 20_240_601
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
 SETTINGS = ["experiment=smoke", "precision=fp32", "bench.baseline=false"]
 
 

@@ -22,11 +22,11 @@ from pipelines.planning.sizes import ModelSizes, model_sizes
 from pipelines.planning.wheel_size import Size, html_links, is_wheel, json_links
 from runtime.errors import EnginewrightError
 from runtime.spec import ModelSpec
+from tests.pipelines.running_stages import STAGES
 from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
 TOYS = "tests.pipelines.toy_engine"
-STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 SIZES = ModelSizes(125_000_000, 250_000_000, 250_000_000, 20_000, 10**9, 8192, 10**8, 250_000_000)
 
 

@@ -19,9 +19,9 @@ from pipelines.loading import load_config
 from pipelines.provenance import environment_tags
 from pipelines.tracking_store import Store
 from runtime.errors import EnginewrightError
+from tests.pipelines.running_stages import STAGES
 
 TOYS = "tests.pipelines.toy_engine"
-STAGES = ["fetch", "convert", "draft", "compile", "verify", "bench", "package"]
 
 
 @pytest.fixture(scope="session")

@@ -23,10 +23,10 @@ from pipelines.tracking_loss import LOST_FILE
 from runtime.errors import EnginewrightError
 from tests.pipelines.conftest import MlflowServer, free_port
 from tests.pipelines.fork_server import ForkServer, Job
+from tests.pipelines.running_stages import STAGES
 from tests.pipelines.toy_engine.common import ToyStage
 
 TOYS = "tests.pipelines.toy_engine"
-STAGES = ["fetch", "convert", "compile", "verify", "bench", "package"]
 SECRETS = {
     "HF_TOKEN": "hf_" + "aB3dE5fG7h" * 3,
     "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
@@ -82,7 +82,7 @@ def test_builds_side_by_side_are_all_recorded(
     made = [run for runs in builds for run in runs.values() if run.data.tags.get("cached") == "false"]
     # What does not depend on the setting is made once; verify and package for each. Bench takes no more than compile.
     assert sorted(run.info.run_name for run in made) == sorted(
-        ["fetch", "convert", "compile", "bench", *3 * ["verify"], *3 * ["package"]]
+        ["fetch", "convert", "draft", "compile", "bench", *3 * ["verify"], *3 * ["package"]]
     )
     client = MlflowClient(mlflow_server.uri)
     for run in made:
