@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 TIMEOUT_S = 5.0
 ACCEPT = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+
+
+def pips_own_index() -> str:
+    """The index that pip takes where none is configured; "" where this pip does not tell."""
+    try:
+        from pip._internal.models.index import PyPI
+    except ImportError:
+        return ""
+    return str(PyPI.simple_url)
 
 
 class Size(NamedTuple):
@@ -39,7 +47,7 @@ def wheel_size(dist: str, version: str) -> Size:
                 return Size(0, f"lies in {folder}")
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         return Size(None, "no folder of find-links has the wheel, and no-index is set")
-    urls = [settings.get("index-url", DEFAULT_INDEX), *settings.get("extra-index-url", "").split()]
+    urls = [settings.get("index-url") or pips_own_index(), *settings.get("extra-index-url", "").split()]
     reason = "no index over http is configured"
     for url in [url for url in urls if url.startswith("http")]:
         try:
