@@ -75,8 +75,9 @@ def make_blocks(name):
     except NotImplementedError:
         block_len, block_bytes = GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (ROWS * COLS // block_len, block_bytes), dtype=np.uint8)
-    while not (fine := np.isfinite(dequantize(blocks, kind)).all(axis=1)).all():  # a scale's bits were no number
-        blocks[~fine] = rng.integers(0, 256, (int((~fine).sum()), block_bytes), dtype=np.uint8)
+    with np.errstate(invalid="ignore"):  # in the library, while a scale's bits are no number
+        while not (fine := np.isfinite(dequantize(blocks, kind)).all(axis=1)).all():
+            blocks[~fine] = rng.integers(0, 256, (int((~fine).sum()), block_bytes), dtype=np.uint8)
     return blocks.reshape(ROWS, -1)
 
 
