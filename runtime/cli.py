@@ -114,10 +114,9 @@ def _params(options: argparse.Namespace) -> Any:
 
 def _load(options: argparse.Namespace) -> Any:
     from runtime.llm import LLM
-    from runtime.speculation.loading import SpeculationOptions
+    from runtime.speculation.loading import SpeculationOptions, default_costs_dir
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    speculation = SpeculationOptions(options.speculation, options.drafter, cache / "enginewright" / "costs")
+    speculation = SpeculationOptions(options.speculation, options.drafter, default_costs_dir())
     return LLM(options.bundle, options.target, speculation)
 
 

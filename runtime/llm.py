@@ -6,11 +6,11 @@ from pathlib import Path
 from runtime.formats.bundle import open_bundle
 from runtime.loading import load_engine
 from runtime.sampling import SamplingParams
-from runtime.speculation.loading import SpeculationOptions
+from runtime.speculation.loading import SpeculationOptions, default_costs_dir
 from runtime.text.chat import Message
 from runtime.text_engine import Prompt, RequestOutput, StreamDelta, TextEngine
 
-DEFAULT_SPECULATION = SpeculationOptions()
+DEFAULT_SPECULATION = SpeculationOptions(costs_dir=default_costs_dir())
 
 
 def load_bundle(

@@ -1,10 +1,20 @@
 """Settings for all tests."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 # Tiny models gain nothing from threads, and spinning ones starve whatever else the machine runs.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measured costs of drafting go to a folder of the run's, for child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user_cache")))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ Knows no backend and no drafter: it times the functions that it is given.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -17,12 +18,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from runtime.errors import EnginewrightError
 from runtime.speculation.tree import TreeShape
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 ROWS = (1, 4, 8, 12, 32, 64)  # tokens of each request in one step
 _SCHEMA = 1
+_log = logging.getLogger(__name__)
 _TIMED_RUNS = 3  # after one to warm up
 
 Size = TypeVar("Size", bound=tuple[int, ...])
@@ -145,9 +146,7 @@ def load_or_measure(
     """Read the table of `key` from `folder`, or measure it and leave it there.
 
     A file that is damaged, or whose table is not current any more, is measured again and replaced.
-
-    Raises:
-        EnginewrightError: the file cannot be written.
+    A folder that cannot be written is named in a warning.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"costs-{name}.json"
@@ -157,9 +156,7 @@ def load_or_measure(
         try:
             _write(path, key, table)
         except OSError as error:
-            raise EnginewrightError(
-                f"{path}: the cost table cannot be written ({error.strerror}); give a writable folder or a fixed tree"
-            ) from error
+            _log.warning("%s: measured costs cannot be kept (%s); every load measures them again", path, error.strerror)
     return table
 
 

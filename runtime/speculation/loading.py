@@ -1,6 +1,7 @@
 """From a bundle's `draft/` folder to a drafter and the policy that sizes its trees."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,11 @@ from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, r
 from runtime.speculation.tree import TreeShape
 
 DRAFT_FILE = "draft.json"
+
+
+def default_costs_dir() -> Path:
+    """The user's cache folder, by the XDG convention."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "enginewright", "costs")
 
 
 @dataclass(frozen=True)
