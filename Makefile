@@ -76,7 +76,7 @@ ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 	@$(ENGINEWRIGHT) ui --port $(PORT) $(ARGS)
 
 test: $(READY) ## Run the whole test suite
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(READY) ## Check style and types
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
