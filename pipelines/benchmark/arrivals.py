@@ -26,7 +26,7 @@ def measure_arrivals(
     """Write raw samples and two plots; return what they come to, as plain data."""
     prompt_len = min(8192, backend.limits.max_seq_len - 2)
     samples: list[BurstSample | ChunkSample] = []
-    with (out_dir / SAMPLES_FILE).open("w", encoding="utf-8") as file:
+    with (out_dir / SAMPLES_FILE).open("w", buffering=1, encoding="utf-8") as file:
         for sample in run_burst(backend, vocab_size, repeats, report):
             samples.append(sample)
             file.write(json.dumps({"case": "burst", **asdict(sample)}) + "\n")

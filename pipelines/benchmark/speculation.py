@@ -43,7 +43,7 @@ def measure_speculation(
     tokenizer = Tokenizer(checkpoint.path / "tokenizer")
     prompts = [KindPrompt(prompt.kind, encode_prompt(tokenizer, prompt, chat=True)) for prompt in choose(num_prompts)]
     samples = []
-    with (out_dir / SAMPLES_FILE).open("w", encoding="utf-8") as file:
+    with (out_dir / SAMPLES_FILE).open("w", buffering=1, encoding="utf-8") as file:
         for sample in run_speculation(engine, draftings, prompts, new_tokens, repeats, report):
             samples.append(sample)
             file.write(json.dumps(asdict(sample)) + "\n")

@@ -153,6 +153,8 @@ def test_the_doctor_counts_what_is_old_damaged_held_and_left_over(home: Path) ->
 def test_make_hands_its_variables_on(given: list[str], words: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    done = subprocess.run(["make", "-n", "PYTHON=py", *given], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "PYTHON=py", *given], cwd=REPOSITORY, capture_output=True, text=True
+    )
     line = " ".join(done.stdout.splitlines()[-1].split())
     assert line == f"py -m pipelines.enginewright {words}"
