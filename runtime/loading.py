@@ -8,6 +8,7 @@ from runtime.backends.base import Backend, EngineLimits
 from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
+from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import CONFIG_FILE, Checkpoint
 from runtime.formats.digest import sha256_file
 from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
@@ -16,7 +17,7 @@ from runtime.model.decoder import Decoder
 from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
 from runtime.speculation.costs import is_current, measure_backend
 from runtime.speculation.drafter import Drafter
-from runtime.speculation.loading import DRAFT_FILE, Drafting, LoadedDrafter, SpeculationOptions, load_drafter
+from runtime.speculation.loading import Drafting, LoadedDrafter, SpeculationOptions, load_drafter
 from runtime.speculation.policy import FixedPolicy, SpeculationPolicy, TreePolicy, parse_speculation
 from runtime.speculation.redrafter.head_file import HEAD_FILE
 from runtime.text.tokenizer import Tokenizer

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from pipelines.config import DraftConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
+from runtime.formats.bundle import DRAFT_FILE
 
 if TYPE_CHECKING:
     from plugins.linear import LinearKind
     from runtime.formats.checkpoint import Checkpoint
     from runtime.speculation.redrafter.head_file import HeadDescription
 
-DRAFT_FILE = "draft.json"
 HEADS_DIR = Path(__file__).parents[1] / "data" / "heads"
 HEAD_FILES = ("head.json", "head.safetensors", "recipe.json", "curves.jsonl")
 PROMPTS = tuple(HEADS_DIR.parent / name for name in ("draft_openings.json", "draft_prompts.json", "prompts.json"))

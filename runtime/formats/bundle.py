@@ -27,6 +27,7 @@ MANIFEST_FILE = "manifest.json"
 ATTESTATIONS_DIR = "attestations"
 ENGINES_DIR = "engines"
 DRAFT_DIR = "draft"
+DRAFT_FILE = "draft.json"  # in DRAFT_DIR: which drafter
 SCHEMA = 1
 
 

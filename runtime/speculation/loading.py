@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from runtime.errors import EnginewrightError
+from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 from runtime.kv.cache import KVCache
@@ -22,8 +23,6 @@ from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior, Tre
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, read_description, worthwhile
 from runtime.speculation.tree import TreeShape
-
-DRAFT_FILE = "draft.json"
 
 
 def default_costs_dir() -> Path:
