@@ -392,6 +392,19 @@ __device__ inline void attend_item(
   named_sync(CONSUMER_BARRIER, CONSUMERS);
 }
 
+// Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
+__device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows& rows, int first_item) {
+  constexpr int LINE = 64, LINES = ceil_div(HEAD_DIM, LINE);  // elements of 128 bytes; lines of a key
+  if (first_item >= rows.item_starts[rows.num_requests]) return;
+  const AttentionItem item = find_item(rows, first_item);
+  const int keys = min(item.end_key, item.first_new) - item.first_key;
+  for (int index = threadIdx.x; index < keys * LINES; index += CONSUMERS) {
+    const long long at = cache_row(layer, item, item.first_key + index / LINES) + index % LINES * LINE;
+    prefetch_l2(layer.k_cache + at);
+    prefetch_l2(layer.v_cache + at);
+  }
+}
+
 // All consumers: this block's items of a layer, dealt on from where the qkv tiles ended.
 __device__ inline void attend(
     const AttentionLayer& layer, const StepRows& rows, const AttentionScratch& scratch, int first_item) {

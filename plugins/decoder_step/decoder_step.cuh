@@ -10,6 +10,7 @@
 #pragma once
 
 #include "attend.cuh"
+#include "trace.cuh"
 
 struct LayerWeights {
   const bfloat16* input_norm;  // (H,)
@@ -171,32 +172,54 @@ struct Consumer {
     return attention;
   }
 
+  // The next layer's vectors into L2, by one block: they are too short for the ring, and a block would wait for memory.
+  __device__ void prefetch_norms(int layer) {
+    if (blockIdx.x != layer % gridDim.x || layer == NUM_LAYERS) return;
+    const LayerWeights weights = params.layers[layer];
+    for (int column = 64 * threadIdx.x; column < HIDDEN; column += 64 * CONSUMERS) {
+      prefetch_l2(weights.input_norm + column);
+      prefetch_l2(weights.post_norm + column);
+    }
+    for (int column = 64 * threadIdx.x; HAS_QKV_BIAS && column < QKV_SIZE; column += 64 * CONSUMERS)
+      prefetch_l2(weights.qkv_bias + column);
+  }
+
   __device__ void run_layer(int layer, const Residual& input) {
     const LayerWeights weights = params.layers[layer];
     const LayerExchange exchange = layer_exchange(set, layer);
     const Workspace& work = layout.work;
+    const int qkv_tile = deal.first_tile<QkvLinear>(), first_item = Deal(deal).first_tile<QkvLinear>();
+    const AttentionLayer attention = attention_layer(weights, exchange, layer);
+    prefetch_keys(attention, *layout.rows, first_item);
+    prefetch_norms(layer + 1);
+    trace(layer, 0);
     run_linear<QkvLinear>(
-        work, cursor, turn, deal.first_tile<QkvLinear>(),
-        QkvEpilogue{&work, weights.qkv_bias, exchange.qkv, params.norm_eps},
-        [&](int) { load_residual(work, input, weights.input_norm); });
-    attend(attention_layer(weights, exchange, layer), *layout.rows, layout.attention, Deal(deal).first_tile<QkvLinear>());
+        work, cursor, turn, qkv_tile, QkvEpilogue{&work, weights.qkv_bias, exchange.qkv, params.norm_eps},
+        [&](int) { load_residual(work, input, weights.input_norm); trace(layer, 1); });
+    trace(layer, 2);
+    attend(attention, *layout.rows, layout.attention, first_item);
+    trace(layer, 3);
     run_linear<DenseLinear>(
         work, cursor, turn, deal.first_tile<DenseLinear>(), ResidualEpilogue{&work, input, exchange.middle},
-        [&](int panel) { load_published<Q_SIZE>(work, exchange.attended, panel); });
+        [&](int panel) { load_published<Q_SIZE>(work, exchange.attended, panel); trace(layer, 4); });
+    trace(layer, 5);
     const Residual middle{exchange.middle, nullptr, nullptr};
     run_linear<GateUpLinear>(
         work, cursor, turn, deal.first_tile<GateUpLinear>(), GateUpEpilogue{&work, exchange.activated, params.norm_eps},
-        [&](int) { load_residual(work, middle, weights.post_norm); });
+        [&](int) { load_residual(work, middle, weights.post_norm); trace(layer, 6); });
+    trace(layer, 7);
     run_linear<DownLinear>(
         work, cursor, turn, deal.first_tile<DownLinear>(), ResidualEpilogue{&work, middle, exchange.output},
-        [&](int panel) { load_published<INTERMEDIATE>(work, exchange.activated, panel); });
+        [&](int panel) { load_published<INTERMEDIATE>(work, exchange.activated, panel); trace(layer, 8); });
+    trace(layer, 9);
   }
 
   __device__ void run_head(const Residual& last) {
     const Workspace& work = layout.work;
     run_linear<HeadLinear>(
         work, cursor, turn, deal.first_tile<HeadLinear>(), HeadEpilogue{&work, params.logits, params.norm_eps},
-        [&](int) { load_residual(work, last, params.final_norm); });
+        [&](int) { load_residual(work, last, params.final_norm); trace(NUM_LAYERS, 1); });
+    trace(NUM_LAYERS, 2);
     // A block that has no tile of the head has not seen the sums of squares, so row r is written by one that has.
     const int tiles = min(HeadLinear::TILES, int(gridDim.x));
     const int at = (int(blockIdx.x) - head_offset + int(gridDim.x)) % int(gridDim.x);
