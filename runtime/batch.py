@@ -23,15 +23,16 @@ class PlanRow(NamedTuple):
 
 
 class StepPlan(NamedTuple):
-    """What one step computes."""
+    """What one step computes, or several steps that are launched together: then every row decodes."""
 
     rows: list[PlanRow]
     shape: TreeShape | None = None  # of the rows that draft; None where none does
     copies: Sequence[tuple[int, int]] = ()  # blocks to be copied over others before the pass, in every cache
+    repeats: int = 1  # passes, each going on from what the one before drew
 
     def most_tokens(self, row: PlanRow) -> int:
         """How many tokens a row may emit."""
-        return self.shape.depth + 1 if row.drafts and self.shape else int(row.emits)
+        return self.repeats * (self.shape.depth + 1 if row.drafts and self.shape else int(row.emits))
 
 
 @dataclass(frozen=True)
