@@ -43,14 +43,14 @@ def plan_attention(
     window counts its depth, the number of its ancestors, in place of i.
 
     Args:
-        query_starts: (B + 1,) int64, starts at 0, increasing.
+        query_starts: (B + 1,) int64, starts at 0, never falling: a request may have no query.
         context_lens: (B,) int64, tokens in the cache including this step's.
         block_tables: (B, max_blocks) int64, each request's blocks in order; entries past its last block are not read.
         dtype: of the queries.
         ancestors: (B, L) int64 with bit 0 set in every row of a tree; zeros for a chain; None where all are chains.
 
     Raises:
-        ValueError: a request has no query, or more queries than context.
+        ValueError: a request has more queries than context.
     """
     return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype, ancestors)
 

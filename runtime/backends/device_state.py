@@ -38,6 +38,11 @@ class DeviceState:
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.sample_index = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
 
+    def reset(self) -> None:
+        """Make every slot that of a text with one token, as nobody reads it."""
+        self.num_tokens.fill_(1)
+        self.history.zero_()
+
     def admit(self, request: Request) -> None:
         """Give the request's slot its text so far and how it draws tokens."""
         slot, params = request.slot, request.params

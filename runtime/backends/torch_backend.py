@@ -61,6 +61,7 @@ class TorchBackend:
         self.device = decoder.device
         self.read_lag = read_lag
         self.most_repeats = most_repeats
+        self.uniform_drafts = False
         self._decoder = decoder
         self._cache = cache
 
@@ -117,15 +118,21 @@ class TorchBackend:
 def _logprobs(
     logits: torch.Tensor, drawing: Drawing, accepted: Accepted, emitting: list[PlanRow]
 ) -> list[list[TokenLogprobs] | None]:
-    result: list[list[TokenLogprobs] | None] = [None] * len(emitting)
-    for index, row in enumerate(emitting):
-        if row.logprobs is not None:
-            rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
-            result[index] = [
-                _token_logprobs(logits[at], int(token), row.logprobs)
-                for at, token in zip(rows, accepted.token_ids[index], strict=False)
-            ]
-    return result
+    return [
+        None if row.logprobs is None else token_logprobs(logits, drawing, accepted, index, row.logprobs)
+        for index, row in enumerate(emitting)
+    ]
+
+
+def token_logprobs(
+    logits: torch.Tensor, drawing: Drawing, accepted: Accepted, index: int, count: int
+) -> list[TokenLogprobs]:
+    """Log-probabilities of what the `index`-th drawing row emits, with the `count` likeliest tokens of each."""
+    rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
+    return [
+        _token_logprobs(logits[at], int(token), count)
+        for at, token in zip(rows, accepted.token_ids[index], strict=False)
+    ]
 
 
 def _token_logprobs(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:

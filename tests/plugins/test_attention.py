@@ -68,8 +68,13 @@ def test_a_sliding_window_hides_older_keys(window):
     assert (got - expected).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize(("query_len", "context_len"), [(0, 4), (5, 4)])
-def test_a_request_without_queries_or_context_is_refused(query_len, context_len):
+def test_requests_without_queries_change_nothing():
+    got, expected = run_case([1, 0, 6, 0], [12, 7, 6, 0])
+    assert (got - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize(("query_len", "context_len"), [(1, 0), (5, 4)])
+def test_more_queries_than_context_are_refused(query_len, context_len):
     shape = AttentionShape(2, 1, BLOCK_SIZE, None)
     with pytest.raises(ValueError, match=f"{query_len} new tokens in a context of {context_len}"):
         plan_attention(
