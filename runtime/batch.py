@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from runtime.sampling_rules.rules import TextRules
 from runtime.speculation.tree import TreeShape
 
 
@@ -20,6 +21,7 @@ class PlanRow(NamedTuple):
     emits: bool  # whether the last new token's logits choose a token
     logprobs: int | None
     drafts: bool = False  # the new tokens are a draft tree of `num_tokens` nodes over the state's last token
+    rules: TextRules | None = None  # what changes the logits before a draw
 
 
 class StepPlan(NamedTuple):
@@ -28,6 +30,11 @@ class StepPlan(NamedTuple):
     rows: list[PlanRow]
     shape: TreeShape | None = None  # of the rows that draft; None where none does
     copies: Sequence[tuple[int, int]] = ()  # blocks to be copied over others before the pass, in every cache
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether a row's draw needs the text on the host, so that the step must be read before the next is planned."""
+        return any(row.emits and row.rules is not None for row in self.rows)
 
     def most_tokens(self, row: PlanRow) -> int:
         """How many tokens a row may emit."""

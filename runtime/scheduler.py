@@ -141,18 +141,21 @@ class Scheduler:
         blocks = request.blocks  # this step's, whatever publishing changes
         self.prefixes.plan(request, start)
         return PlanRow(
-            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs
+            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs,
+            rules=request.rules,
         )  # fmt: skip
 
     def _decode_row(self, request: Request, num_nodes: int, most_tokens: int) -> PlanRow:
         """Plan the token that was drawn last, alone or as the root of a draft tree."""
         assert request.slot is not None
+        assert request.rules is None or not request.num_in_flight, "rules need the whole text on the host"
         self.prefixes.publish(request)
         start = request.num_tokens - 1
         request.num_in_flight += most_tokens
         return PlanRow(
-            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs, drafts=num_nodes > 1
-        )
+            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs,
+            drafts=num_nodes > 1, rules=request.rules,
+        )  # fmt: skip
 
     def _can_draft(self, request: Request, budget: int, shape: TreeShape) -> bool:
         """Whether a tree fits without taking another request's blocks, which are grown to hold it then."""

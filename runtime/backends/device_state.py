@@ -7,6 +7,7 @@ import torch
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
+from runtime.sampling_rules.walk import adjust
 from runtime.speculation.acceptance import Accepted, accept
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import MAX_NODES
@@ -91,14 +92,18 @@ class DeviceState:
             self.min_p[slots],
         )
         seed, sample_index = self.seed[slots], self.sample_index[slots]
+        drawn: list[torch.Tensor] = []
 
         def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
             logits = output.logits[drawing.first_rows + nodes] if depth else output.logits
+            if drawing.rules:
+                logits = adjust(logits, drawing.rules, alive, drawn)
             # A request that has stopped draws greedily: an argmax costs nothing, and nobody reads it.
-            return sample(
+            drawn.append(sample(
                 logits, temperature * alive, top_k, top_p, min_p, seed, sample_index, roots + level + 1,
                 torch.empty_like(slots),
-            )  # fmt: skip
+            ))  # fmt: skip
+            return drawn[-1]
 
         accepted = accept(drawing.tree, depth, draw_at)
         last = (accepted.counts - 1).unsqueeze(1)

@@ -1,6 +1,6 @@
 """From a step's plan to the packed batch: what the host knows, completed with what only the device knows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 
 from runtime.backends.device_state import DeviceState
 from runtime.batch import Batch, PlanRow, StepPlan
+from runtime.sampling_rules.rules import TextRules
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import DraftTree, TreeShape, root_only
 
@@ -22,6 +23,7 @@ class Drawing(NamedTuple):
     first_rows: torch.Tensor  # (E,) which of the batch's R logit rows is the root's; its tree's follow
     block_tables: torch.Tensor  # (E, max_blocks)
     tree: DraftTree  # (E, N)
+    rules: Mapping[int, TextRules]  # of those of the E rows that have some
 
 
 def pack(plan: StepPlan, state: DeviceState, propose: Propose | None) -> tuple[Batch, Drawing]:
@@ -59,7 +61,9 @@ def pack(plan: StepPlan, state: DeviceState, propose: Propose | None) -> tuple[B
     first_rows = [0, *accumulate(len(_logit_rows(row, 0)) for row in rows)]
     at = tensor(draws)
     drawn_tree = tree if len(draws) == len(rows) else DraftTree(*(part[at] for part in tree))
-    return batch, Drawing(slots[at], roots[at], tensor([first_rows[index] for index in draws]), tables[at], drawn_tree)
+    rules = {i: text_rules for i, index in enumerate(draws) if (text_rules := rows[index].rules) is not None}
+    first_of_draws = tensor([first_rows[index] for index in draws])
+    return batch, Drawing(slots[at], roots[at], first_of_draws, tables[at], drawn_tree, rules)
 
 
 def _logit_rows(row: PlanRow, end: int) -> range:
