@@ -4,7 +4,8 @@ import secrets
 from collections import deque
 from typing import NamedTuple
 
-from runtime.backends.base import Backend, TokenHandle, TokenLogprobs
+from runtime.backends.base import Backend, StepResult, TokenHandle, TokenLogprobs
+from runtime.batch import PlanRow, StepPlan
 from runtime.errors import EnginewrightError
 from runtime.kv.prefix_cache import PrefixStats
 from runtime.request import FinishReason, Request
@@ -102,12 +103,12 @@ class Engine:
         self._policy = policy if drafter is not None else None
 
     def step(self) -> list[NewToken]:
-        """Start the next step, then read the one that is `read_lag` steps back; a synchronous one is read at once."""
+        """Start the next step, then read the one that is `read_lag` steps back; one with rules is read at once."""
         shape = self._policy.choose(self.scheduler.num_decoding) if self._policy is not None else None
-        schedule = self.scheduler.schedule(shape)
+        schedule = self.scheduler.schedule(shape, self.backend.most_repeats)
         if schedule.plan.rows:
             self._in_flight.append(_InFlight(schedule, self._run(schedule)))
-        if schedule.plan.is_synchronous:
+        if schedule.plan.rules:
             return [event for _ in range(len(self._in_flight)) for event in self._read(self._in_flight.popleft())]
         if self._in_flight and (len(self._in_flight) > self.backend.read_lag or not schedule.plan.rows):
             return self._read(self._in_flight.popleft())
@@ -131,13 +132,19 @@ class Engine:
             raise
 
     def _read(self, step: _InFlight) -> list[NewToken]:
-        events: list[NewToken] = []
-        result = step.handle.read()
+        results = step.handle.read()
         requests, plan, _ = step.schedule
         emitting = [(request, row) for request, row in zip(requests, plan.rows, strict=True) if row.emits]
-        for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
+        for request, row in emitting:
             request.num_in_flight -= plan.most_tokens(row)
-            if request.finish_reason is not None:  # it ended while this step was in flight
+        return [event for result in results for event in self._receive_pass(plan, emitting, result)]
+
+    def _receive_pass(
+        self, plan: StepPlan, emitting: list[tuple[Request, PlanRow]], result: StepResult
+    ) -> list[NewToken]:  # fmt: skip
+        events: list[NewToken] = []
+        for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
+            if request.finish_reason is not None:  # it ended while this pass was in flight
                 continue
             received = self._receive(request, token_ids, logprobs)
             if row.drafts:

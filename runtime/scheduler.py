@@ -53,8 +53,12 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
-    def schedule(self, shape: TreeShape | None = None) -> Schedule:
-        """Plan one step; requests that decode may get draft trees of `shape`."""
+    def schedule(self, shape: TreeShape | None = None, most_repeats: int = 1) -> Schedule:
+        """Plan one step; requests that decode may get draft trees of `shape`.
+
+        Where all of them decode and nobody can join, the step may be repeated up to `most_repeats` times.
+        """
+        repeats = self._num_repeats(most_repeats, shape)
         requests: list[Request] = []
         rows: list[PlanRow] = []
         admitted: list[Request] = []
@@ -63,7 +67,7 @@ class Scheduler:
         for request in list(self.running):
             if not request.is_decoding:  # the last in order: while its prompt takes the budget, nobody is admitted
                 budget = self._prompt_budget(budget, rows)
-            row = self._next_row(request, budget, shape) if budget else None
+            row = self._next_row(request, budget, shape, repeats) if budget else None
             if row is not None:
                 requests.append(request)
                 rows.append(row)
@@ -76,7 +80,8 @@ class Scheduler:
             rows.append(self._prefill_row(request, budget))
             budget -= rows[-1].num_tokens
         self.prefixes.end_step()
-        return Schedule(requests, StepPlan(rows, shape if any(row.drafts for row in rows) else None, copies), admitted)
+        shape = shape if any(row.drafts for row in rows) else None
+        return Schedule(requests, StepPlan(rows, shape, copies, repeats), admitted)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in any state and take its blocks back at once. Ending it twice does nothing.
@@ -118,16 +123,36 @@ class Scheduler:
             return budget
         return max(0, min(budget, self._prefill_budget - taken))
 
-    def _next_row(self, request: Request, budget: int, shape: TreeShape | None) -> PlanRow | None:
+    def _num_repeats(self, most: int, shape: TreeShape | None) -> int:
+        """How often the next step can be repeated: no request may end for sure, join, or need another's blocks."""
+        going_on = [request for request in self.running if request.num_wanted]
+        if most < 2 or not going_on or not all(request.is_decoding for request in going_on) or self._can_admit():
+            return 1
+        if any(request.params.logprobs is not None or request.rules for request in going_on):  # of one pass alone
+            return 1
+        num_nodes, most_tokens = (shape.num_nodes, shape.depth + 1) if shape else (1, 1)
+        repeats = min(most, min(request.num_wanted for request in going_on) // most_tokens)
+        while repeats > 1 and not self.pool.can_allocate(
+            sum(self._num_missing(request, num_nodes + (repeats - 1) * most_tokens) for request in going_on)
+        ):
+            repeats //= 2
+        return max(repeats, 1)
+
+    def _num_missing(self, request: Request, num_rows: int) -> int:
+        """Blocks that a decoding request lacks for `num_rows` rows from its last token on."""
+        return max(0, self._num_blocks(request.num_tokens - 1 + num_rows) - len(request.blocks))
+
+    def _next_row(self, request: Request, budget: int, shape: TreeShape | None, repeats: int) -> PlanRow | None:
         """Plan a running request's share; None where it has nothing to do now, or lost its blocks."""
         if request.slot is None or not request.num_wanted:
             return None
         if not request.is_decoding:
             count = min(request.num_known - request.num_computed, budget)
             return self._prefill_row(request, count) if self._make_room(request, request.num_computed + count) else None
-        if shape is not None and self._can_draft(request, budget, shape):
-            return self._decode_row(request, shape.num_nodes, shape.depth + 1)
-        return self._decode_row(request, 1, 1) if self._make_room(request, request.num_tokens) else None
+        if shape is not None and self._can_draft(request, budget, shape, repeats):
+            return self._decode_row(request, shape.num_nodes, repeats * (shape.depth + 1))
+        num_tokens = request.num_tokens - 1 + repeats
+        return self._decode_row(request, 1, repeats) if self._make_room(request, num_tokens) else None
 
     def _prefill_row(self, request: Request, budget: int) -> PlanRow:
         """Plan the next known tokens of a request whose blocks reach that far."""
@@ -157,14 +182,14 @@ class Scheduler:
             drafts=num_nodes > 1, rules=request.rules,
         )  # fmt: skip
 
-    def _can_draft(self, request: Request, budget: int, shape: TreeShape) -> bool:
+    def _can_draft(self, request: Request, budget: int, shape: TreeShape, repeats: int) -> bool:
         """Whether a tree fits without taking another request's blocks, which are grown to hold it then."""
         if not request.params.speculate or request.num_wanted < 2 or budget < shape.num_nodes:
             return False
-        missing = self._num_blocks(request.num_tokens - 1 + shape.num_nodes) - len(request.blocks)
+        missing = self._num_missing(request, shape.num_nodes + (repeats - 1) * (shape.depth + 1))
         if not self.pool.can_allocate(missing):
             return False
-        request.blocks.extend(self.pool.allocate(max(0, missing)))
+        request.blocks.extend(self.pool.allocate(missing))
         return True
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:

@@ -43,8 +43,8 @@ class StepResult(NamedTuple):
 class TokenHandle(Protocol):
     """A step's result that may still be on its way from the device."""
 
-    def read(self) -> StepResult:
-        """Wait for the step and return what it chose."""
+    def read(self) -> list[StepResult]:
+        """Wait for the plan's passes and return what each chose."""
         ...
 
 
@@ -53,7 +53,8 @@ class Backend(Protocol):
 
     kv: KvLayout
     batch: BatchLayout
-    read_lag: int  # steps that may be in flight when the next one is planned
+    read_lag: int  # plans that may be in flight when the next one is made
+    most_repeats: int  # passes of one plan: many spare the host its work between them, and tokens come in bursts
     limits: EngineLimits
     vocab_size: int  # of the logits
     drafter: Drafter | None
@@ -68,7 +69,7 @@ class Backend(Protocol):
         ...
 
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
-        """Level two: the plan's block copies, then one pass; rows that emit draw tokens into the state and the handle.
+        """Level two: the plan's block copies, then its passes; rows that emit draw tokens into state and handle.
 
         A row that drafts has its tree drafted first, verified by the pass, and the accepted path's keys and values
         moved to where plain decoding would have put them.

@@ -17,7 +17,17 @@ from runtime.speculation.drafter import Drafter
 
 
 class _Handle:
-    """A step whose tokens may still be on the device."""
+    """A plan whose tokens may still be on the device."""
+
+    def __init__(self, passes: list["_Pass"]) -> None:
+        self._passes = passes
+
+    def read(self) -> list[StepResult]:
+        return [one.read() for one in self._passes]
+
+
+class _Pass:
+    """One pass of a plan that draws tokens."""
 
     def __init__(self, drawing: Drawing, accepted: Accepted, logprobs: list[list[TokenLogprobs] | None]) -> None:
         self._drawing = drawing
@@ -29,13 +39,6 @@ class _Handle:
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
         num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
         return StepResult(tokens, num_drafted, self._logprobs)
-
-
-class _Nothing:
-    """A step that only computed keys and values."""
-
-    def read(self) -> StepResult:
-        return StepResult([], [], [])
 
 
 class TorchBackend:
@@ -51,12 +54,14 @@ class TorchBackend:
         limits: EngineLimits,
         drafter: Drafter | None = None,
         read_lag: int = 0,
+        most_repeats: int = 1,
     ) -> None:
         self.limits = limits
         self.vocab_size = decoder.spec.vocab_size
         self.drafter = drafter
         self.device = decoder.device
         self.read_lag = read_lag
+        self.most_repeats = most_repeats
         self._decoder = decoder
         self._cache = cache
 
@@ -70,18 +75,23 @@ class TorchBackend:
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
         if plan.copies:
             self._copy(plan.copies)
+        passes = [self._pass(plan, state) for _ in range(plan.repeats)]
+        return _Handle([one for one in passes if one is not None])
+
+    def _pass(self, plan: StepPlan, state: DeviceState) -> _Pass | None:
+        """None where the pass only computes keys and values."""
         batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         output = self.forward(batch)
         if self.drafter is not None:
             self.drafter.follow(batch)
         if not len(drawing.slots):
-            return _Nothing()
+            return None
         depth = plan.shape.depth if plan.shape else 0
-        accepted = state.draw(drawing, depth, output)
+        accepted = state.draw(drawing, depth, output, plan.rules)
         if depth:
             self._compact(drawing, accepted)
         emitting = [row for row in plan.rows if row.emits]
-        return _Handle(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
+        return _Pass(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
 
     def _caches(self) -> list[KVCache]:
         return [self._cache, *(self.drafter.caches if self.drafter else [])]

@@ -54,6 +54,7 @@ def random_rules(rng, grammars):
     [
         pytest.param({}, id="roomy"),
         pytest.param({"max_num_tokens": 13}, id="chunks of 13"),
+        pytest.param({"most_repeats": 4}, id="up to 4 passes a step"),
         pytest.param({"num_blocks": 24, "max_num_tokens": 36, "block_size": 3}, id="blocks run out"),
     ],
 )
@@ -65,7 +66,7 @@ def test_output_with_rules_is_the_same_with_drafts(checkpoint, grammars, limits,
     requests, expected = speculate(checkpoint, wanted, policy, read_lag=read_lag, **limits)
     assert outputs(requests) == expected
     assert any(emitted > len(SHAPES) for emitted in policy.emitted)
-    if "block_size" in limits:
+    if "num_blocks" in limits:
         assert any(request.num_preemptions for request in requests if request.rules)
 
 
