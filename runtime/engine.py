@@ -19,12 +19,13 @@ from runtime.speculation.statistics import SpeculationStatistics
 
 
 class NewToken(NamedTuple):
-    """A token that a request got in a step; `request.finish_reason` tells whether a step's last one ended it."""
+    """A token that a request got in a step."""
 
     request: Request
     token_id: int
     logprobs: TokenLogprobs | None
     was_drafted: bool  # a drafter proposed it and the target agreed
+    finish_reason: FinishReason | None  # of the token that ended the request, which may not be its step's first
 
 
 class _InFlight(NamedTuple):
@@ -166,9 +167,9 @@ class Engine:
                 self.finish(request, "error" if request.rules and request.rules.failure else "stop")
             elif len(request.output_ids) == request.max_tokens:
                 self.finish(request, "length")
-            events.append(
-                NewToken(request, token_id, logprobs[index] if logprobs else None, index < len(token_ids) - 1)
-            )
+            was_drafted = index < len(token_ids) - 1
+            token_logprobs = logprobs[index] if logprobs else None
+            events.append(NewToken(request, token_id, token_logprobs, was_drafted, request.finish_reason))
             if request.finish_reason is not None:
                 break
         return events

@@ -100,7 +100,7 @@ class TextEngine:
         for request, sample in list(self._samples.items()):
             if sample.completion in output.completions:
                 self.engine.finish(request, "cancelled")
-                self._close(request)
+                self._close(request, "cancelled")
 
     def _receive(self, event: NewToken) -> StreamDelta:
         request = event.request
@@ -108,21 +108,22 @@ class TextEngine:
         completion.token_ids.append(event.token_id)
         if event.logprobs is not None:
             completion.logprobs.append(event.logprobs)
-        text = ""
+        text, finish_reason = "", event.finish_reason
         if event.token_id not in request.stop_ids:
             text, stopped = stream.push(event.token_id)
             if stopped:
                 self.engine.finish(request, "stop")
-        if request.finish_reason is not None:
-            text += self._close(request)
-        return StreamDelta(completion, text, event.token_id, request.finish_reason, event.was_drafted)
+                finish_reason = "stop"
+        if finish_reason is not None:
+            text += self._close(request, finish_reason)
+        return StreamDelta(completion, text, event.token_id, finish_reason, event.was_drafted)
 
-    def _close(self, request: Request) -> str:
+    def _close(self, request: Request, finish_reason: FinishReason) -> str:
         """Settle a finished request and return the text that was held back."""
         completion, stream = self._samples.pop(request)
         rest = stream.finish().text
         completion.text = stream.text
-        completion.finish_reason = request.finish_reason
+        completion.finish_reason = finish_reason
         completion.error = request.rules.failure if request.rules is not None else None
         completion.speculation = request.statistics.snapshot()
         return rest
