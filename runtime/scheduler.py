@@ -145,7 +145,8 @@ class Scheduler:
 
     def _num_repeats(self, decoding: list[Request], most: int, shape: TreeShape | None) -> int:
         """How often a step of decoding requests can be repeated: none may end for sure, or need another's blocks."""
-        if most < 2 or not decoding or any(request.params.logprobs is not None for request in decoding):
+        of_one_pass = any(request.params.logprobs is not None or request.rules is not None for request in decoding)
+        if most < 2 or not decoding or of_one_pass:
             return 1
         num_nodes, most_tokens = (shape.num_nodes, shape.depth + 1) if shape else (1, 1)
         repeats = min(most, min(request.num_wanted for request in decoding) // most_tokens)
@@ -183,18 +184,21 @@ class Scheduler:
         blocks = request.blocks  # this step's, whatever publishing changes
         self.prefixes.plan(request, start)
         return PlanRow(
-            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs
+            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs,
+            rules=request.rules,
         )  # fmt: skip
 
     def _decode_row(self, request: Request, num_nodes: int, most_tokens: int) -> PlanRow:
         """Plan the token that was drawn last, alone or as the root of a draft tree."""
         assert request.slot is not None
+        assert request.rules is None or not request.num_in_flight, "rules need the whole text on the host"
         self.prefixes.publish(request)
         start = request.num_tokens - 1
         request.num_in_flight += most_tokens
         return PlanRow(
-            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs, drafts=num_nodes > 1
-        )
+            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs,
+            drafts=num_nodes > 1, rules=request.rules,
+        )  # fmt: skip
 
     def _can_draft(self, request: Request, budget: int, shape: TreeShape, repeats: int) -> bool:
         """Whether a tree fits without taking another request's blocks, which are grown to hold it then."""

@@ -57,6 +57,7 @@ class Backend(Protocol):
     most_repeats: int  # passes of one plan: many spare the host its work between them, and tokens come in bursts
     uniform_drafts: bool  # whether a step drafts for all of its requests or for none
     limits: EngineLimits
+    vocab_size: int  # of the logits
     drafter: Drafter | None
     device: torch.device
 

@@ -1,5 +1,6 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
+from runtime.sampling_rules.rules import TextRules
+from runtime.sampling_rules.walk import adjust
 from runtime.speculation.acceptance import Accepted, accept
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import MAX_NODES
@@ -83,10 +86,13 @@ class DeviceState:
             samples=samples,
         )
 
-    def draw(self, drawing: "Drawing", depth: int, output: DecoderOutput) -> Accepted:
+    def draw(
+        self, drawing: "Drawing", depth: int, output: DecoderOutput, rules: Mapping[int, TextRules] | None = None
+    ) -> Accepted:
         """Emit tokens for the rows of a step that draw, given the target's pass, and remember them.
 
         depth: of the trees' deepest node.
+        rules: of those of the rows that have some.
         """
         slots, roots = drawing.slots, drawing.roots
         temperature, top_k, top_p, min_p = (
@@ -96,14 +102,18 @@ class DeviceState:
             self.min_p[slots],
         )
         seed, sample_index = self.seed[slots], self.sample_index[slots]
+        drawn: list[torch.Tensor] = []
 
         def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
             logits = output.logits[drawing.first_rows + nodes] if depth else output.logits
+            if rules:
+                logits = adjust(logits, rules, alive, drawn)
             # A request that has stopped draws greedily: an argmax costs nothing, and nobody reads it.
-            return sample(
+            drawn.append(sample(
                 logits, temperature * alive, top_k, top_p, min_p, seed, sample_index, roots + level + 1,
                 torch.empty_like(slots),
-            )  # fmt: skip
+            ))  # fmt: skip
+            return drawn[-1]
 
         accepted = accept(drawing.tree, depth, draw_at)
         last = (accepted.counts - 1).unsqueeze(1)

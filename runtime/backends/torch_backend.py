@@ -57,6 +57,7 @@ class TorchBackend:
         most_repeats: int = 1,
     ) -> None:
         self.limits = limits
+        self.vocab_size = decoder.spec.vocab_size
         self.drafter = drafter
         self.device = decoder.device
         self.read_lag = read_lag
@@ -87,7 +88,7 @@ class TorchBackend:
         if not len(drawing.slots):
             return None
         depth = plan.shape.depth if plan.shape else 0
-        accepted = state.draw(drawing, depth, output)
+        accepted = state.draw(drawing, depth, output, plan.rules)
         if depth:
             self._compact(drawing, accepted)
         emitting = [row for row in plan.rows if row.emits]

@@ -69,6 +69,16 @@ def test_logprobs_are_those_of_any_other_step(tmp_path):
     assert [token.expected for token in plain] == drafted
 
 
+def test_penalties_and_biases_are_those_of_any_other_step(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    rules = {"repetition_penalty": 1.3, "logit_bias": {7: 3.0}, "min_tokens": 4}
+    wanted = [([3, 1, 4], SamplingParams(max_tokens=12, **rules)), ([2, 7], SamplingParams(max_tokens=12))]
+    expected = [alone(checkpoint, one) for one in wanted]
+    texts = [prompt + output for (prompt, _), output in zip(wanted, expected, strict=True)]
+    engine = captured(checkpoint, Oracle(texts), Always(TreeShape(6, 1, 5)))
+    assert [request.output_ids for request in run(engine, wanted)] == expected
+
+
 def test_few_layouts_serve_every_step(tmp_path):
     checkpoint = make_checkpoint(tmp_path)
     rng = random.Random(1)

@@ -168,10 +168,13 @@ def test_max_tokens_none_goes_on_to_the_engine_limit(checkpoint):
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
         ("min_p", 1.5), ("n", 0), ("max_tokens", 0), ("logprobs", 21), ("seed", 2**63), ("stop", ("",)),
+        ("logit_bias", {3: 100.1}), ("logit_bias", {3: float("nan")}), ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")), ("frequency_penalty", 2.1), ("presence_penalty", -2.1),
+        ("presence_penalty", float("nan")), ("min_tokens", -1), ("min_tokens", 257),
     ],
 )  # fmt: skip
 def test_impossible_sampling_parameters_name_value_and_bound(field, value):
-    with pytest.raises(EnginewrightError, match=f"sampling parameter {field} is .*; it must be"):
+    with pytest.raises(EnginewrightError, match=rf"sampling parameter {field}.* is .*; it must be"):
         SamplingParams(**{field: value})
 
 
