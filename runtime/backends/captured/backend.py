@@ -11,7 +11,7 @@ from runtime.backends.captured.recording import Recorder, Recording
 from runtime.backends.captured.transfers import Download, Transfers
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, Layout, host_words, unpack
-from runtime.backends.torch_backend import TorchBackend, token_logprobs
+from runtime.backends.torch_backend import TorchBackend, checked, token_logprobs
 from runtime.batch import StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
@@ -52,7 +52,7 @@ class _Handle:
 
     def _one(self, rows: list[list[int]]) -> StepResult:
         tokens = [row[_TOKENS : _TOKENS + row[_COUNT]] for row in rows]
-        return StepResult(tokens, [row[_NUM_DRAFTED] for row in rows], self._logprobs)
+        return checked(StepResult(tokens, [row[_NUM_DRAFTED] for row in rows], self._logprobs))
 
 
 class CapturedBackend(TorchBackend):
