@@ -26,9 +26,9 @@ pytestmark = [
 ]
 
 
-def model_drafter(checkpoint, plan, padding=0):
+def model_drafter(checkpoint, plan):
     decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len, "cuda")
-    cache = KVCache(checkpoint.spec, plan.num_blocks + padding, plan.block_size, torch.float64, "cuda")
+    cache = KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, torch.float64, "cuda")
     return ModelDrafter(decoder, cache, 260)
 
 
@@ -56,9 +56,8 @@ def test_outputs_on_a_gpu_equal_those_on_the_cpu(tmp_path, family, drafter, limi
 def test_outputs_of_captured_graphs_equal_those_on_the_cpu(tmp_path, family, drafter, limits):
     checkpoint = make_checkpoint(tmp_path / "target", FAMILIES[family])
     policy = Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5), None)
-    engine = captured(
-        checkpoint, NgramDrafter() if drafter == "ngram" else None, policy, recorder=CudaRecorder(), device="cuda", **limits
-    )  # fmt: skip
+    made = NgramDrafter() if drafter == "ngram" else None
+    engine = captured(checkpoint, made, policy, recorder=CudaRecorder(), device="cuda", **limits)
     rng = random.Random(2)
     wanted = [random_request(rng) for _ in range(12)]
     assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]
