@@ -1,5 +1,6 @@
 """The backend whose steps are captured graphs: one upload of what the host knows, replays, one download of tokens."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
@@ -83,6 +84,10 @@ class CapturedBackend(TorchBackend):
     def new_state(self) -> DeviceState:
         self._state.reset()
         return self._state
+
+    @torch.inference_mode()
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return self._recorder.record(run).replay
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
