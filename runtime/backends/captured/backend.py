@@ -137,7 +137,7 @@ class CapturedBackend(TorchBackend):
         accepted = state.draw(drawing, depth, output)
         if depth:
             self._compact(drawing, accepted)
-            state.num_tokens[self._buckets.dummy_slot] = 1  # who does not exist does not grow
+            state.num_tokens[self._buckets.dummy_slot :].fill_(1)  # who does not exist does not grow
         return _Pass(drawing, output, accepted)
 
     def _logprobs_of(self, done: _Pass, index: int, plan: StepPlan) -> list[TokenLogprobs] | None:
