@@ -64,8 +64,8 @@ def get_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Struct
     Args:
         source: what was compiled; its id names the image.
         entry: the name of an `extern "C" __global__` function.
-        params_type: the Python mirror of its params struct, whose size is compared with `<entry stem>_params_bytes`
-            of the image at loading: `attention_kernel` -> `attention_params_bytes`.
+        params_type: the Python mirror of its params struct, whose size is compared at loading with the image's
+            `<file stem>_params_bytes`: attention.cu has `attention_params_bytes`.
 
     Raises:
         KernelError: no driver, no image for this GPU, a damaged image, no such entry, or a struct of another size.
@@ -98,7 +98,7 @@ def _load_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Stru
 
 def _check_params(source: KernelSource, entry: str, params_type: type[ctypes.Structure], library: Any) -> None:
     cuda = driver()
-    symbol = f"{entry.removesuffix('_kernel')}_params_bytes"
+    symbol = f"{source.path.stem}_params_bytes"
     pointer, _ = check(f"{source.id} has no {symbol}", cuda.cuLibraryGetGlobal(library, symbol.encode()))
     size = ctypes.c_uint()
     check(f"reading {symbol}", cuda.cuMemcpyDtoH(ctypes.addressof(size), pointer, ctypes.sizeof(size)))
