@@ -55,6 +55,7 @@ class Backend(Protocol):
     batch: BatchLayout
     read_lag: int  # steps that may be in flight when the next one is planned
     limits: EngineLimits
+    vocab_size: int  # of the logits
     drafter: Drafter | None
     device: torch.device
 

@@ -53,6 +53,7 @@ class TorchBackend:
         read_lag: int = 0,
     ) -> None:
         self.limits = limits
+        self.vocab_size = decoder.spec.vocab_size
         self.drafter = drafter
         self.device = decoder.device
         self.read_lag = read_lag
