@@ -98,7 +98,10 @@ class AsyncLLM:
         deltas: asyncio.Queue[StreamDelta | BaseException] = asyncio.Queue()
 
         def publish(item: StreamDelta | BaseException) -> None:
-            loop.call_soon_threadsafe(deltas.put_nowait, item)
+            with suppress(
+                RuntimeError
+            ):  # the caller's loop is closed: it is gone, and its prompts are on their way out
+                loop.call_soon_threadsafe(deltas.put_nowait, item)
 
         submission = self._call(lambda: self._submit(prompts, params, cache_salt, publish))
         try:

@@ -1,12 +1,10 @@
 """Wires the server together: routes, and what every request passes on its way to them."""
 
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from runtime.async_llm import AsyncLLM
 from runtime.server.auth import KeyCheck
@@ -17,6 +15,7 @@ from runtime.server.generation import Asked, Generator
 from runtime.server.limits import Admission, BodyLimit
 from runtime.server.logs import RequestLog
 from runtime.server.metrics import Metrics
+from runtime.server.page import Page
 from runtime.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from runtime.server.responses import GenerationResponse
 from runtime.server.settings import ServedModel, ServerSettings
@@ -24,7 +23,6 @@ from runtime.server.shapes import ChatShape, CompletionShape, Envelope, Shape
 from runtime.server.tokens import TokenTexts
 from runtime.server.tracing import Tracer
 
-PAGE_DIR = Path(__file__).with_name("page")
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -42,7 +40,7 @@ def make_app(
     _add_generation(app, generator, model, settings, llm)
     _add_models(app, model)
     _add_operations(app, generator, metrics, model)
-    app.mount("/", StaticFiles(directory=PAGE_DIR, html=True))
+    app.mount("/", Page())
     # The last one added is the first to see a request.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(KeyCheck, keys=keys)

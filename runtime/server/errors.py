@@ -84,7 +84,7 @@ async def _from_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     api_error = ApiError(error.status_code, str(error.detail), headers=error.headers)
     if error.status_code == 404:
-        api_error = ApiError(404, f"no such path: {request.url.path}", "not_found")
+        api_error = ApiError(404, f"nothing here answers {request.method} {request.url.path}", "not_found")
     return await _from_api(request, api_error)
 
 

@@ -43,6 +43,7 @@ class Generator:
         self._llm = llm
         self._metrics = metrics
         self._timeout_s = timeout_s
+        self._failure_is_logged = False
 
     @asynccontextmanager
     async def open(self, asked: Asked, record: RequestRecord) -> AsyncIterator[Generation]:
@@ -61,6 +62,8 @@ class Generator:
                             yield Generation(request.outputs, _watched(request.deltas, observer))
                         finally:
                             observer.close()
+                            if record.prompt is not None:  # the log may have texts
+                                record.output = [one.text for output in request.outputs for one in output.completions]
         except TimeoutError as error:
             message = f"the request took longer than {self._timeout_s:g} s, this server's limit; ask for fewer tokens"
             raise ApiError(504, message, "timeout") from error
@@ -76,6 +79,9 @@ class Generator:
             return None
         if self.admission.is_draining:
             return ApiError(503, "the server shut down before the answer was complete", "draining")
+        if not self._failure_is_logged:
+            _log.error("the engine failed", exc_info=failure)
+            self._failure_is_logged = True
         message = f"the engine failed ({type(failure).__name__}) and the server must be restarted; its log says more"
         return ApiError(500, message, "engine_failed")
 

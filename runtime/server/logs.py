@@ -1,5 +1,6 @@
 """Logs as JSON, one line each; a line per request, with what its record holds."""
 
+import io
 import json
 import logging
 import sys
@@ -33,6 +34,8 @@ class JsonFormatter(logging.Formatter):
 
 def configure_logs() -> None:
     """Send every logger's lines, uvicorn's included, to stdout as JSON."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what a client sent may be no Unicode text
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

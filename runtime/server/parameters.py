@@ -46,7 +46,7 @@ def to_sampling_params(request: GenerationRequest, max_tokens: int | None, logpr
     try:
         return SamplingParams(
             temperature=temperature,
-            top_k=max(0, request.top_k or 0) if request.top_k != -1 else 0,
+            top_k=0 if request.top_k in (None, -1) else request.top_k,  # -1 is how vLLM says all
             top_p=1.0 if request.top_p is None else request.top_p,
             min_p=request.min_p or 0.0,
             seed=request.seed,

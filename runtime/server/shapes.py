@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, Protocol
 
 from runtime.backends.base import TokenLogprobs
@@ -84,13 +83,11 @@ class CompletionShape:
         return {"text": completion.text, "logprobs": logprobs, "finish_reason": completion.finish_reason}
 
     def logprobs(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
-        tokens = [self._texts.text_of(token_id) for token_id in token_ids]
-        offsets = list(accumulate(map(len, tokens), initial=offset))[:-1]
         return {
-            "tokens": tokens,
+            "tokens": [self._texts.name_of(token_id) for token_id in token_ids],
             "token_logprobs": [entry.chosen for entry in entries],
-            "top_logprobs": [{self._texts.text_of(i): logprob for i, logprob in entry.top} for entry in entries],
-            "text_offset": offsets,
+            "top_logprobs": [{self._texts.name_of(i): logprob for i, logprob in entry.top} for entry in entries],
+            "text_offset": self._texts.offsets(token_ids, offset),
         }
 
 

@@ -1,7 +1,10 @@
 """Single tokens as text and bytes, for log-probabilities: what a token adds, though it may be half a character."""
 
+import codecs
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 
 from runtime.text.tokenizer import Tokenizer
 
@@ -14,7 +17,9 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         backend = tokenizer.backend
         self._backend = backend
-        self._added = {token_id: token.content for token_id, token in backend.get_added_tokens_decoder().items()}
+        added = backend.get_added_tokens_decoder()
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self._unwritten = {token_id for token_id, token in added.items() if token.special}
         state = backend.decoder.__getstate__() if backend.decoder is not None else b""
         self._from_char = _byte_of_char() if b"ByteLevel" in state else None
 
@@ -29,9 +34,20 @@ class TokenTexts:
             return bytes([int(match[1], 16)])
         return token.replace("\u2581", " ").encode()
 
-    def text_of(self, token_id: int) -> str:
-        """The token as text; a part of a character becomes the replacement character."""
-        return self.bytes_of(token_id).decode(errors="replace")
+    def name_of(self, token_id: int) -> str:
+        """The token as text, or as OpenAI writes a part of a character: `bytes:\\xe2\\x80`."""
+        raw = self.bytes_of(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+    def offsets(self, token_ids: Sequence[int], start: int) -> list[int]:
+        """At which character each token of a text begins that itself begins at `start`."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        written = (b"" if token_id in self._unwritten else self.bytes_of(token_id) for token_id in token_ids)
+        lengths = (len(decoder.decode(raw)) for raw in written)
+        return list(accumulate(lengths, initial=start))[:-1]
 
 
 @lru_cache(maxsize=1)

@@ -50,8 +50,15 @@ class Tokenizer:
         return self._chat is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens written out in it become single ids."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Token ids of `text`; special tokens written out in it become single ids.
+
+        Raises:
+            EnginewrightError: the text has half of a surrogate pair, as broken JSON escapes give.
+        """
+        try:
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            raise EnginewrightError("the prompt is no Unicode text: it has half of a surrogate pair") from error
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)

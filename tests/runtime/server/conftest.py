@@ -2,33 +2,38 @@
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 
 import httpx2
 import openai
 import pytest
-import uvicorn
 
 from runtime.async_llm import AsyncLLM
 from runtime.server.app import make_app
+from runtime.server.run import DrainingServer
 from runtime.server.settings import ServedModel, ServerSettings
 from runtime.text_engine import TextEngine
 from tests.runtime.tiny import PLAN, make_engine
 
 MODEL = ServedModel("tiny", "0123456789abcdef", "cpu", PLAN.max_seq_len, 1_700_000_000)
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
 
 
 @contextmanager
-def running(llm, keys=(), **settings):
-    """The application over a running engine, on a free port of this machine; yields its address."""
-    app = make_app(llm, MODEL, ServerSettings(**settings), list(keys))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off"))
+def running(llm, keys=(), tracer=None, drain_timeout_s=5.0, **settings):
+    """The application over a running engine, on a free port of this machine; yields the server and its address."""
+    app = make_app(llm, MODEL, ServerSettings(**settings), list(keys), tracer)
+    server = DrainingServer(app, llm, drain_timeout_s)
+    server.config.port = 0
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+            time.sleep(0.005)
+        yield server, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
@@ -42,9 +47,24 @@ def shared_llm(checkpoint, tokenizer):
     llm.close()
 
 
+@pytest.fixture
+def slow_llm(text_engine, monkeypatch):
+    """An engine of the test's own, whose steps take 20 ms: a whole text takes about 1.5 s."""
+    step = text_engine.step
+
+    def slow_step():
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(text_engine, "step", slow_step)
+    llm = AsyncLLM(text_engine)
+    yield llm
+    llm.close()
+
+
 @pytest.fixture(scope="session")
 def address(shared_llm):
-    with running(shared_llm) as address:
+    with running(shared_llm) as (_, address):
         yield address
 
 
@@ -73,3 +93,17 @@ def called(llm, path, body=None, keys=(), headers=None, **settings):
             return await client.post(path, headers=headers, **content)
 
     return asyncio.run(send())
+
+
+def until(condition, seconds=5.0):
+    """Wait for something that another thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def is_idle(llm):
+    """Whether the engine holds nothing of any request."""
+    scheduler = llm.text_engine.engine.scheduler
+    return not scheduler.has_work and scheduler.pool.num_free == scheduler.pool.num_blocks
