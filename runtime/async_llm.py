@@ -61,7 +61,7 @@ class AsyncLLM:
         cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
-            EnginewrightError: the prompt is empty or too long.
+            EnginewrightError: the prompt is empty or too long, or a parameter does not fit the model.
         """
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[StreamDelta | BaseException] = asyncio.Queue()
@@ -69,6 +69,8 @@ class AsyncLLM:
         def publish(item: StreamDelta | BaseException) -> None:
             loop.call_soon_threadsafe(deltas.put_nowait, item)
 
+        if params is not None and params.structured is not None:  # a complex grammar would hold up the others' steps
+            await asyncio.to_thread(self._text_engine.grammars.compile, params.structured)
         output = await asyncio.wrap_future(self._call(lambda: self._submit(prompt, params, cache_salt, publish)))
         open_samples = len(output.completions)
         try:
