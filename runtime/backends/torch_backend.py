@@ -1,11 +1,12 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
+from plugins.sample import NO_TOKEN
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, pack
@@ -38,7 +39,7 @@ class _Pass:
         counts = self._accepted.counts.tolist()
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
         num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
-        return StepResult(tokens, num_drafted, self._logprobs)
+        return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 
 class TorchBackend:
@@ -68,6 +69,9 @@ class TorchBackend:
 
     def forward(self, batch: Batch) -> DecoderOutput:
         return self._decoder.forward(batch, self._cache)
+
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return run
 
     def new_state(self) -> DeviceState:
         return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
@@ -114,6 +118,17 @@ class TorchBackend:
                 cache.rows(drawing.block_tables.gather(1, at // cache.block_size), at) for at in (sources, targets)
             )
             kv_compact(cache.storage, source_rows.flatten(), target_rows.flatten())
+
+
+def checked(result: StepResult) -> StepResult:
+    """Return it as it is.
+
+    Raises:
+        ValueError: a row had no token to draw.
+    """
+    if any(NO_TOKEN in tokens for tokens in result.token_ids):
+        raise ValueError("logits hold NaN; the engine's weights or kernels are broken: verify the bundle")
+    return result
 
 
 def _logprobs(

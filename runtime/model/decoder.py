@@ -72,8 +72,9 @@ class Decoder:
         spec = self.spec
         shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
         plan = plan_attention(
-            shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors
-        )
+            shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors,
+            len(batch.token_ids),
+        )  # fmt: skip
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
         kv_rows = cache.rows(batch.token_blocks(cache.block_size), batch.cache_positions)
         embedded = self._embedding[batch.token_ids]

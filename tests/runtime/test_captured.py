@@ -22,15 +22,17 @@ from tests.runtime.test_speculation import FAMILIES
 from tests.runtime.tiny import EOS, PLAN, make_checkpoint
 
 
-def captured(checkpoint, drafter=None, policy=None, read_lag=1, most_repeats=4, **limits):
+def captured(
+    checkpoint, drafter=None, policy=None, read_lag=1, most_repeats=4, recorder=None, device="cpu", **limits
+):  # fmt: skip
     plan = replace(PLAN, **limits)
-    decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len)
-    cache = KVCache(checkpoint.spec, plan.num_blocks + 1, plan.block_size, torch.float64)
+    decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len, device)
+    cache = KVCache(checkpoint.spec, plan.num_blocks + 1, plan.block_size, torch.float64, device)
     cache.storage.fill_(torch.nan)
     cache.storage[:, plan.num_blocks :] = 0  # padding reads what padding wrote
     sizes = (plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size)
     backend = CapturedBackend(
-        decoder, cache, EngineLimits(*sizes), EagerRecorder(), drafter, read_lag, most_repeats
+        decoder, cache, EngineLimits(*sizes), recorder or EagerRecorder(), drafter, read_lag, most_repeats
     )  # fmt: skip
     return Engine(backend, frozenset([EOS]), policy)
 

@@ -1,5 +1,6 @@
 """The backend whose steps are captured graphs: one upload of what the host knows, replays, one download of tokens."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
@@ -11,7 +12,7 @@ from runtime.backends.captured.recording import Recorder, Recording
 from runtime.backends.captured.transfers import Download, Transfers
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, Layout, host_words, unpack
-from runtime.backends.torch_backend import TorchBackend, token_logprobs
+from runtime.backends.torch_backend import TorchBackend, checked, token_logprobs
 from runtime.batch import StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
@@ -52,7 +53,7 @@ class _Handle:
 
     def _one(self, rows: list[list[int]]) -> StepResult:
         tokens = [row[_TOKENS : _TOKENS + row[_COUNT]] for row in rows]
-        return StepResult(tokens, [row[_NUM_DRAFTED] for row in rows], self._logprobs)
+        return checked(StepResult(tokens, [row[_NUM_DRAFTED] for row in rows], self._logprobs))
 
 
 class CapturedBackend(TorchBackend):
@@ -83,6 +84,10 @@ class CapturedBackend(TorchBackend):
     def new_state(self) -> DeviceState:
         self._state.reset()
         return self._state
+
+    @torch.inference_mode()
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return self._recorder.record(run).replay
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
