@@ -3,6 +3,6 @@
 
 extern "C" __device__ const unsigned attention_plan_params_bytes = sizeof(AttentionPlanParams);
 
-extern "C" __global__ void __launch_bounds__(256) attention_plan_kernel(const __grid_constant__ AttentionPlanParams params) {
+extern "C" __global__ void __launch_bounds__(256) attention_plan_kernel(__grid_constant__ const AttentionPlanParams params) {
     plan_attention(params);
 }

@@ -127,10 +127,10 @@ def plan_attention_cuda(
     _check_shape(shape)
     num_requests, max_blocks = block_tables.shape
     for tensor, size in ((query_starts, num_requests + 1), (context_lens, num_requests), (block_tables, None)):
-        _check_indices(tensor, size)
+        _check_indices(tensor, size, query_starts.device)
     num_nodes = 0 if ancestors is None else ancestors.shape[1]
     if ancestors is not None:
-        _check_indices(ancestors, num_requests)
+        _check_indices(ancestors, num_requests, query_starts.device)
     settings = _settings(shape, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
     kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
     device, num_counters = query_starts.device, settings.short_tiles * shape.num_kv_heads
@@ -146,7 +146,7 @@ def plan_attention_cuda(
         max_blocks * shape.block_size, settings.window, SPLIT_LEN, settings.num_slots, num_counters,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, 1, _PLAN_THREADS, 0, params, torch.cuda.current_stream().cuda_stream)
+    launch(kernel, 1, _PLAN_THREADS, 0, params, current_stream())
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(settings)]
 
@@ -180,8 +180,12 @@ def attention_cuda(
 def _launch(kind: Variant, settings: _Settings, items: int, dtype: torch.dtype, params: _Params) -> None:
     kernel = get_kernel(source(dtype, settings.head_dim), kind.entry, _Params)
     grid = min(items * settings.num_kv_heads, MAX_BLOCKS)
-    stream = torch.cuda.current_stream().cuda_stream
-    launch(kernel, grid, kind.threads, kind.shared_bytes(settings.head_dim), params, stream)
+    launch(kernel, grid, kind.threads, kind.shared_bytes(settings.head_dim), params, current_stream())
+
+
+def current_stream() -> int:
+    """The handle of the stream that torch launches on."""
+    return int(torch.cuda.current_stream().cuda_stream)
 
 
 def _settings(
@@ -225,11 +229,11 @@ def _check_shape(shape: "AttentionShape") -> None:
         raise KernelError(f"attention: {shape.num_heads} heads do not share {shape.num_kv_heads} K/V heads evenly")
 
 
-def _check_indices(tensor: torch.Tensor, size: int | None) -> None:
-    if tensor.dtype != torch.int64 or not tensor.is_cuda or not tensor.is_contiguous():
+def _check_indices(tensor: torch.Tensor, size: int | None, device: torch.device) -> None:
+    if tensor.dtype != torch.int64 or tensor.device != device or not tensor.is_contiguous():
         raise KernelError(
             f"attention on CUDA: an index tensor is {tensor.dtype} on {tensor.device} with strides {tensor.stride()}; "
-            "it must be int64, contiguous and on the GPU"
+            f"it must be int64, contiguous and on {device}"
         )
     if size is not None and len(tensor) != size:
         raise KernelError(f"attention: an index tensor has {len(tensor)} rows, the batch needs {size}")
@@ -253,9 +257,10 @@ def _check_tensors(
     if not (k_cache.is_contiguous() and v_cache.is_contiguous()):
         raise KernelError("attention on CUDA: the caches must be contiguous")
     for tensor in (q, k_cache, v_cache, out):
-        if tensor.stride(2) != 1 or tensor.stride(0) % 8 or tensor.stride(1) % 8 or tensor.data_ptr() % 16:
+        if tensor.stride(-1) != 1 or tensor.stride(0) % 8 or tensor.stride(1) % 8 or tensor.data_ptr() % 16:
             raise KernelError(
-                f"attention on CUDA: a tensor has strides {tensor.stride()}; rows must be contiguous and 16-byte aligned"
+                f"attention on CUDA: a tensor has strides {tensor.stride()}; "
+                "rows must be contiguous and aligned to 16 bytes"
             )
     if scale <= 0:
         raise KernelError(f"attention: scale is {scale}; it must be positive")

@@ -182,5 +182,5 @@ def test_mixed_dtypes_are_refused():
 def test_misaligned_queries_are_refused():
     case = make_case([1], [10], **SIZES)
     case.q = torch.zeros(1, 8, 68, dtype=torch.bfloat16, device="cuda")[:, :, 4:]
-    with pytest.raises(KernelError, match="16-byte aligned"):
+    with pytest.raises(KernelError, match="aligned to 16 bytes"):
         run(case, out=torch.empty(1, 8, 64, dtype=torch.bfloat16, device="cuda"))
