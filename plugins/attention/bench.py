@@ -57,7 +57,7 @@ CASES = [
 ]
 
 
-def median_ms(step: Callable[[], None], replays: int = 20) -> float:
+def median_ms(step: Callable[[], object], replays: int = 20) -> float:
     """Milliseconds of one replay of `step` as a graph."""
     step()
     graph = torch.cuda.CUDAGraph()
@@ -69,7 +69,7 @@ def median_ms(step: Callable[[], None], replays: int = 20) -> float:
         event.record()
         graph.replay()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in pairwise(events))
+    return float(statistics.median(a.elapsed_time(b) for a, b in pairwise(events)))
 
 
 def time_kernel(case: Case, num_layers: int) -> float:
