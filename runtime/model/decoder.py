@@ -70,7 +70,7 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput:
         """Run all layers over the batch, writing its keys and values to `cache`."""
         spec = self.spec
-        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
+        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window, spec.head_dim)
         plan = plan_attention(
             shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors,
             len(batch.token_ids),
