@@ -8,10 +8,14 @@ import torch
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
+from plugins.decoder_step.cuda import step_source
+from plugins.decoder_step.plan import plan_step
 from runtime.errors import EnginewrightError
+from runtime.model.whole_step import rows_of, step_spec
 from runtime.spec import ModelSpec
 
 CUDA_DTYPES = ("bfloat16", "float16")
+LARGE_SHARED_ARCHS = ("sm_90a", "sm_100")  # whose blocks may have the 227 KiB of shared memory that whole steps take
 
 
 class NeededKernel(NamedTuple):
@@ -21,7 +25,7 @@ class NeededKernel(NamedTuple):
     archs: tuple[str, ...] = ()
 
 
-def kernels_for(spec: ModelSpec, dtype: str) -> tuple[NeededKernel, ...]:
+def kernels_for(spec: ModelSpec, dtype: str, block_size: int) -> tuple[NeededKernel, ...]:
     """Return the kernels that a CUDA engine of this model launches.
 
     Raises:
@@ -38,11 +42,19 @@ def kernels_for(spec: ModelSpec, dtype: str) -> tuple[NeededKernel, ...]:
             f"target cuda takes head_dim {known}; this model's is {spec.head_dim}; write target=[cpu]"
         )
     try:
-        return tuple(_needed(spec, getattr(torch, dtype)))
+        return tuple(_needed(spec, getattr(torch, dtype), block_size))
     except KernelError as error:
         raise EnginewrightError(f"target cuda: {error}") from error
 
 
-def _needed(spec: ModelSpec, dtype: torch.dtype) -> Iterator[NeededKernel]:
+def step_sources(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> list[KernelSource]:
+    """Return the whole-step kernels, one for each bucket of rows; none where the model goes through the ops alone."""
+    sizes = step_spec(spec)
+    plans = [plan_step(sizes, rows) for rows in rows_of(spec, dtype)]
+    return [step_source(sizes, plan, block_size) for plan in plans if not isinstance(plan, str)]
+
+
+def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[NeededKernel]:
     yield NeededKernel(attention.PLAN_SOURCE)
     yield NeededKernel(attention.source(dtype, spec.head_dim))
+    yield from (NeededKernel(source, LARGE_SHARED_ARCHS) for source in step_sources(spec, dtype, block_size))
