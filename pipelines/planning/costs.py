@@ -142,13 +142,6 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int |
         return model.source_bytes
     if stage == "compile_cuda":
         return KERNEL_BYTES
-    if stage in (
-        "draft",
-        "compile",
-        "verify",
-        "verify_cuda",
-        "bench",
-        "bench_cuda",
-    ):  # a drafting model is linked, not copied
+    if stage.removesuffix("_cuda") in ("draft", "compile", "verify", "bench"):  # a drafting model is linked, not copied
         return REPORT_BYTES
     return sizes.weights if sizes else None
