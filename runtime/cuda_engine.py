@@ -12,8 +12,7 @@ from plugins.cuda.driver import driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.library import add_folder
 from runtime.backends.base import EngineLimits
-from runtime.backends.captured.backend import CapturedBackend
-from runtime.backends.captured.recording import CudaRecorder
+from runtime.backends.cuda import CudaBackend
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import Checkpoint
@@ -29,7 +28,7 @@ GIB = 2**30
 
 def make_cuda_backend(
     checkpoint: Checkpoint, plan: EnginePlan, engine_dir: Path, draft_dir: Path | None = None
-) -> CapturedBackend:
+) -> CudaBackend:
     """Load a CUDA engine on torch's current device.
 
     draft_dir: a drafter that will be loaded beside it; one that has a KV cache of its own gets its share.
@@ -39,6 +38,16 @@ def make_cuda_backend(
     """
     require_gpu(KernelList.read(engine_dir))
     add_folder(engine_dir / KERNELS_DIR)
+    return load_on_gpu(checkpoint, plan, draft_dir)
+
+
+def load_on_gpu(
+    checkpoint: Checkpoint, plan: EnginePlan, draft_dir: Path | None = None, use_whole_step: bool = True
+) -> CudaBackend:
+    """As `make_cuda_backend`, with whatever kernels this process has; where it was given none, it compiles them.
+
+    use_whole_step: passes over few rows go through one kernel where it takes the model; without, all through the ops.
+    """
     dtype = getattr(torch, plan.dtype)
     with gpu_errors("loading the weights"):
         decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len, DEVICE)
@@ -47,7 +56,7 @@ def make_cuda_backend(
     limits = EngineLimits(
         plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
     )  # fmt: skip
-    return CapturedBackend(decoder, cache, limits, CudaRecorder())
+    return CudaBackend(decoder, cache, limits, use_whole_step)
 
 
 def require_gpu(kernels: KernelList) -> None:

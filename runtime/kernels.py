@@ -8,7 +8,9 @@ import torch
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
+from plugins.sample import cuda as sample
 from runtime.errors import EnginewrightError
+from runtime.model import whole_step
 from runtime.spec import ModelSpec
 
 CUDA_DTYPES = ("bfloat16", "float16")
@@ -21,7 +23,7 @@ class NeededKernel(NamedTuple):
     archs: tuple[str, ...] = ()
 
 
-def kernels_for(spec: ModelSpec, dtype: str) -> tuple[NeededKernel, ...]:
+def kernels_for(spec: ModelSpec, dtype: str, block_size: int) -> tuple[NeededKernel, ...]:
     """Return the kernels that a CUDA engine of this model launches.
 
     Raises:
@@ -38,11 +40,14 @@ def kernels_for(spec: ModelSpec, dtype: str) -> tuple[NeededKernel, ...]:
             f"target cuda takes head_dim {known}; this model's is {spec.head_dim}; write target=[cpu]"
         )
     try:
-        return tuple(_needed(spec, getattr(torch, dtype)))
+        return tuple(_needed(spec, getattr(torch, dtype), block_size))
     except KernelError as error:
         raise EnginewrightError(f"target cuda: {error}") from error
 
 
-def _needed(spec: ModelSpec, dtype: torch.dtype) -> Iterator[NeededKernel]:
+def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[NeededKernel]:
+    yield NeededKernel(sample.SOURCE)
     yield NeededKernel(attention.PLAN_SOURCE)
     yield NeededKernel(attention.source(dtype, spec.head_dim))
+    for source in whole_step.step_sources(spec, dtype, block_size):
+        yield NeededKernel(source, whole_step.ARCHS)

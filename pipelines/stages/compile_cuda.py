@@ -5,7 +5,7 @@ NVRTC needs no GPU and no driver, so nothing is run here: what was built but nev
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.config import CudaTargetConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
@@ -13,6 +13,7 @@ from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
     from plugins.cuda.build import Built
+    from runtime.formats.engine_plan import EnginePlan
     from runtime.spec import ModelSpec
 
 PLUGINS = Path(__file__).resolve().parent.parent.parent / "plugins"
@@ -43,7 +44,7 @@ class CompileCudaStage:
 
         checkpoint = Checkpoint(inputs["convert"].path)
         plan = _plan(config, checkpoint.spec, checkpoint.config.dtype)
-        images = _build(checkpoint.spec, checkpoint.config.dtype, config.archs, context)
+        images = _build(checkpoint.spec, plan, config.archs, context)
         write_images(images, out_dir / KERNELS_DIR)
         write_kernel_list(images, out_dir)
         plan.write(out_dir)
@@ -55,7 +56,7 @@ class CompileCudaStage:
         return StageOutput(metrics=_metrics(images), summary=_summary(images, spilling, plan))
 
 
-def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> Any:
+def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePlan":
     from runtime.formats.engine_plan import EnginePlan
 
     longest = spec.max_position_embeddings
@@ -63,26 +64,27 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> Any:
         raise EnginewrightError(
             f"target.cuda.max_seq_len is {config.max_seq_len}; the model was trained for at most {longest} tokens"
         )
+    max_seq_len = config.max_seq_len or longest
     return EnginePlan(
         target="cuda",
         dtype=dtype,
         linear="torch",
         max_batch_size=config.max_batch_size,
-        max_seq_len=config.max_seq_len or longest,
-        max_num_tokens=config.max_num_tokens,
+        max_seq_len=max_seq_len,
+        max_num_tokens=min(config.max_num_tokens, max_seq_len),  # a captured step is no longer than a text
         block_size=config.block_size,
         num_blocks=-(-config.kv_cache_tokens // config.block_size),
         kv_cache_fraction=config.kv_cache_fraction,
     )
 
 
-def _build(spec: "ModelSpec", dtype: str, archs: Sequence[str], context: StageContext) -> list["Built"]:
+def _build(spec: "ModelSpec", plan: "EnginePlan", archs: Sequence[str], context: StageContext) -> list["Built"]:
     from plugins.cuda.build import build_images
     from plugins.cuda.errors import KernelError
     from plugins.cuda.nvrtc import require_pinned_nvrtc
     from runtime.kernels import kernels_for
 
-    needed = kernels_for(spec, dtype)
+    needed = kernels_for(spec, plan.dtype, plan.block_size)
     jobs = [(kernel.source, arch) for kernel in needed for arch in archs if not kernel.archs or arch in kernel.archs]
 
     def report(share: float, text: str) -> None:
@@ -110,7 +112,7 @@ def _metrics(images: Sequence["Built"]) -> dict[str, float]:
     return metrics
 
 
-def _summary(images: Sequence["Built"], spilling: Sequence[str], plan: Any) -> str:
+def _summary(images: Sequence["Built"], spilling: Sequence[str], plan: "EnginePlan") -> str:
     archs = sorted({image.compiled.arch for image in images})
     kept = sum(image.seconds == 0 for image in images)
     text = f"cuda, {plan.dtype}, {len(images)} images for {len(archs)} architectures"

@@ -10,6 +10,7 @@
 // Shared memory: sizeof(SampleScratch).
 #pragma once
 
+#include "element.cuh"
 #include "math.cuh"
 #include "warp.cuh"
 
