@@ -79,6 +79,6 @@ def _check(
     require_shape(op, (tokens, head_dim), dtype, cos=cos, sin=sin)
     require_shape(op, (tokens, num_kv_heads), torch.int64, kv_rows=kv_rows)
     require_shape(op, (head_dim,), dtype, **norms)
-    require_shape(op, tuple(k_cache.shape[:3]) + (head_dim,), dtype, k_cache=k_cache, v_cache=v_cache)
+    require_shape(op, (*k_cache.shape[:3], head_dim), dtype, k_cache=k_cache, v_cache=v_cache)
     require_contiguous(op, cos=cos, sin=sin, kv_rows=kv_rows, k_cache=k_cache, v_cache=v_cache, q_out=q_out)
     require_rows(op, qkv=qkv, cos=cos, sin=sin, k_cache=k_cache, v_cache=v_cache, q_out=q_out, **norms)

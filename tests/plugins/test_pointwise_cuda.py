@@ -92,7 +92,7 @@ def test_rows_that_the_kernels_cannot_take_are_refused(kernel_device):
     with pytest.raises(KernelError, match="multiples of 16 bytes"):
         rms_norm_cuda(x, weight, 1e-5, x.bfloat16())
     x, weight = torch.zeros(2, 16, device=kernel_device), torch.zeros(16, device=kernel_device).bfloat16()
-    with pytest.raises(KernelError, match="no kernel for rows of torch.float32"):
+    with pytest.raises(KernelError, match=r"no kernel for rows of torch\.float32"):
         rms_norm_cuda(x, weight, 1e-5, x.half())
     with pytest.raises(KernelError, match="do not fit"):
         rms_norm_cuda(x, weight[:8], 1e-5, x.bfloat16())
