@@ -28,7 +28,8 @@ struct AttentionParams {
     void* out;
     const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
-    const int* plan;                // see attention_plan.cuh
+    const int* items;               // see attention_plan.cuh
+    const int* num_items;
     float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) maximum and sum
     unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
     long long q_token_stride;       // elements, as all strides
@@ -36,7 +37,8 @@ struct AttentionParams {
     long long out_token_stride;
     long long out_head_stride;
     long long num_slots;
-    int num_requests;
+    unsigned long long group_inverse;  // 2^32 / G, rounded up: x / G is x * group_inverse >> 32 for x < 2^32 / G
+    int group;  // G = N / N_kv
     int num_heads;
     int num_kv_heads;
     int block_shift;  // log2 of block_size
@@ -45,7 +47,12 @@ struct AttentionParams {
     int window;       // keys a query sees, itself included
     float log2_scale;  // scale * log2(e) > 0: scores are kept as exponents of 2
 };
-static_assert(sizeof(AttentionParams) == 9 * 8 + 5 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 8 * 4, "mirrored in cuda.py");
+
+// The token of a packed row.
+__device__ __forceinline__ int token_of(int row, const AttentionParams& params) {
+    return static_cast<int>(static_cast<unsigned>(row) * params.group_inverse >> 32);
+}
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
@@ -72,23 +79,21 @@ struct AttentionConfig {
     static constexpr int MERGE_BYTES = KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
     static constexpr int FLAG_BYTES = 16;
+    // Splits are folded some rows at a time, some splits ahead.
+    static constexpr int FOLD_ROWS = ROWS == 16 ? 1 : 4;
+    static constexpr int FOLD_AHEAD = ROWS == 16 ? 16 : 4;
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");
     static_assert(D % MERGE_COLUMNS == 0, "whole column groups");
 };
 
-// One block's task: a tile and the keys it goes over.
+// One block's task.
 struct AttentionTask {
-    PlannedRequest request;
-    int request_index;
+    PlannedItem item;
     int kv_head;
-    int tile;
-    int split;      // index among the request's splits
     int first_row;  // packed
     int num_rows;   // packed rows of the tile that exist
-    int key_begin;  // keys outside are not read
-    int key_end;
 };
 
 // What one packed row of a chain sees: the keys before `high` that the window reaches.
@@ -97,8 +102,8 @@ struct ChainKeys {
 
     __device__ __forceinline__ ChainKeys() {}
     __device__ __forceinline__ ChainKeys(const AttentionParams& params, const AttentionTask& task, int row) {
-        const int token = (task.first_row + row) / (params.num_heads / params.num_kv_heads);
-        high = task.request.context - task.request.rows + token + 1;
+        const int token = token_of(task.first_row + row, params);
+        high = task.item.context - task.item.rows + token + 1;
     }
 
     __device__ __forceinline__ bool sees(int key, const AttentionParams& params) const {
@@ -115,13 +120,13 @@ struct TreeKeys {
 
     __device__ __forceinline__ TreeKeys() {}
     __device__ __forceinline__ TreeKeys(const AttentionParams& params, const AttentionTask& task, int row) {
-        const int token = (task.first_row + row) / (params.num_heads / params.num_kv_heads);
-        root = task.request.context - task.request.rows;
+        const int token = token_of(task.first_row + row, params);
+        root = task.item.context - task.item.rows;
         high = root + token + 1;
         low = high - params.window;
         nodes = 0;
-        if (!task.request.is_tree || row >= task.num_rows) return;
-        nodes = params.ancestors[static_cast<long long>(task.request_index) * params.num_nodes + token];
+        if (!task.item.is_tree || row >= task.num_rows) return;
+        nodes = params.ancestors[static_cast<long long>(task.item.request) * params.num_nodes + token];
         // Ancestors lie before their descendants, so a window of depths is the highest set bits.
         const int num_seen = __popcll(nodes);
         for (int excess = num_seen - params.window; excess > 0; --excess) nodes &= nodes - 1;
@@ -185,15 +190,15 @@ struct AttentionTile {
     // Lane l gets the block of page `page` + l, for pages that the task reads.
     __device__ __forceinline__ void load_pages(int page) {
         first_page = page;
-        const int last = (task.key_end - 1) >> params.block_shift;
+        const int last = (task.item.key_end - 1) >> params.block_shift;
         const int mine = min(page + lane, last);
-        pages = params.block_tables[static_cast<long long>(task.request_index) * params.max_blocks + mine];
+        pages = params.block_tables[static_cast<long long>(task.item.request) * params.max_blocks + mine];
     }
 
     // Start copying a chunk's keys and values; those outside the task's range become zeros.
     __device__ __forceinline__ void load_chunk(int chunk, int stage) {
         const int first_key = chunk * S::CHUNK;
-        const int page = max(first_key, task.key_begin) >> params.block_shift;
+        const int page = max(first_key, task.item.key_begin) >> params.block_shift;
         if (page < first_page || ((first_key + S::CHUNK - 1) >> params.block_shift) >= first_page + 32) load_pages(page);
         unsigned char* keys = ring + stage * (2 * S::CHUNK_BYTES);
         constexpr int COPIES = S::CHUNK * S::PIECES / S::GROUP_THREADS;
@@ -204,7 +209,7 @@ struct AttentionTile {
             const int index = copy * S::GROUP_THREADS + thread;
             const int row = index / S::PIECES, piece = index % S::PIECES;
             const int key = first_key + row;
-            const bool valid = key >= task.key_begin && key < task.key_end;
+            const bool valid = key >= task.item.key_begin && key < task.item.key_end;
             const long long block = shfl(pages, valid ? (key >> params.block_shift) - first_page : 0);
             const int offset = key & ((1 << params.block_shift) - 1);
             const long long element =
@@ -218,14 +223,14 @@ struct AttentionTile {
 
     // All threads of the block copy the tile's queries; rows that do not exist become zeros.
     __device__ __forceinline__ void load_queries() {
-        const int group = params.num_heads / params.num_kv_heads;
-        for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
+            for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
             const int row = index / S::PIECES, piece = index % S::PIECES;
             const bool valid = row < task.num_rows;
             const int packed = task.first_row + (valid ? row : 0);
-            const long long token = task.request.first_token + packed / group;
-            const int head = task.kv_head * group + packed % group;
-            const long long element = token * params.q_token_stride + head * params.q_head_stride + piece * 8;
+            const int token = token_of(packed, params);
+            const int head = task.kv_head * params.group + packed - token * params.group;
+            const long long element =
+                (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride + piece * 8;
             copy_async16_or_zero(q_shared + row * S::ROW_BYTES + piece * 16,
                                  static_cast<const char*>(params.q) + element * 2, valid);
         }
@@ -237,10 +242,9 @@ struct AttentionTile {
     }
 
     __device__ __forceinline__ void start() {
-        const int root = task.request.context - task.request.rows;
-        const int group = params.num_heads / params.num_kv_heads;
-        all_see_from = max(task.request.context - params.window, 0);
-        all_see_until = task.request.is_tree ? root : root + task.first_row / group + 1;
+        const int root = task.item.context - task.item.rows;
+            all_see_from = max(task.item.context - params.window, 0);
+        all_see_until = task.item.is_tree ? root : root + token_of(task.first_row, params) + 1;
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
@@ -384,8 +388,8 @@ struct AttentionTile {
     // Run over the task's keys; afterwards row_sum holds whole rows' sums.
     template <class Queries>
     __device__ __forceinline__ void run() {
-        const int first = task.key_begin / S::CHUNK;
-        const int end = (task.key_end + S::CHUNK - 1) / S::CHUNK;
+        const int first = task.item.key_begin / S::CHUNK;
+        const int end = (task.item.key_end + S::CHUNK - 1) / S::CHUNK;
         // Which key warp takes a chunk depends on the chunk's index alone.
         int chunk = first + (key_warp + S::KEY_WARPS - first % S::KEY_WARPS) % S::KEY_WARPS;
         load_queries();
@@ -423,10 +427,10 @@ struct AttentionTile {
 
     // Element offset of a packed row of the tile in `out`.
     __device__ __forceinline__ long long out_offset(int row) const {
-        const int group = params.num_heads / params.num_kv_heads;
-        const int packed = task.first_row + row;
-        const long long token = task.request.first_token + packed / group;
-        return token * params.out_token_stride + (task.kv_head * group + packed % group) * params.out_head_stride;
+            const int packed = task.first_row + row;
+        const int token = token_of(packed, params);
+        const int head = task.kv_head * params.group + packed - token * params.group;
+        return (task.item.first_token + token) * params.out_token_stride + head * params.out_head_stride;
     }
 
     // One key warp: its rows are final.

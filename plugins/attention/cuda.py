@@ -27,7 +27,7 @@ SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 MIN_BLOCK_SIZE = 16  # keys of a chunk
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
-_PLAN_HEADER, _PLAN_RECORD = 8, 8
+_PLAN_HEADER, _PLAN_ITEM, _PLAN_NOTE = 4, 12, 12  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 256
 _MOST_KEYS = 2**31 - 1
 
@@ -70,11 +70,11 @@ def variants(head_dim: int) -> dict[str, Variant]:
 
 class _Params(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "plan")),
-        *((name, ctypes.c_void_p) for name in ("partial", "counters")),
+        *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "items")),
+        *((name, ctypes.c_void_p) for name in ("num_items", "partial", "counters")),
         *((name, ctypes.c_int64) for name in ("q_token_stride", "q_head_stride", "out_token_stride")),
-        *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots")),
-        *((name, ctypes.c_int32) for name in ("num_requests", "num_heads", "num_kv_heads", "block_shift")),
+        *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots", "group_inverse")),
+        *((name, ctypes.c_int32) for name in ("group", "num_heads", "num_kv_heads", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "num_nodes", "window")),
         ("log2_scale", ctypes.c_float),
     ]
@@ -85,6 +85,7 @@ class _PlanParams(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("query_starts", "context_lens", "ancestors", "plan", "counters")),
         *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "group", "short_tile", "long_tile")),
         *((name, ctypes.c_int32) for name in ("max_context", "window", "split_len", "num_slots", "num_counters")),
+        *((name, ctypes.c_int32) for name in ("max_short", "max_long")),
     ]
 
 
@@ -134,7 +135,9 @@ def plan_attention_cuda(
     settings = _settings(shape, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
     kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
     device, num_counters = query_starts.device, settings.short_tiles * shape.num_kv_heads
-    plan = torch.empty(_PLAN_HEADER + num_requests * (_PLAN_RECORD + 2), dtype=torch.int32, device=device)
+    num_items = settings.short_items + settings.long_tiles
+    plan_len = _PLAN_HEADER + num_items * _PLAN_ITEM + num_requests * _PLAN_NOTE
+    plan = torch.empty(plan_len, dtype=torch.int32, device=device)
     partial = torch.empty(settings.num_slots * shape.num_heads * (shape.head_dim + 2), device=device)
     counters = torch.empty(num_counters, dtype=torch.int32, device=device)
     if num_requests == 0 or num_tokens == 0:
@@ -144,6 +147,7 @@ def plan_attention_cuda(
         plan.data_ptr(), counters.data_ptr(), num_requests, num_nodes, group,
         kinds["tree" if settings.is_wide else "decode"].rows, kinds["chunk"].rows,
         max_blocks * shape.block_size, settings.window, SPLIT_LEN, settings.num_slots, num_counters,
+        settings.short_items, settings.long_tiles,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
     launch(kernel, 1, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
@@ -164,16 +168,19 @@ def attention_cuda(
     _check_tensors(settings, q, k_cache, v_cache, scale, out)
     if settings.num_tokens == 0 or len(block_tables) == 0:
         return
+    group = settings.num_heads // settings.num_kv_heads
     params = _Params(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), block_tables.data_ptr(),
-        ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr(), partial.data_ptr(),
-        counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
-        len(block_tables), settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
+        ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr() + 4 * _PLAN_HEADER,
+        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
+        -(-(2**32) // group), group, settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
         block_tables.shape[1], ancestors.shape[1], settings.window, scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(settings.head_dim)
     _launch(kinds["tree" if settings.is_wide else "decode"], settings, settings.short_items, q.dtype, params)
     if settings.long_tiles:
+        params.items += 4 * _PLAN_ITEM * settings.short_items
+        params.num_items += 4
         _launch(kinds["chunk"], settings, settings.long_tiles, q.dtype, params)
 
 
