@@ -56,6 +56,8 @@ __device__ __forceinline__ int token_of(int row, const AttentionParams& params) 
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
 
+constexpr int SLICE_KEYS = 16;  // lie in one block of the cache: block sizes are multiples
+
 template <class Element, int HEAD_DIM_, int KEY_WARPS_, int ROW_WARPS_, int ROW_TILES_, int CHUNK_, int STAGES_>
 struct AttentionConfig {
     using T = Element;
@@ -72,6 +74,8 @@ struct AttentionConfig {
     static constexpr int ROW_BYTES = 2 * D + 16;
     static constexpr int PIECES = D / 8;  // of 16 bytes, per row
     static constexpr int CHUNK_BYTES = CHUNK * ROW_BYTES;
+    static constexpr int SLICES = CHUNK / SLICE_KEYS;
+    static constexpr int COPIES = CHUNK * PIECES / GROUP_THREADS;  // per thread and chunk, of keys and of values each
     static constexpr int Q_BYTES = ROWS * ROW_BYTES;
     static constexpr int RING_BYTES = KEY_WARPS * STAGES * 2 * CHUNK_BYTES;
     static constexpr int MERGE_COLUMNS = ROWS == 16 ? D : 32;
@@ -85,6 +89,8 @@ struct AttentionConfig {
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");
+    static_assert(COPIES * GROUP_THREADS == CHUNK * PIECES, "whole rounds of copies");
+    static_assert(GROUP_THREADS <= SLICE_KEYS * PIECES, "a round of copies touches two slices at most");
     static_assert(D % MERGE_COLUMNS == 0, "whole column groups");
 };
 
@@ -200,24 +206,50 @@ struct AttentionTile {
         const int first_key = chunk * S::CHUNK;
         const int page = max(first_key, task.item.key_begin) >> params.block_shift;
         if (page < first_page || ((first_key + S::CHUNK - 1) >> params.block_shift) >= first_page + 32) load_pages(page);
+        long long starts[S::SLICES];
+#pragma unroll
+        for (int slice = 0; slice < S::SLICES; ++slice) starts[slice] = slice_start(first_key + slice * SLICE_KEYS);
+        if (first_key >= task.item.key_begin && first_key + S::CHUNK <= task.item.key_end) {
+            copy_slices<false>(starts, first_key, stage);
+        } else {
+            copy_slices<true>(starts, first_key, stage);
+        }
+    }
+
+    // Byte offset of SLICE_KEYS keys of one page, which lie one after another in the caches; any where none is needed.
+    __device__ __forceinline__ long long slice_start(int key) const {
+        const int page = min(max((key >> params.block_shift) - first_page, 0), 31);
+        const long long block = shfl(pages, page);
+        const int offset = key & ((1 << params.block_shift) - 1);
+        return (((block * params.num_kv_heads + task.kv_head) << params.block_shift) + offset) * (2 * S::D);
+    }
+
+    template <bool PARTIAL>
+    __device__ __forceinline__ void copy_slices(const long long (&starts)[S::SLICES], int first_key, int stage) const {
+        constexpr int SLICE_PIECES = SLICE_KEYS * S::PIECES;
         unsigned char* keys = ring + stage * (2 * S::CHUNK_BYTES);
-        constexpr int COPIES = S::CHUNK * S::PIECES / S::GROUP_THREADS;
-        static_assert(COPIES * S::GROUP_THREADS == S::CHUNK * S::PIECES, "whole rounds");
         const int thread = row_warp * 32 + lane;
 #pragma unroll
-        for (int copy = 0; copy < COPIES; ++copy) {
+        for (int copy = 0; copy < S::COPIES; ++copy) {
             const int index = copy * S::GROUP_THREADS + thread;
-            const int row = index / S::PIECES, piece = index % S::PIECES;
-            const int key = first_key + row;
-            const bool valid = key >= task.item.key_begin && key < task.item.key_end;
-            const long long block = shfl(pages, valid ? (key >> params.block_shift) - first_page : 0);
-            const int offset = key & ((1 << params.block_shift) - 1);
-            const long long element =
-                ((((block * params.num_kv_heads + task.kv_head) << params.block_shift) + offset) * S::D + piece * 8);
-            const long long bytes = valid ? element * 2 : 0;
-            unsigned char* to = keys + row * S::ROW_BYTES + piece * 16;
-            copy_async16_or_zero(to, static_cast<const char*>(params.k_cache) + bytes, valid);
-            copy_async16_or_zero(to + S::CHUNK_BYTES, static_cast<const char*>(params.v_cache) + bytes, valid);
+            // Constant but where a round of copies ends in another slice than it began in.
+            constexpr int ROUND = S::GROUP_THREADS;
+            const int low = copy * ROUND / SLICE_PIECES, high = (copy * ROUND + ROUND - 1) / SLICE_PIECES;
+            const int slice = low == high ? low : index / SLICE_PIECES;
+            const long long start = low == high || slice == low ? starts[low] : starts[high];
+            const long long from = start + (index - slice * SLICE_PIECES) * 16;
+            const int row = index / S::PIECES;
+            unsigned char* to = keys + row * S::ROW_BYTES + index % S::PIECES * 16;
+            const char* k = static_cast<const char*>(params.k_cache) + from;
+            const char* v = static_cast<const char*>(params.v_cache) + from;
+            if constexpr (PARTIAL) {
+                const bool valid = first_key + row >= task.item.key_begin && first_key + row < task.item.key_end;
+                copy_async16_or_zero(to, k, valid);
+                copy_async16_or_zero(to + S::CHUNK_BYTES, v, valid);
+            } else {
+                copy_async16(to, k);
+                copy_async16(to + S::CHUNK_BYTES, v);
+            }
         }
     }
 
