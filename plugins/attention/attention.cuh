@@ -5,7 +5,7 @@
 // G = N / N_kv heads that share the keys, so K and V are read once for all of them.
 //
 // A block has S::KEY_WARPS x S::ROW_WARPS warps. Key warp w takes every KEY_WARPS-th chunk of S::CHUNK keys and keeps a
-// softmax of its own (maximum, sum, weighted values, all float32); row warps share its chunks, each for 16 * ROW_TILES
+// softmax of its own (base, sum, weighted values, all float32); row warps share its chunks, each for 16 * ROW_TILES
 // rows. At the end the key warps are folded in order. Chunks come by cp.async, S::STAGES deep, into rows padded by 16
 // bytes, which makes ldmatrix free of bank conflicts for every D here. Shared memory: S::SHARED_BYTES.
 //
@@ -30,7 +30,7 @@ struct AttentionParams {
     const long long* ancestors;     // (B, num_nodes), or null
     const int* items;               // see attention_plan.cuh
     const int* num_items;
-    float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) maximum and sum
+    float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) base and sum
     unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
     long long q_token_stride;       // elements, as all strides
     long long q_head_stride;
@@ -55,6 +55,8 @@ __device__ __forceinline__ int token_of(int row, const AttentionParams& params) 
 }
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+
+constexpr float BASE_SLACK = 8.0f;  // exponents of 2
 
 constexpr int SLICE_KEYS = 16;  // lie in one block of the cache: block sizes are multiples
 
@@ -170,7 +172,7 @@ struct AttentionTile {
     long long pages;      // lane l: the block of page first_page + l
     int first_page;
     float acc[S::ROW_TILES][N_STEPS][4];
-    float row_max[S::ROW_TILES][2];  // scaled; one of rows lane / 4 and lane / 4 + 8
+    float row_base[S::ROW_TILES][2];  // exponent of 2 that weights are relative to; of rows lane / 4 and lane / 4 + 8
     float row_sum[S::ROW_TILES][2];  // of this thread's columns
     typename VisibleKeys<S::TREES>::Type visible[S::ROW_TILES][2];
     int all_see_from, all_see_until;  // every existing row sees the keys between
@@ -226,29 +228,31 @@ struct AttentionTile {
 
     template <bool PARTIAL>
     __device__ __forceinline__ void copy_slices(const long long (&starts)[S::SLICES], int first_key, int stage) const {
-        constexpr int SLICE_PIECES = SLICE_KEYS * S::PIECES;
+        constexpr unsigned ROUND = S::GROUP_THREADS, SLICE_PIECES = SLICE_KEYS * S::PIECES;
+        const unsigned thread = row_warp * 32 + lane;
         unsigned char* keys = ring + stage * (2 * S::CHUNK_BYTES);
-        const int thread = row_warp * 32 + lane;
+        const char* k_thread = static_cast<const char*>(params.k_cache) + thread * 16;
+        const char* v_thread = static_cast<const char*>(params.v_cache) + thread * 16;
 #pragma unroll
-        for (int copy = 0; copy < S::COPIES; ++copy) {
-            const int index = copy * S::GROUP_THREADS + thread;
-            // Constant but where a round of copies ends in another slice than it began in.
-            constexpr int ROUND = S::GROUP_THREADS;
-            const int low = copy * ROUND / SLICE_PIECES, high = (copy * ROUND + ROUND - 1) / SLICE_PIECES;
-            const int slice = low == high ? low : index / SLICE_PIECES;
-            const long long start = low == high || slice == low ? starts[low] : starts[high];
-            const long long from = start + (index - slice * SLICE_PIECES) * 16;
-            const int row = index / S::PIECES;
-            unsigned char* to = keys + row * S::ROW_BYTES + index % S::PIECES * 16;
-            const char* k = static_cast<const char*>(params.k_cache) + from;
-            const char* v = static_cast<const char*>(params.v_cache) + from;
+        for (unsigned copy = 0; copy < S::COPIES; ++copy) {
+            // Where rounds are whole rows and slices, all but the thread's share is known to the compiler.
+            constexpr bool WHOLE_ROWS = ROUND % S::PIECES == 0;
+            const unsigned index = copy * ROUND + thread;
+            const unsigned row = WHOLE_ROWS ? copy * (ROUND / S::PIECES) + thread / S::PIECES : index / S::PIECES;
+            const unsigned piece = WHOLE_ROWS ? thread % S::PIECES : index % S::PIECES;
+            const unsigned low = copy * ROUND / SLICE_PIECES, high = (copy * ROUND + ROUND - 1) / SLICE_PIECES;
+            const unsigned slice = low == high ? low : index / SLICE_PIECES;
+            const long long from = (slice == low ? starts[low] : starts[high]) +
+                                   (static_cast<int>(copy * ROUND) - static_cast<int>(slice * SLICE_PIECES)) * 16;
+            unsigned char* to = keys + row * S::ROW_BYTES + piece * 16;
             if constexpr (PARTIAL) {
-                const bool valid = first_key + row >= task.item.key_begin && first_key + row < task.item.key_end;
-                copy_async16_or_zero(to, k, valid);
-                copy_async16_or_zero(to + S::CHUNK_BYTES, v, valid);
+                const int key = first_key + static_cast<int>(row);
+                const bool valid = key >= task.item.key_begin && key < task.item.key_end;
+                copy_async16_or_zero(to, k_thread + from, valid);
+                copy_async16_or_zero(to + S::CHUNK_BYTES, v_thread + from, valid);
             } else {
-                copy_async16(to, k);
-                copy_async16(to + S::CHUNK_BYTES, v);
+                copy_async16(to, k_thread + from);
+                copy_async16(to + S::CHUNK_BYTES, v_thread + from);
             }
         }
     }
@@ -283,7 +287,7 @@ struct AttentionTile {
             for (int half = 0; half < 2; ++half) {
                 const int row = (row_warp * S::ROW_TILES + m) * 16 + half * 8 + lane / 4;
                 visible[m][half] = {params, task, row};
-                row_max[m][half] = MINUS_INFINITY;
+                row_base[m][half] = MINUS_INFINITY;
                 row_sum[m][half] = 0.0f;
             }
 #pragma unroll
@@ -352,38 +356,57 @@ struct AttentionTile {
         }
     }
 
-    // scores become 2^(score - maximum so far); older sums and values are rescaled to the new maximum.
+    // scores become 2^(score - base) of the row; older sums and values are rescaled where the base moves.
     __device__ __forceinline__ void exponentiate(float (&scores)[S::ROW_TILES][KEY_STEPS][4]) {
+        float rescales[S::ROW_TILES][2];
+        bool moves = false;
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float highest = MINUS_INFINITY;
-#pragma unroll
-                for (int n = 0; n < KEY_STEPS; ++n) {
-                    highest = fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-                }
-                highest = fmaxf(highest, shfl_xor(highest, 1));
-                highest = fmaxf(highest, shfl_xor(highest, 2));
-                const float now = fmaxf(row_max[m][half], highest * params.log2_scale);
-                const float base = now == MINUS_INFINITY ? 0.0f : now;  // no key seen yet: all weights are 0
-                const float rescale = exp2_fast(row_max[m][half] - base);  // exactly 1 where the maximum stays
-                row_max[m][half] = now;
+                rescales[m][half] = move_base(scores[m], row_base[m][half], half);
+                moves |= rescales[m][half] != 1.0f;
                 float sum = 0.0f;
 #pragma unroll
                 for (int n = 0; n < KEY_STEPS; ++n) {
 #pragma unroll
                     for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                        scores[m][n][i] = exp2_fast(fmaf(scores[m][n][i], params.log2_scale, -base));
+                        scores[m][n][i] = exp2_fast(fmaf(scores[m][n][i], params.log2_scale, -finite(row_base[m][half])));
                         sum += scores[m][n][i];
                     }
                 }
-                row_sum[m][half] = fmaf(row_sum[m][half], rescale, sum);
+                row_sum[m][half] = fmaf(row_sum[m][half], rescales[m][half], sum);
+            }
+        }
+        if (warp_ballot(moves) != 0) rescale_values(rescales);
+    }
+
+    // A row that has seen no key has base -inf, and no weight but 0.
+    static __device__ __forceinline__ float finite(float base) { return base == MINUS_INFINITY ? 0.0f : base; }
+
+    // The base follows a row's largest score, but only when that is BASE_SLACK above it: weights up to 2^BASE_SLACK do no
+    // harm, and most chunks then rescale nothing. Returns what older sums and values are to be multiplied by.
+    __device__ __forceinline__ float move_base(const float (&scores)[KEY_STEPS][4], float& base, int half) const {
+        float highest = MINUS_INFINITY;
 #pragma unroll
-                for (int n = 0; n < N_STEPS; ++n) {
-                    acc[m][n][2 * half] *= rescale;
-                    acc[m][n][2 * half + 1] *= rescale;
-                }
+        for (int n = 0; n < KEY_STEPS; ++n) {
+            highest = fmaxf(highest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        }
+        highest = fmaxf(highest, shfl_xor(highest, 1));
+        highest = fmaxf(highest, shfl_xor(highest, 2)) * params.log2_scale;
+        if (!(highest > base + BASE_SLACK)) return 1.0f;
+        const float rescale = exp2_fast(base - highest);
+        base = highest;
+        return rescale;
+    }
+
+    __device__ __forceinline__ void rescale_values(const float (&rescales)[S::ROW_TILES][2]) {
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int n = 0; n < N_STEPS; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[m][n][i] *= rescales[m][i / 2];
             }
         }
     }

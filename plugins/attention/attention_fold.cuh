@@ -5,16 +5,16 @@
 
 // Softmax over some keys, of four columns of one row.
 struct Folded {
-    float maximum;
+    float base;  // exponent of 2 that sum and values are relative to
     float sum;
     float values[4];
 
     // Add what other keys gave. A part that saw nothing changes nothing.
-    __device__ __forceinline__ void add(float other_maximum, float other_sum, const float (&other)[4]) {
-        const float now = fmaxf(maximum, other_maximum);
-        const float base = now == MINUS_INFINITY ? 0.0f : now;
-        const float mine = exp2_fast(maximum - base), theirs = exp2_fast(other_maximum - base);
-        maximum = now;
+    __device__ __forceinline__ void add(float other_base, float other_sum, const float (&other)[4]) {
+        const float now = fmaxf(base, other_base);
+        const float finite = now == MINUS_INFINITY ? 0.0f : now;
+        const float mine = exp2_fast(base - finite), theirs = exp2_fast(other_base - finite);
+        base = now;
         sum = fmaf(other_sum, theirs, sum * mine);
 #pragma unroll
         for (int i = 0; i < 4; ++i) values[i] = fmaf(other[i], theirs, values[i] * mine);
@@ -43,7 +43,7 @@ struct AttentionFold {
     using T = typename S::T;
 
     const AttentionTile<S>& tile;
-    float* merge;  // (KEY_WARPS, ROWS, MERGE_STRIDE) values, then (KEY_WARPS, ROWS, 2) maximum and sum
+    float* merge;  // (KEY_WARPS, ROWS, MERGE_STRIDE) values, then (KEY_WARPS, ROWS, 2) base and sum
     unsigned* flag;
 
     __device__ __forceinline__ AttentionFold(const AttentionTile<S>& tile_, unsigned char* shared)
@@ -85,7 +85,7 @@ struct AttentionFold {
         store4(tile.params.partial + where * S::D + column, folded.values);
         if (column != 0) return;
         float* stats = partial_stats(where);
-        stats[0] = folded.maximum;
+        stats[0] = folded.base;
         stats[1] = folded.sum;
     }
 
@@ -105,7 +105,7 @@ struct AttentionFold {
                 }
                 if (COLUMN == 0 && tile.lane % 4 == 0) {
                     float* stats = merge_stats(tile.key_warp, row);
-                    stats[0] = tile.row_max[m][half];
+                    stats[0] = tile.row_base[m][half];
                     stats[1] = tile.row_sum[m][half];
                 }
             }
