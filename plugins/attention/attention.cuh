@@ -43,11 +43,13 @@ struct AttentionParams {
     int num_kv_heads;
     int block_shift;  // log2 of block_size
     int max_blocks;
+    int max_works;    // (item, K/V head) pairs that the plan has room for
     int num_nodes;
     int window;       // keys a query sees, itself included
+    int unused;
     float log2_scale;  // scale * log2(e) > 0: scores are kept as exponents of 2
 };
-static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 10 * 4, "mirrored in cuda.py");
 
 // The token of a packed row.
 __device__ __forceinline__ int token_of(int row, const AttentionParams& params) {
@@ -99,6 +101,7 @@ struct AttentionConfig {
 // One block's task.
 struct AttentionTask {
     PlannedItem item;
+    int pages;  // lane l: the block of the page l after that of item.key_begin
     int kv_head;
     int first_row;  // packed
     int num_rows;   // packed rows of the tile that exist
@@ -169,7 +172,7 @@ struct AttentionTile {
     unsigned char* q_shared;
     unsigned char* ring;  // this key warp's chunks
     int lane, key_warp, row_warp;
-    long long pages;      // lane l: the block of page first_page + l
+    int pages;            // lane l: the block of page first_page + l
     int first_page;
     float acc[S::ROW_TILES][N_STEPS][4];
     float row_base[S::ROW_TILES][2];  // exponent of 2 that weights are relative to; of rows lane / 4 and lane / 4 + 8
@@ -184,7 +187,8 @@ struct AttentionTile {
         key_warp = warp_id() / S::ROW_WARPS;
         row_warp = warp_id() % S::ROW_WARPS;
         ring = shared + S::Q_BYTES + key_warp * (S::STAGES * 2 * S::CHUNK_BYTES);
-        first_page = -64;
+        first_page = task.item.key_begin >> params.block_shift;
+        pages = (first_page + lane) << params.block_shift < task.item.key_end ? task.pages : 0;
     }
 
     __device__ __forceinline__ void group_sync() const {
@@ -195,19 +199,21 @@ struct AttentionTile {
         }
     }
 
-    // Lane l gets the block of page `page` + l, for pages that the task reads.
+    // Lane l gets the block of page `page` + l, for pages that the task reads and that did not come with it.
     __device__ __forceinline__ void load_pages(int page) {
         first_page = page;
         const int last = (task.item.key_end - 1) >> params.block_shift;
         const int mine = min(page + lane, last);
-        pages = params.block_tables[static_cast<long long>(task.item.request) * params.max_blocks + mine];
+        const long long entry = static_cast<long long>(task.item.request) * params.max_blocks + mine;
+        pages = static_cast<int>(params.block_tables[entry]);
     }
 
     // Start copying a chunk's keys and values; those outside the task's range become zeros.
     __device__ __forceinline__ void load_chunk(int chunk, int stage) {
         const int first_key = chunk * S::CHUNK;
-        const int page = max(first_key, task.item.key_begin) >> params.block_shift;
-        if (page < first_page || ((first_key + S::CHUNK - 1) >> params.block_shift) >= first_page + 32) load_pages(page);
+        // What lies past the task's keys is not read, so its pages need not be known.
+        const int last_key = min(first_key + S::CHUNK, task.item.key_end) - 1;
+        if ((last_key >> params.block_shift) >= first_page + ITEM_PAGES) load_pages(first_key >> params.block_shift);
         long long starts[S::SLICES];
 #pragma unroll
         for (int slice = 0; slice < S::SLICES; ++slice) starts[slice] = slice_start(first_key + slice * SLICE_KEYS);
@@ -220,7 +226,7 @@ struct AttentionTile {
 
     // Byte offset of SLICE_KEYS keys of one page, which lie one after another in the caches; any where none is needed.
     __device__ __forceinline__ long long slice_start(int key) const {
-        const int page = min(max((key >> params.block_shift) - first_page, 0), 31);
+        const int page = min(max((key >> params.block_shift) - first_page, 0), ITEM_PAGES - 1);
         const long long block = shfl(pages, page);
         const int offset = key & ((1 << params.block_shift) - 1);
         return (((block * params.num_kv_heads + task.kv_head) << params.block_shift) + offset) * (2 * S::D);

@@ -217,7 +217,9 @@ template <class S>
 __device__ __forceinline__ AttentionTask load_task(const AttentionParams& params, int work) {
     AttentionTask task;
     const int index = work / params.num_kv_heads;
-    task.item = load_item(params.items, index);
+    const int* item = params.items + static_cast<long long>(index) * PLAN_ITEM;
+    task.item = load_item(item);
+    task.pages = item[ITEM_FIELDS + lane_id()];
     task.kv_head = work - index * params.num_kv_heads;
     task.first_row = task.item.tile * S::ROWS;
     task.num_rows = min(task.item.rows * params.group - task.first_row, S::ROWS);
@@ -227,9 +229,10 @@ __device__ __forceinline__ AttentionTask load_task(const AttentionParams& params
 // Do every stride-th (item, K/V head), from `block` on.
 template <class S>
 __device__ __forceinline__ void attend(const AttentionParams& params, int block, int stride, unsigned char* shared) {
-    const int num_works = *params.num_items * params.num_kv_heads;
-    for (int work = block; work < num_works; work += stride) {
+    for (int work = block; work < params.max_works; work += stride) {
+        // The first item is asked for before it is known that there is one: their latencies add up otherwise.
         const AttentionTask task = load_task<S>(params, work);
+        if (work >= *params.num_items * params.num_kv_heads) return;
         AttentionTile<S> tile(params, task, shared);
         tile.template run<typename QueryFragments<S::Q_IN_REGISTERS, S>::Type>();
         if constexpr (S::KEY_WARPS == 1) {
