@@ -3,7 +3,8 @@
 // An item is one request, one key/value head and SPLIT_KEYS keys; a block takes whole items. The query heads of the
 // group times the request's rows are the 16 rows of operand A. Each warp has 16 of the keys, whose K and V it takes from
 // the cache straight into mma operands, the old ones before the queries are even there; the warps' results are added in
-// shared memory. Where a request has several splits, the block that ends last adds their results in the keys' order.
+// shared memory. Where a request has several splits, one block adds their results in the keys' order: that of the last
+// keys if the splits are few, which waits for the others' words; otherwise the one that ends last.
 // The item whose keys include a new token's writes that token's K and V; every item rotates the queries it needs.
 #pragma once
 
@@ -69,9 +70,9 @@ struct AttentionLayer {
     int max_blocks;
     float norm_eps;
     float scale;             // of the logits, times log2(e)
-    float* split_outputs;    // (R, N, max_splits, D)
-    float* split_softmax;    // (R, N, max_splits, 2)
-    unsigned* split_counts;  // (R, N_kv), all 0 between uses
+    unsigned* exchanged_parts;  // (R, N, EXCHANGED_SPLITS, PART_WORDS), published
+    unsigned* split_parts;      // (R, N, max_splits, PART_WORDS), for contexts of more splits
+    unsigned* split_counts;     // (R, N_kv), all 0 between uses
     int max_splits;
 };
 
@@ -350,6 +351,12 @@ __device__ inline void weigh_values(const float (&weights)[2][4], const WarpKeys
     }
 }
 
+__device__ inline unsigned* parts_of(const AttentionLayer& layer, const AttentionItem& item, int row, int head) {
+    const bool is_exchanged = item.num_splits <= EXCHANGED_SPLITS;
+    return (is_exchanged ? layer.exchanged_parts : layer.split_parts) +
+           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.max_splits) * PART_WORDS;
+}
+
 // Add the warps' results of a query tile; publish them, or leave them as this split's.
 __device__ inline void combine_warps(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch, int first_query) {
@@ -377,42 +384,49 @@ __device__ inline void combine_warps(
             publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                     pack2<bfloat16>(first / sum, second / sum));
         } else {
-            const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits + item.split;
-            *reinterpret_cast<float2*>(layer.split_outputs + slot * HEAD_DIM + column) = make_float2(first, second);
-            if (column == 0) *reinterpret_cast<float2*>(layer.split_softmax + slot * 2) = make_float2(maximum, sum);
+            unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
+            publish(part + column, first, second);
+            if (column == 0) publish(part + HEAD_DIM, maximum, sum);
         }
     }
 }
 
-__device__ inline float load_relaxed_float(const float* address) {
-    return __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(address)));
-}
-
-// By the block that ends a request's last split: add the splits in order and publish.
+// Add a request's splits in order and publish; what is not there yet is waited for.
 __device__ inline void combine_splits(const AttentionLayer& layer, const AttentionItem& item) {
 #pragma unroll 1
     for (int index = threadIdx.x; index < item.num_rows * GROUP * (HEAD_DIM / 2); index += CONSUMERS) {
         const int query = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
         const int row = item.first_row + query / GROUP, head = item.head * GROUP + query % GROUP;
-        const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits;
-        const float* softmax = layer.split_softmax + slot * 2;
-        const float* output = layer.split_outputs + slot * HEAD_DIM + column;
+        const unsigned* parts = parts_of(layer, item, row, head);
         float maximum = -INFINITY, sum = 0.0f, first = 0.0f, second = 0.0f;
-#pragma unroll 4
-        for (int split = 0; split < item.num_splits; ++split)
-            maximum = fmaxf(maximum, load_relaxed_float(softmax + 2 * split));
-#pragma unroll 4
-        for (int split = 0; split < item.num_splits; ++split) {
-            const float weight = exp2_fast(load_relaxed_float(softmax + 2 * split) - maximum);
-            sum += weight * load_relaxed_float(softmax + 2 * split + 1);
-            first += weight * load_relaxed_float(output + split * HEAD_DIM);
-            second += weight * load_relaxed_float(output + split * HEAD_DIM + 1);
+#pragma unroll 1
+        for (int begin = 0; begin < item.num_splits; begin += EXCHANGED_SPLITS) {
+            uint2 outputs[EXCHANGED_SPLITS], softmax[EXCHANGED_SPLITS];
+#pragma unroll
+            for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
+                const unsigned* part = parts + min(begin + at, item.num_splits - 1) * PART_WORDS;
+                outputs[at] = load_relaxed8(part + column);
+                softmax[at] = load_relaxed8(part + HEAD_DIM);
+            }
+#pragma unroll
+            for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
+                if (begin + at >= item.num_splits) break;
+                const unsigned* part = parts + (begin + at) * PART_WORDS;
+                const float2 output = await(outputs[at], part + column), state = await(softmax[at], part + HEAD_DIM);
+                const float larger = fmaxf(maximum, state.x), shift = larger == -INFINITY ? 0.0f : larger;
+                const float old_weight = exp2_fast(maximum - shift), new_weight = exp2_fast(state.x - shift);
+                sum = sum * old_weight + state.y * new_weight;
+                first = first * old_weight + output.x * new_weight;
+                second = second * old_weight + output.y * new_weight;
+                maximum = larger;
+            }
         }
         publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                 pack2<bfloat16>(first / sum, second / sum));
     }
 }
 
+// Where a request has many splits: the block that ends last adds them.
 __device__ inline void finish_split(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
     // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
@@ -422,7 +436,6 @@ __device__ inline void finish_split(
     }
     named_sync(CONSUMER_BARRIER, CONSUMERS);
     if (*scratch.is_last) combine_splits(layer, item);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
 }
 
 __device__ inline void attend_item(
@@ -443,10 +456,9 @@ __device__ inline void attend_item(
         }
         named_sync(CONSUMER_BARRIER, CONSUMERS);
         combine_warps(layer, item, scratch, first_query);
-        if (first_query + QUERY_TILE < item.num_rows * GROUP || item.num_splits > 1)
-            named_sync(CONSUMER_BARRIER, CONSUMERS);
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
     }
-    if (item.num_splits > 1) finish_split(layer, item, scratch);
+    if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
 }
 
 // Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
@@ -462,13 +474,18 @@ __device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows
     }
 }
 
-// All consumers: this block's items of a layer. The scratch lies where the activations do.
+// All consumers: this block's items of a layer, and then what waits for other blocks' items, so that no two wait for
+// each other. The scratch lies where the activations do.
 __device__ inline void attend(
     const AttentionLayer& layer, const StepRows& rows, const AttentionScratch& scratch, int first_item) {
     const int items = rows.item_starts[rows.num_requests];
 #pragma unroll 1
-    for (int index = first_item; index < items; index += gridDim.x) {
+    for (int index = first_item; index < items; index += gridDim.x)
         attend_item(layer, rows, find_item(rows, index), scratch);
-        named_sync(CONSUMER_BARRIER, CONSUMERS);
+#pragma unroll 1
+    for (int index = first_item; index < items; index += gridDim.x) {
+        const AttentionItem item = find_item(rows, index);
+        const bool is_last_of_few = item.split == item.num_splits - 1 && item.num_splits <= EXCHANGED_SPLITS;
+        if (is_last_of_few && item.num_splits > 1) combine_splits(layer, item);
     }
 }

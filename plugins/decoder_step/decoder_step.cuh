@@ -43,8 +43,7 @@ struct DecoderStepParams {
     float* hidden;                  // (R, H), after the final norm
     unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
     unsigned* launches;             // (blocks,), 0 before the first launch
-    float* split_outputs;           // (R, N, max_splits, D)
-    float* split_softmax;           // (R, N, max_splits, 2)
+    unsigned* split_parts;          // (R, N, max_splits, PART_WORDS)
     unsigned* split_counts;         // (R, N_kv), 0 before the first launch
     long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
     int num_rows;
@@ -56,7 +55,7 @@ struct DecoderStepParams {
     float scale;  // of attention's logits
     int unused;
 };
-static_assert(sizeof(DecoderStepParams) == 21 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(DecoderStepParams) == 20 * 8 + 8 * 4, "mirrored in cuda.py");
 
 __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(bytes, to) * to; }
 
@@ -269,8 +268,8 @@ struct Consumer {
         attention.max_blocks = params.max_blocks;
         attention.norm_eps = params.norm_eps;
         attention.scale = params.scale * 1.4426950408889634f;
-        attention.split_outputs = params.split_outputs;
-        attention.split_softmax = params.split_softmax;
+        attention.exchanged_parts = exchange.parts;
+        attention.split_parts = params.split_parts;
         attention.split_counts = params.split_counts;
         attention.max_splits = params.max_splits;
         return attention;

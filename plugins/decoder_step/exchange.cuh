@@ -6,7 +6,9 @@
 // the other, which the step before used and the next one will.
 //
 // Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (R, H) float |
-// activated (R, I) bfloat16 | output (R, H) float. `middle` and `output` are the residual stream after each half.
+// activated (R, I) bfloat16 | output (R, H) float | parts (R, N, EXCHANGED_SPLITS, PART_WORDS) float. `middle` and
+// `output` are the residual stream after each half; `parts` are attention's results of a context's splits, where those
+// are few.
 #pragma once
 
 #include "element.cuh"
@@ -21,7 +23,10 @@ constexpr int QKV_WORDS = MAX_ROWS * QKV_SIZE;
 constexpr int ATTENDED_WORDS = MAX_ROWS * Q_SIZE / 2;
 constexpr int RESIDUAL_WORDS = MAX_ROWS * HIDDEN;
 constexpr int ACTIVATED_WORDS = MAX_ROWS * INTERMEDIATE / 2;
-constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * RESIDUAL_WORDS;
+constexpr int EXCHANGED_SPLITS = 4;
+constexpr int PART_WORDS = HEAD_DIM + 4;  // outputs, maximum, sum, two unused
+constexpr int PARTS_WORDS = MAX_ROWS * NUM_HEADS * EXCHANGED_SPLITS * PART_WORDS;
+constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * RESIDUAL_WORDS + PARTS_WORDS;
 constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS;  // of one set
 static_assert(QKV_SIZE % 4 == 0, "rows of 16-byte packets");
 
@@ -31,6 +36,7 @@ struct LayerExchange {
     unsigned* middle;
     unsigned* activated;
     unsigned* output;
+    unsigned* parts;
 };
 
 __device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
@@ -41,6 +47,7 @@ __device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
     exchange.middle = exchange.attended + ATTENDED_WORDS;
     exchange.activated = exchange.middle + RESIDUAL_WORDS;
     exchange.output = exchange.activated + ACTIVATED_WORDS;
+    exchange.parts = exchange.output + RESIDUAL_WORDS;
     return exchange;
 }
 
@@ -65,11 +72,24 @@ __device__ inline unsigned await(unsigned value, const unsigned* word) {
     return value;
 }
 
+__device__ inline float2 await(uint2 pair, const unsigned* words) {
+    while (pair.x == EMPTY || pair.y == EMPTY) {
+        spin_pause();
+        pair = load_relaxed8(words);
+    }
+    return make_float2(__uint_as_float(pair.x), __uint_as_float(pair.y));
+}
+
 __device__ inline void publish(unsigned* word, unsigned value) {
     store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
 }
 
 __device__ inline void publish(unsigned* word, float value) { publish(word, __float_as_uint(value)); }
+
+__device__ inline void publish(unsigned* words, float first, float second) {
+    publish(words, first);
+    publish(words + 1, second);
+}
 
 // Empty this block's share of a set; to be called by all consumers.
 __device__ inline void empty_set(unsigned* set) {

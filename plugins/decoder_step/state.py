@@ -9,9 +9,9 @@ from plugins.decoder_step.weights import StepSpec, StepWeights
 
 _POINTERS = (
     "layers", "embedding", "final_norm", "head", "cos", "sin", "token_ids", "positions", "query_starts", "context_lens",
-    "block_tables", "ancestors", "cache", "logits", "hidden", "exchange", "launches", "split_outputs", "split_softmax",
-    "split_counts",
+    "block_tables", "ancestors", "cache", "logits", "hidden", "exchange", "launches", "split_parts", "split_counts",
 )  # fmt: skip
+_EXCHANGED_SPLITS = 4
 _COUNTS = ("num_rows", "num_requests", "max_blocks", "max_nodes", "max_splits")
 
 
@@ -51,9 +51,8 @@ class StepState:
         self._exchange = torch.full((2, exchange_words(spec, rows)), -1, dtype=torch.int32, device=device)
         self._launches = torch.zeros(num_blocks, dtype=torch.int32, device=device)
         self._max_splits = -(-max_context // plan.split_keys)
-        splits = rows * spec.num_heads * self._max_splits
-        self._split_outputs = torch.empty(splits * spec.head_dim, device=device)
-        self._split_softmax = torch.empty(splits * 2, device=device)
+        parts = rows * spec.num_heads * self._max_splits
+        self._split_parts = torch.zeros(parts * _part_words(spec), dtype=torch.int32, device=device)
         self._split_counts = torch.zeros(rows * spec.num_kv_heads, dtype=torch.int32, device=device)
 
     def params(
@@ -85,8 +84,8 @@ class StepState:
             query_starts=_pointer(query_starts), context_lens=_pointer(context_lens),
             block_tables=_pointer(block_tables), ancestors=_pointer(ancestors), cache=_pointer(self._cache),
             logits=_pointer(logits), hidden=_pointer(hidden), exchange=_pointer(self._exchange),
-            launches=_pointer(self._launches), split_outputs=_pointer(self._split_outputs),
-            split_softmax=_pointer(self._split_softmax), split_counts=_pointer(self._split_counts),
+            launches=_pointer(self._launches), split_parts=_pointer(self._split_parts),
+            split_counts=_pointer(self._split_counts),
             layer_stride=self._cache[0].numel(), num_rows=num_rows, num_requests=len(context_lens),
             max_blocks=block_tables.shape[1], max_nodes=0 if ancestors is None else ancestors.shape[1],
             max_splits=self._max_splits, norm_eps=spec.norm_eps, scale=spec.head_dim**-0.5,
@@ -97,7 +96,13 @@ def exchange_words(spec: StepSpec, rows: int) -> int:
     """Words of one set of the exchange: see exchange.cuh."""
     q_size = spec.num_heads * spec.head_dim
     qkv_size = q_size + 2 * spec.num_kv_heads * spec.head_dim
-    return spec.num_layers * rows * (qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * spec.hidden_size)
+    parts = spec.num_heads * _EXCHANGED_SPLITS * _part_words(spec)
+    row = qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * spec.hidden_size + parts
+    return spec.num_layers * rows * row
+
+
+def _part_words(spec: StepSpec) -> int:
+    return spec.head_dim + 4
 
 
 def _pointer(tensor: torch.Tensor | None) -> int:

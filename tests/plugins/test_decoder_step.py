@@ -109,7 +109,7 @@ def random_weights(spec: StepSpec) -> StepWeights:
             gate=normal(i, h, scale=h**-0.5), down=normal(h, i, scale=i**-0.5),
         )  # fmt: skip
 
-    angles = torch.outer(torch.arange(512.0), 10_000.0 ** -torch.arange(0, 1, 2 / spec.head_dim))
+    angles = torch.outer(torch.arange(640.0), 10_000.0 ** -torch.arange(0, 1, 2 / spec.head_dim))
     cos, sin = torch.cos(angles), torch.sin(angles)
     return StepWeights(
         spec, [layer() for _ in range(spec.num_layers)], normal(spec.vocab_size, spec.hidden_size),
@@ -131,7 +131,7 @@ class Emulated:
 
     def __init__(self, weights: StepWeights, cache: torch.Tensor, rows: int, arch: int = 900) -> None:
         self._plan, self._spec, self._arch, self._launches = plan_of(weights.spec, rows), weights.spec, arch, 0
-        self._state = StepState(weights, cache, self._plan, 512, EMULATED_BLOCKS)
+        self._state = StepState(weights, cache, self._plan, 640, EMULATED_BLOCKS)
 
     def __call__(self, *arguments: torch.Tensor | None) -> None:
         source = step_source(self._spec, self._plan, BLOCK_SIZE)
@@ -146,7 +146,7 @@ class OnGpu(DecoderStep):
     device = "cuda"
 
     def __init__(self, weights: StepWeights, cache: torch.Tensor, rows: int) -> None:
-        super().__init__(to_cuda(weights), cache, rows, 512)
+        super().__init__(to_cuda(weights), cache, rows, 640)
 
 
 def to_cuda(weights: StepWeights) -> StepWeights:
@@ -175,6 +175,7 @@ CASES = {
     "one token": (PLAIN, [Request(1)]),
     "one split": (PLAIN, [Request(37)]),
     "several splits": (ALL, [Request(300)]),
+    "many splits": (PLAIN, [Request(600), Request(390, 3)]),
     "many requests": (PLAIN, [Request(50 + 9 * index) for index in range(16)]),
     "chains and a tree": (ALL, [Request(128), Request(129), Request(300, 3), Request(131, 5, TREE[:5]), Request(1)]),
     "two query tiles": (WINDOW, [Request(133, 9, TREE), Request(270, 7)]),
