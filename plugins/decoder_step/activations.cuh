@@ -9,7 +9,7 @@
 
 // The residual stream at some point: what a half of a layer published, or at first the tokens' embeddings.
 struct Residual {
-    const unsigned* words;      // (R, H) float, or null for embeddings
+    const unsigned* words;      // (R, H) float, this block's copy, or null for embeddings
     const bfloat16* embedding;  // (V, H)
     const int* token_ids;       // (R,)
 
@@ -39,6 +39,10 @@ struct Residual {
                            __uint_as_float(packet.w));
     }
 };
+
+__device__ inline Residual published_residual(const unsigned* copies) {
+    return Residual{copies + blockIdx.x % COPIES * RESIDUAL_WORDS, nullptr, nullptr};
+}
 
 __device__ inline char* activation_at(const Workspace& work, int row, int column) {
     return work.activations + row * ACTIVATION_PITCH + column * 2;
@@ -164,7 +168,10 @@ struct Epilogue {
             if (HAS_QKV_BIAS) value += to_float(bias[column]);
             publish(words + row * QKV_SIZE + column, value);
         } else if (column < HIDDEN) {
-            publish(words + row * HIDDEN + column, before.receive(residual, row, column) + value);
+            const float sum = before.receive(residual, row, column) + value;
+#pragma unroll
+            for (int copy = 0; copy < COPIES; ++copy)
+                publish(words + copy * RESIDUAL_WORDS + row * HIDDEN + column, sum);
         }
     }
 

@@ -174,8 +174,8 @@ struct Consumer {
             if (phase == QKV) prefetch_layer(layer, exchange);
             if (phase == DENSE) attend(attention_layer(layer, exchange), *layout.rows, layout.attention, deal.first_item());
             run_phase(layer, phase, exchange, residual);
-            if (phase == DENSE) residual = Residual{exchange.middle, nullptr, nullptr};
-            if (phase == DOWN) residual = Residual{exchange.output, nullptr, nullptr};
+            if (phase == DENSE) residual = published_residual(exchange.middle);
+            if (phase == DOWN) residual = published_residual(exchange.output);
         }
     }
 

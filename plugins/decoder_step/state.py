@@ -48,7 +48,7 @@ class StepState:
         self._weights, self._cache, self._rows = weights, cache, rows
         pointers = [[_pointer(tensor) for tensor in layer] for layer in weights.layers]
         self._layers = torch.tensor(pointers, dtype=torch.int64, device=device)
-        self._exchange = torch.full((2, exchange_words(spec, rows)), -1, dtype=torch.int32, device=device)
+        self._exchange = torch.full((2, exchange_words(spec, plan)), -1, dtype=torch.int32, device=device)
         self._launches = torch.zeros(num_blocks, dtype=torch.int32, device=device)
         self._max_splits = -(-max_context // plan.split_keys)
         parts = rows * spec.num_heads * self._max_splits
@@ -92,13 +92,13 @@ class StepState:
         )  # fmt: skip
 
 
-def exchange_words(spec: StepSpec, rows: int) -> int:
+def exchange_words(spec: StepSpec, plan: StepPlan) -> int:
     """Words of one set of the exchange: see exchange.cuh."""
     q_size = spec.num_heads * spec.head_dim
     qkv_size = q_size + 2 * spec.num_kv_heads * spec.head_dim
     parts = spec.num_heads * _EXCHANGED_SPLITS * _part_words(spec)
-    row = qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * spec.hidden_size + parts
-    return spec.num_layers * rows * row
+    row = qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * plan.copies * spec.hidden_size + parts
+    return spec.num_layers * plan.rows * row
 
 
 def _part_words(spec: StepSpec) -> int:
