@@ -119,33 +119,30 @@ __device__ inline void take_head(
     const bool is_rotated = position >= 0;
     const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
     const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
-    unsigned words[2][PAIRS];
+    unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
     float cosine[PAIRS], sine[PAIRS];
     float squares = 0.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
-        words[0][pair] = at < HALF ? load_relaxed(head + at) : 0;
-        words[1][pair] = at < HALF ? load_relaxed(head + HALF + at) : 0;
         // The second halves are the same but for sin's sign.
         cosine[pair] = is_rotated && at < HALF ? to_float(cos[HALF + at]) : 1.0f;
         sine[pair] = is_rotated && at < HALF ? to_float(sin[HALF + at]) : 0.0f;
+        words[2 * pair] = words[2 * pair + 1] = 0;
     }
+    await_all(words, [&](int index) {
+        const int at = int(lane_id()) + 32 * (index / 2);
+        return at < HALF ? head + index % 2 * HALF + at : nullptr;
+    });
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; ++pair) {
-        const int at = int(lane_id()) + 32 * pair;
-        words[0][pair] = await(words[0][pair], head + at);
-        words[1][pair] = await(words[1][pair], head + HALF + at);
-        const float x = __uint_as_float(words[0][pair]), y = __uint_as_float(words[1][pair]);
-        squares += x * x + y * y;
-    }
+    for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
     const float factor =
         HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
         if (at >= HALF) continue;
-        float x = __uint_as_float(words[0][pair]), y = __uint_as_float(words[1][pair]);
+        float x = __uint_as_float(words[2 * pair]), y = __uint_as_float(words[2 * pair + 1]);
         if (HAS_QK_NORM && is_rotated) {
             x *= factor * to_float(norm[at]);
             y *= factor * to_float(norm[HALF + at]);
@@ -391,6 +388,10 @@ __device__ inline void combine_warps(
     }
 }
 
+__device__ inline float2 to_floats(const uint2& pair) {
+    return make_float2(__uint_as_float(pair.x), __uint_as_float(pair.y));
+}
+
 // Add a request's splits in order and publish; what is not there yet is waited for.
 __device__ inline void combine_splits(const AttentionLayer& layer, const AttentionItem& item) {
 #pragma unroll 1
@@ -401,18 +402,15 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
         float maximum = -INFINITY, sum = 0.0f, first = 0.0f, second = 0.0f;
 #pragma unroll 1
         for (int begin = 0; begin < item.num_splits; begin += EXCHANGED_SPLITS) {
-            uint2 outputs[EXCHANGED_SPLITS], softmax[EXCHANGED_SPLITS];
-#pragma unroll
-            for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
-                const unsigned* part = parts + min(begin + at, item.num_splits - 1) * PART_WORDS;
-                outputs[at] = load_relaxed8(part + column);
-                softmax[at] = load_relaxed8(part + HEAD_DIM);
-            }
+            uint2 pairs[2 * EXCHANGED_SPLITS];  // of each split outputs, then maximum and sum
+            await_all(pairs, [&](int at) {
+                const unsigned* part = parts + (begin + at / 2) * PART_WORDS + (at % 2 ? HEAD_DIM : column);
+                return begin + at / 2 < item.num_splits ? part : nullptr;
+            });
 #pragma unroll
             for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
                 if (begin + at >= item.num_splits) break;
-                const unsigned* part = parts + (begin + at) * PART_WORDS;
-                const float2 output = await(outputs[at], part + column), state = await(softmax[at], part + HEAD_DIM);
+                const float2 output = to_floats(pairs[2 * at]), state = to_floats(pairs[2 * at + 1]);
                 const float larger = fmaxf(maximum, state.x), shift = larger == -INFINITY ? 0.0f : larger;
                 const float old_weight = exp2_fast(maximum - shift), new_weight = exp2_fast(state.x - shift);
                 sum = sum * old_weight + state.y * new_weight;

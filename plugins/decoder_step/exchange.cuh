@@ -58,13 +58,31 @@ __device__ inline bool is_written(const uint4& packet) {
     return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
 }
 
-// Ask again until `packet`, once asked for, is there.
-__device__ inline uint4 await(uint4 packet, const unsigned* words) {
-    while (!is_written(packet)) {
-        spin_pause();
-        packet = load_relaxed16(words);
-    }
-    return packet;
+__device__ inline bool is_written(const uint2& pair) { return pair.x != EMPTY && pair.y != EMPTY; }
+__device__ inline bool is_written(unsigned word) { return word != EMPTY; }
+
+__device__ inline void request(uint4& packet, const unsigned* words) { packet = load_relaxed16(words); }
+__device__ inline void request(uint2& pair, const unsigned* words) { pair = load_relaxed8(words); }
+__device__ inline void request(unsigned& word, const unsigned* words) { word = load_relaxed(words); }
+
+// Wait for N values at once: ask for all, then again for all that were not there, so that no two answers are waited for
+// one after the other. `address(i)` is null where value i is not wanted.
+template <class Value, int N, class Address>
+__device__ inline void await_all(Value (&values)[N], Address address) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+        if (address(i)) request(values[i], address(i));
+    bool is_missing;
+    do {
+        is_missing = false;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (address(i) && !is_written(values[i])) {
+                is_missing = true;
+                request(values[i], address(i));
+            }
+        if (is_missing) spin_pause();
+    } while (is_missing);
 }
 
 __device__ inline unsigned await(unsigned value, const unsigned* word) {
@@ -73,14 +91,6 @@ __device__ inline unsigned await(unsigned value, const unsigned* word) {
         value = load_relaxed(word);
     }
     return value;
-}
-
-__device__ inline float2 await(uint2 pair, const unsigned* words) {
-    while (pair.x == EMPTY || pair.y == EMPTY) {
-        spin_pause();
-        pair = load_relaxed8(words);
-    }
-    return make_float2(__uint_as_float(pair.x), __uint_as_float(pair.y));
 }
 
 __device__ inline void publish(unsigned* word, unsigned value) {
