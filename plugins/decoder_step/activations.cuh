@@ -199,7 +199,7 @@ struct Epilogue {
 #pragma unroll
             for (int index = 0; index < 2; ++index) {
                 const float fc = sums.value[block][index];
-                activated[index] = fc / (1.0f + exp2_fast(-LOG2_E * fc)) * sums.value[block][index + 2];
+                activated[index] = fc * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * fc)) * sums.value[block][index + 2];
             }
             // A word is two columns, which two threads have: the even one writes its first row's, the odd its second's.
             const float other = shfl_xor(is_odd ? activated[0] : activated[1], 4);

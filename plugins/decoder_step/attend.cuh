@@ -250,16 +250,16 @@ __device__ inline void load_new_keys(
     }
 }
 
-// Whether a row sees a key, both of one request.
-__device__ inline bool is_visible(const StepRows& rows, const AttentionItem& item, int row, int key) {
-    if (key >= item.end_key) return false;
-    const unsigned long long seen = rows.seen[row];
+// Whether a row that sees the new tokens `seen` sees a key of its request.
+__device__ inline bool is_visible(
+    const StepRows& rows, const AttentionItem& item, unsigned long long seen, int key) {
     const int node = key - item.first_new;
-    if (node >= 0 && !((seen >> node) & 1)) return false;
-    if (WINDOW == 0) return true;
+    const bool is_seen = node < 0 || (seen >> (node & (LONGEST_TREE - 1))) & 1;
+    if (WINDOW == 0) return is_seen && key < item.end_key;
     // A node's position in the text is the root's plus its depth, the number of its ancestors.
-    const int depth = node < 0 ? node : __popcll(rows.seen[item.first_row + node]) - 1;
-    return depth > __popcll(seen) - 1 - WINDOW;
+    const int row = item.first_row + max(0, min(node, item.num_rows - 1));
+    const int depth = node < 0 ? node : __popcll(rows.seen[row]) - 1;
+    return is_seen && key < item.end_key && depth > __popcll(seen) - 1 - WINDOW;
 }
 
 // queries . K^T: scores[half] has keys 8 half + 2 (lane % 4) and + 1 for rows lane / 4 and + 8.
@@ -289,12 +289,13 @@ __device__ inline void weigh_scores(
     for (int low = 0; low < 2; ++low) {
         const int at = int(lane_id()) / 4 + 8 * low;
         const int row = item.first_row + min(first_query + at, item.num_rows * GROUP - 1) / GROUP;
+        const unsigned long long seen = rows.seen[row];
         float maximum = -INFINITY;
 #pragma unroll
         for (int index = 0; index < 4; ++index) {
             float& score = scores[index / 2][2 * low + index % 2];
             const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
-            score = is_visible(rows, item, row, key) ? score * layer.scale : -INFINITY;
+            score = is_visible(rows, item, seen, key) ? score * layer.scale : -INFINITY;
             maximum = fmaxf(maximum, score);
         }
         maximum = fmaxf(maximum, shfl_xor(maximum, 1));
@@ -362,24 +363,30 @@ __device__ inline void combine_warps(
 #pragma unroll 1
     for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += CONSUMERS) {
         const int at = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
+        float2 softmax[CONSUMER_WARPS], outputs[CONSUMER_WARPS];
         float maximum = -INFINITY;
-        for (int warp = 0; warp < warps; ++warp) maximum = fmaxf(maximum, scratch.softmax[warp * QUERY_ROWS + at].x);
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const int part = min(warp, warps - 1) * QUERY_ROWS + at;
+            softmax[warp] = scratch.softmax[part];
+            outputs[warp] = *reinterpret_cast<const float2*>(scratch.outputs + part * OUTPUT_PITCH + column);
+            maximum = fmaxf(maximum, softmax[warp].x);
+        }
         const float shift = maximum == -INFINITY ? 0.0f : maximum;
         float sum = 0.0f, first = 0.0f, second = 0.0f;
-#pragma unroll 4
-        for (int warp = 0; warp < warps; ++warp) {
-            const float2 part = scratch.softmax[warp * QUERY_ROWS + at];
-            const float* output = scratch.outputs + (warp * QUERY_ROWS + at) * OUTPUT_PITCH + column;
-            const float weight = exp2_fast(part.x - shift);
-            sum += weight * part.y;
-            first += weight * output[0];
-            second += weight * output[1];
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const float weight = warp < warps ? exp2_fast(softmax[warp].x - shift) : 0.0f;
+            sum += weight * softmax[warp].y;
+            first += weight * outputs[warp].x;
+            second += weight * outputs[warp].y;
         }
         const int query = first_query + at, row = item.first_row + query / GROUP;
         const int head = item.head * GROUP + query % GROUP;
         if (item.num_splits == 1) {
+            const float factor = reciprocal_fast(sum);
             publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
-                    pack2<bfloat16>(first / sum, second / sum));
+                    pack2<bfloat16>(first * factor, second * factor));
         } else {
             unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
             publish(part + column, first, second);
@@ -419,8 +426,9 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
                 maximum = larger;
             }
         }
+        const float factor = reciprocal_fast(sum);
         publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
-                pack2<bfloat16>(first / sum, second / sum));
+                pack2<bfloat16>(first * factor, second * factor));
     }
 }
 

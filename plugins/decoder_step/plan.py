@@ -80,7 +80,8 @@ def _fixed_bytes(spec: StepSpec, rows: int, panel: int) -> int:
     attention = (16 + 2 * rows) * _row_pitch(spec.head_dim) + _WARPS * query_rows * (spec.head_dim * 4 + 24) + 16
     scratch = _round_up(max(rows * _row_pitch(panel), attention), 128)
     partials = 2 * _WARPS * -(-rows // 8) * 32 * 16
-    return scratch + partials + 2 * _WARPS * rows * 4 + 32 * rows + 64
+    table = 80 * spec.num_layers
+    return scratch + partials + 2 * _WARPS * rows * 4 + 32 * rows + table + 64
 
 
 def _row_pitch(columns: int) -> int:
