@@ -63,13 +63,14 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePla
         raise EnginewrightError(
             f"target.cuda.max_seq_len is {config.max_seq_len}; the model was trained for at most {longest} tokens"
         )
+    max_seq_len = config.max_seq_len or longest
     return EnginePlan(
         target="cuda",
         dtype=dtype,
         linear="torch",
         max_batch_size=config.max_batch_size,
-        max_seq_len=config.max_seq_len or longest,
-        max_num_tokens=config.max_num_tokens,
+        max_seq_len=max_seq_len,
+        max_num_tokens=min(config.max_num_tokens, max_seq_len),  # a captured step is no longer than a text
         block_size=config.block_size,
         num_blocks=-(-config.kv_cache_tokens // config.block_size),
         kv_cache_fraction=config.kv_cache_fraction,
