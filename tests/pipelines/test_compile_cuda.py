@@ -118,3 +118,8 @@ def test_every_kernel_compiles_for_every_architecture(head_dim: int, dtype: str,
     ]
     images = build_images(jobs, kept / "kept/cubins", lambda share, text: None)
     assert all(image.compiled.image for image in images)
+
+
+def test_an_engine_gets_every_kernel_that_an_op_has() -> None:
+    needed = {kernel.source.file for kernel in kernels_for(spec(64), "bfloat16", 32)}
+    assert needed == {path.relative_to(compile_cuda.PLUGINS).as_posix() for path in compile_cuda.PLUGINS.rglob("*.cu")}
