@@ -104,7 +104,7 @@ def test_emitted_tokens_go_to_their_texts_and_no_further(run, depth, dtype):
 
 def test_numbers_of_another_dtype_are_refused():
     ones = torch.ones(1, dtype=torch.int32)
-    with pytest.raises(ValueError, match="slots is torch.int32"):
+    with pytest.raises(ValueError, match=r"slots is torch\.int32"):
         place_tokens_cuda(*[ones] * 14)
-    with pytest.raises(ValueError, match="slots is torch.int32"):
+    with pytest.raises(ValueError, match=r"slots is torch\.int32"):
         emit_tokens_cuda(*[ones] * 10)
