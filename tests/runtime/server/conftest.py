@@ -10,10 +10,15 @@ import openai
 import pytest
 
 from runtime.async_llm import AsyncLLM
+from runtime.llm import LLM
+from runtime.sampling import SamplingParams
 from runtime.server.app import make_app
 from runtime.server.run import DrainingServer
 from runtime.server.settings import ServedModel, ServerSettings
+from runtime.speculation.policy import FixedPolicy
+from runtime.speculation.tree import TreeShape
 from runtime.text_engine import TextEngine
+from tests.runtime.drafting import Oracle
 from tests.runtime.tiny import PLAN, make_engine
 
 MODEL = ServedModel("tiny", "0123456789abcdef", "cpu", PLAN.max_seq_len, 1_700_000_000)
@@ -58,6 +63,19 @@ def slow_llm(text_engine, monkeypatch):
 
     monkeypatch.setattr(text_engine, "step", slow_step)
     llm = AsyncLLM(text_engine)
+    yield llm
+    llm.close()
+
+
+@pytest.fixture
+def drafting_llm(checkpoint, tokenizer):
+    """An engine of the test's own, whose drafter knows the greedy answers to "hello"."""
+    llm = LLM(TextEngine(make_engine(checkpoint), tokenizer))
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    known = [*llm.generate("hello", params), llm.chat([{"role": "user", "content": "hello"}], params)]
+    oracle = Oracle([output.prompt_ids + output.completions[0].token_ids for output in known], accuracy=1.0)
+    engine = make_engine(checkpoint, drafter=oracle, policy=FixedPolicy(TreeShape(6, 2, 3)))
+    llm = AsyncLLM(TextEngine(engine, tokenizer))
     yield llm
     llm.close()
 

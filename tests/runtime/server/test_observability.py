@@ -9,32 +9,12 @@ import pytest
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.async_llm import AsyncLLM
 from runtime.errors import EnginewrightError
-from runtime.llm import LLM
-from runtime.sampling import SamplingParams
 from runtime.server.logs import JsonFormatter
 from runtime.server.tracing import Tracer, make_tracer
-from runtime.speculation.policy import FixedPolicy
-from runtime.speculation.tree import TreeShape
-from runtime.text_engine import TextEngine
-from tests.runtime.drafting import Oracle
 from tests.runtime.server.conftest import CHAT, COMPLETIONS, running, until
-from tests.runtime.tiny import make_engine
 
 BODY = {"prompt": "hello", "max_tokens": 20, "ignore_eos": True, "temperature": 0}
-
-
-@pytest.fixture
-def drafting_llm(checkpoint, tokenizer):
-    """An engine of the test's own, whose drafter knows the answer to BODY."""
-    params = SamplingParams(max_tokens=40, ignore_eos=True)
-    known = LLM(TextEngine(make_engine(checkpoint), tokenizer)).generate("hello", params)[0]
-    oracle = Oracle([known.prompt_ids + known.completions[0].token_ids], accuracy=1.0)
-    engine = make_engine(checkpoint, drafter=oracle, policy=FixedPolicy(TreeShape(6, 2, 3)))
-    llm = AsyncLLM(TextEngine(engine, tokenizer))
-    yield llm
-    llm.close()
 
 
 def metrics(client):
