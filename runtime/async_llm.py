@@ -79,7 +79,7 @@ class AsyncLLM:
         cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
-            EnginewrightError: the prompt is empty or too long.
+            EnginewrightError: the prompt is empty or too long, or a parameter does not fit the model.
         """
         async with self.open([prompt], params, cache_salt) as request:
             async for delta in request.deltas:
@@ -92,17 +92,18 @@ class AsyncLLM:
         """Submit prompts together; leaving the block, however, cancels what is left of them.
 
         Raises:
-            EnginewrightError: a prompt is empty or too long; none is in the engine then.
+            EnginewrightError: a prompt is empty or too long, or a parameter does not fit the model; none is in the
+                engine then.
         """
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[StreamDelta | BaseException] = asyncio.Queue()
 
         def publish(item: StreamDelta | BaseException) -> None:
-            with suppress(
-                RuntimeError
-            ):  # the caller's loop is closed: it is gone, and its prompts are on their way out
+            with suppress(RuntimeError):  # a closed loop: the caller is gone, and its prompts are on their way out
                 loop.call_soon_threadsafe(deltas.put_nowait, item)
 
+        if params is not None and params.structured is not None:  # a complex grammar would hold up the others' steps
+            await asyncio.to_thread(self._text_engine.grammars.compile, params.structured)
         submission = self._call(lambda: self._submit(prompts, params, cache_salt, publish))
         try:
             outputs = await asyncio.wrap_future(submission)

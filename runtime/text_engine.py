@@ -9,6 +9,7 @@ from runtime.engine import Engine, NewToken
 from runtime.errors import EnginewrightError
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
+from runtime.sampling_rules.grammar import GrammarCompiler
 from runtime.speculation.statistics import SpeculationSnapshot
 from runtime.text.stream import TextStream
 from runtime.text.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ class Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # as many as tokens, where asked for
     finish_reason: FinishReason | None = None
     admitted_at: float | None = None  # when it left the queue, by `time.perf_counter`
+    error: str | None = None  # what went wrong, where finish_reason is "error"
     speculation: SpeculationSnapshot = field(default_factory=SpeculationSnapshot)  # filled in at the end
 
 
@@ -69,6 +71,7 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
+        self.grammars = GrammarCompiler(tokenizer)
         self._samples: dict[Request, _Sample] = {}
 
     @property
@@ -81,12 +84,14 @@ class TextEngine:
         cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
-            EnginewrightError: the prompt is empty, too long or names an unknown token; nothing is queued then.
+            EnginewrightError: the prompt is empty, too long or names an unknown token, or a parameter does not fit the
+                model; nothing is queued then.
         """
         prompt_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else self._checked(prompt)
+        grammar = self.grammars.compile(params.structured) if params.structured is not None else None
         completions = [Completion(index) for index in range(params.n)]
         for completion in completions:
-            request = self.engine.add(prompt_ids, params, completion.sample_index, cache_salt)
+            request = self.engine.add(prompt_ids, params, completion.sample_index, cache_salt, grammar)
             self._samples[request] = _Sample(completion, TextStream(self.tokenizer, prompt_ids, params.stop))
         return RequestOutput(prompt_ids, completions)
 
@@ -102,7 +107,7 @@ class TextEngine:
         for request, sample in list(self._samples.items()):
             if sample.completion in output.completions:
                 self.engine.finish(request, "cancelled")
-                self._close(request)
+                self._close(request, "cancelled")
 
     def _checked(self, prompt_ids: list[int]) -> list[int]:
         last = self.engine.backend.vocab_size - 1
@@ -117,22 +122,22 @@ class TextEngine:
         completion.token_ids.append(event.token_id)
         if event.logprobs is not None:
             completion.logprobs.append(event.logprobs)
-        text = ""
+        text, finish_reason = "", event.finish_reason
         if event.token_id not in request.stop_ids:
             text, stopped = stream.push(event.token_id)
             if stopped:
                 self.engine.finish(request, "stop")
-        if request.finish_reason is not None:
-            text += self._close(request)
-        return StreamDelta(
-            completion, text, event.token_id, request.finish_reason, event.was_drafted, event.logprobs, read_at
-        )
+                finish_reason = "stop"
+        if finish_reason is not None:
+            text += self._close(request, finish_reason)
+        return StreamDelta(completion, text, event.token_id, finish_reason, event.was_drafted, event.logprobs, read_at)
 
-    def _close(self, request: Request) -> str:
+    def _close(self, request: Request, finish_reason: FinishReason) -> str:
         """Settle a finished request and return the text that was held back."""
         completion, stream = self._samples.pop(request)
         rest = stream.finish().text
         completion.text = stream.text
-        completion.finish_reason = request.finish_reason
+        completion.finish_reason = finish_reason
+        completion.error = request.rules.failure if request.rules is not None else None
         completion.speculation = request.statistics.snapshot()
         return rest
