@@ -41,6 +41,8 @@ class ApiError(Exception):
 
 def internal_error(error: Exception) -> ApiError:
     """A fault of the server's, of which the client learns the kind alone."""
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply", "invalid_json")
     return ApiError(500, f"the request failed ({type(error).__name__}); the server's log says more", "internal")
 
 
@@ -49,6 +51,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _from_api)
     app.add_exception_handler(RequestValidationError, _from_validation)
     app.add_exception_handler(HTTPException, _from_http)
+    app.add_exception_handler(RecursionError, _from_bug)
     app.add_exception_handler(Exception, _from_bug)  # uvicorn logs its traceback
 
 

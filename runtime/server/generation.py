@@ -97,4 +97,7 @@ class Generator:
 async def _watched(deltas: AsyncIterator[StreamDelta], observer: Observer) -> AsyncIterator[StreamDelta]:
     async for delta in deltas:
         observer.see(delta)
+        if delta.finish_reason == "error":
+            message = f"the answer could not go on: {delta.completion.error}"
+            raise ApiError(400, message, "structured_output_failed", "response_format")
         yield delta

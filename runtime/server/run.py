@@ -1,5 +1,6 @@
 """Starts a server over a bundle and ends it without losing what it has begun."""
 
+import ipaddress
 import logging
 import os
 import socket
@@ -43,8 +44,10 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
     model = ServedModel(name, opened.bundle_id, target, longest, int(time.time()))
     app = make_app(llm, model, settings, keys, tracer)
     configure_logs()
-    address = f"http://{settings.host}:{listener.getsockname()[1]}/"
-    print(f"{name} at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"{name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    if not keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        _log.warning("whoever reaches this address may use it: no API keys were given")
     try:
         DrainingServer(app, llm, settings.drain_timeout_s).run(sockets=[listener])
     finally:
