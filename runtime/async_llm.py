@@ -25,6 +25,11 @@ class OpenRequest(NamedTuple):
     outputs: list[RequestOutput]
     deltas: AsyncIterator[StreamDelta]
 
+    @property
+    def completions(self) -> list[Completion]:
+        """All samples of the first prompt, then of the next."""
+        return [completion for output in self.outputs for completion in output.completions]
+
 
 class AsyncLLM:
     """A loaded bundle behind a thread of its own. Use it as an async context manager, or call `close`.

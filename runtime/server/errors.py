@@ -9,8 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-_TYPES = {429: "rate_limit_error"}
-
 
 class ApiError(Exception):
     """A request that gets an error instead of an answer."""
@@ -28,7 +26,9 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
-        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        if status == 429:
+            kind = "rate_limit_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> Response:
@@ -74,7 +74,7 @@ def invalid_field(problems: list[Any]) -> ApiError:
 
 async def _from_api(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    _remember(request, error.message)
+    request.state.record.error = error.message
     return error.response()
 
 
@@ -93,7 +93,3 @@ async def _from_http(request: Request, error: Exception) -> Response:
 
 async def _from_bug(request: Request, error: Exception) -> Response:
     return internal_error(error).response()
-
-
-def _remember(request: Request, message: str) -> None:
-    request.state.record.error = message

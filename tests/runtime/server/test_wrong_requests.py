@@ -151,6 +151,11 @@ def test_null_is_as_good_as_nothing(call):
     assert call(CHAT, {**body, **nothing}).json()["choices"] == call(CHAT, body).json()["choices"]
 
 
+def test_a_salt_of_any_characters_is_only_a_salt(call):
+    body = b'{"prompt": "long enough for a block", "max_tokens": 2, "cache_salt": "\\ud800"}'
+    assert call(COMPLETIONS, body, headers={"content-type": "application/json"}).status_code == 200
+
+
 def test_nothing_refused_reaches_the_engine(call, shared_llm):
     for _ in range(3):
         refused(call(COMPLETIONS, {"prompt": ["fine", ""]}), 400)
