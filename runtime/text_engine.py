@@ -111,7 +111,8 @@ class TextEngine:
 
     def _checked(self, prompt_ids: list[int]) -> list[int]:
         last = self.engine.backend.vocab_size - 1
-        if outside := [token_id for token_id in prompt_ids if not 0 <= token_id <= last]:
+        longest = self.engine.backend.limits.max_seq_len  # the engine refuses what is longer
+        if outside := [token_id for token_id in prompt_ids[:longest] if not 0 <= token_id <= last]:
             raise EnginewrightError(f"the prompt has token {outside[0]}; this model's tokens are 0 to {last}")
         return prompt_ids
 

@@ -136,7 +136,7 @@ def test_an_async_caller_that_gives_up_before_its_prompt_arrives_leaves_nothing_
 
     def slow_step():
         stepping.set()
-        time.sleep(0.05)
+        time.sleep(0.02)
         return step()
 
     async def main():

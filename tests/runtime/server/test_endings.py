@@ -89,7 +89,7 @@ def test_an_engine_that_fails_midway_ends_open_streams_with_an_error(slow_llm, m
 def test_on_sigterm_open_streams_finish_and_new_requests_are_turned_away(slow_llm):
     with running(slow_llm) as (server, address):
         assert httpx2.get(f"{address}/ready").status_code == 200
-        with httpx2.stream("POST", address + COMPLETIONS, json=STREAM, timeout=10) as response:
+        with httpx2.stream("POST", address + COMPLETIONS, json={**STREAM, "max_tokens": 30}, timeout=10) as response:
             lines = response.iter_lines()
             next(lines)
             server.handle_exit(signal.SIGTERM, None)

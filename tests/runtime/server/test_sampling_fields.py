@@ -78,6 +78,8 @@ def test_any_json_object_or_text(call, expected):
         ({"logit_bias": {"the": 1}}, "logit_bias: its keys are token ids"),
         ({"logit_bias": {"65": 101}}, "logit_bias[65] is 101.0; it must be between -100 and 100"),
         ({"logit_bias": {"999": 1}}, "logit_bias names token 999; this model's tokens are 0 to 259"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias: dictionary should have at most 1024 items"),
+        ({"stop": list("abcdefghijklmnopq")}, "stop: list should have at most 16 items"),
         ({"presence_penalty": 3}, "presence_penalty is 3.0; it must be between -2 and 2"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0.0; it must be above 0"),
         ({"min_tokens": 90, "max_tokens": 9}, "min_tokens is 90; it must be between 0 and max_tokens"),
