@@ -26,8 +26,8 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)  # an end token, if one came, is the last
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # as many as tokens, where asked for
     finish_reason: FinishReason | None = None
-    admitted_at: float | None = None  # when it left the queue, by `time.perf_counter`
     error: str | None = None  # what went wrong, where finish_reason is "error"
+    admitted_at: float | None = None  # when it left the queue, by `time.perf_counter`
     speculation: SpeculationSnapshot = field(default_factory=SpeculationSnapshot)  # filled in at the end
 
 
