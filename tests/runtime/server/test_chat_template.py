@@ -6,7 +6,7 @@ import pytest
 
 from runtime.async_llm import AsyncLLM
 from runtime.text_engine import TextEngine
-from tests.runtime.server.conftest import CHAT, called
+from tests.runtime.server.harness import CHAT, called
 from tests.runtime.tiny import make_engine, make_tokenizer
 
 # Writes everything it is given, so that a prompt's tokens, one per byte, tell what that was.

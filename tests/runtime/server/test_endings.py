@@ -8,8 +8,7 @@ import openai
 import pytest
 
 from runtime.async_llm import AsyncLLM
-from tests.runtime.server.conftest import CHAT, COMPLETIONS, called, is_idle, running, until
-from tests.runtime.server.test_wrong_requests import refused
+from tests.runtime.server.harness import CHAT, COMPLETIONS, called, is_idle, refused, running, until
 
 LONG = {"prompt": "hello", "max_tokens": 80, "ignore_eos": True, "temperature": 0}
 STREAM = {**LONG, "stream": True}

@@ -9,8 +9,7 @@ import pytest
 from runtime.errors import EnginewrightError
 from runtime.server.auth import load_keys
 from runtime.server.settings import ServerSettings
-from tests.runtime.server.conftest import COMPLETIONS, called, is_idle, running, until
-from tests.runtime.server.test_wrong_requests import refused
+from tests.runtime.server.harness import COMPLETIONS, called, is_idle, refused, running, until
 from tests.runtime.tiny import PLAN
 
 LONG = {"prompt": "hello", "max_tokens": 80, "ignore_eos": True, "temperature": 0}

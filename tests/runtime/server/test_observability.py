@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runtime.errors import EnginewrightError
 from runtime.server.logs import JsonFormatter
 from runtime.server.tracing import Tracer, make_tracer
-from tests.runtime.server.conftest import CHAT, COMPLETIONS, running, until
+from tests.runtime.server.harness import CHAT, COMPLETIONS, running, until
 
 BODY = {"prompt": "hello", "max_tokens": 20, "ignore_eos": True, "temperature": 0}
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.runtime.server.conftest import running
+from tests.runtime.server.harness import running
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

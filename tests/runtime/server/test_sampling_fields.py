@@ -7,8 +7,7 @@ import pytest
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams, StructuredOutput
 from runtime.text_engine import TextEngine
-from tests.runtime.server.conftest import CHAT, COMPLETIONS
-from tests.runtime.server.test_wrong_requests import refused
+from tests.runtime.server.harness import CHAT, COMPLETIONS, refused
 from tests.runtime.tiny import EOS, make_engine
 
 PROMPT = "hello"

@@ -4,19 +4,10 @@ import json
 
 import pytest
 
-from tests.runtime.server.conftest import CHAT, COMPLETIONS
+from tests.runtime.server.harness import CHAT, COMPLETIONS, refused
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PROMPT = "hi"
-
-
-def refused(response, status):
-    """The error of a response that must have `status`, after a look at its shape."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert "\n" not in error["message"]
-    return error
 
 
 @pytest.mark.parametrize(
