@@ -60,11 +60,15 @@ class DrainingServer(uvicorn.Server):
     """On the first signal, open requests go on for a while and new ones get 503; the second ends the server at once."""
 
     def __init__(self, app: FastAPI, llm: AsyncLLM, drain_timeout_s: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSING_S
-            )
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSING_S,
         )
+        super().__init__(config)
         self._admission = app.state.admission
         self._llm = llm
         self._drain_timeout_s = drain_timeout_s

@@ -1,7 +1,9 @@
 """Fields that change which tokens may come, through HTTP as through the engine."""
 
 import json
+from typing import Literal
 
+import pydantic
 import pytest
 
 from runtime.llm import LLM
@@ -56,6 +58,17 @@ def test_a_schema_is_kept_to(client, stream):
     else:
         text = answer.choices[0].message.content
     assert json.loads(text)["a"] in (1, 2)
+
+
+def test_the_clients_own_models_come_back_parsed(client):
+    class Answer(pydantic.BaseModel):
+        a: Literal[1, 2]
+
+    messages = [{"role": "user", "content": "hi"}]
+    answer = client.chat.completions.parse(
+        model="tiny", messages=messages, response_format=Answer, max_tokens=80, seed=3
+    )
+    assert answer.choices[0].message.parsed.a in (1, 2)
 
 
 def test_any_json_object_or_text(call, expected):
