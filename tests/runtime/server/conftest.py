@@ -12,7 +12,7 @@ from runtime.speculation.policy import FixedPolicy
 from runtime.speculation.tree import TreeShape
 from runtime.text_engine import TextEngine
 from tests.runtime.drafting import Oracle
-from tests.runtime.server.harness import called, running
+from tests.runtime.server.harness import Pace, called, running
 from tests.runtime.tiny import make_engine
 
 
@@ -36,6 +36,23 @@ def slow_llm(text_engine, monkeypatch):
     monkeypatch.setattr(text_engine, "step", slow_step)
     llm = AsyncLLM(text_engine)
     yield llm
+    llm.close()
+
+
+@pytest.fixture
+def pace(text_engine, monkeypatch):
+    """How the engine of `held_llm` goes on."""
+    pace = Pace(text_engine.step)
+    monkeypatch.setattr(text_engine, "step", pace)
+    return pace
+
+
+@pytest.fixture
+def held_llm(text_engine, pace):
+    """An engine of the test's own that waits in its sixth step; see `Pace`."""
+    llm = AsyncLLM(text_engine)
+    yield llm
+    pace.go_on()
     llm.close()
 
 

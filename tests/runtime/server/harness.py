@@ -17,6 +17,24 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 
 
+class Pace:
+    """Holds an engine in its sixth step, when a lone request has five tokens, until `go_on`."""
+
+    def __init__(self, step):
+        self.num_steps = 0
+        self._step = step
+        self._resumed = threading.Event()
+
+    def __call__(self):
+        self.num_steps += 1
+        if self.num_steps == 6:
+            assert self._resumed.wait(timeout=60)
+        return self._step()
+
+    def go_on(self):
+        self._resumed.set()
+
+
 @contextmanager
 def running(llm, keys=(), tracer=None, drain_timeout_s=5.0, **settings):
     """The application over a running engine, on a free port of this machine; yields the server and its address."""
@@ -50,12 +68,17 @@ def called(llm, path, body=None, keys=(), headers=None, **settings):
     return asyncio.run(send())
 
 
-def until(condition, seconds=5.0):
+def until(condition, seconds=20.0):
     """Wait for something that another thread does."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def num_open(server):
+    """Samples that the server lets into the engine."""
+    return server.config.app.state.admission.num_open
 
 
 def is_idle(llm):

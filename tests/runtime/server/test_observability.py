@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from runtime.errors import EnginewrightError
 from runtime.server.logs import JsonFormatter
 from runtime.server.tracing import Tracer, make_tracer
-from tests.runtime.server.harness import CHAT, COMPLETIONS, running, until
+from tests.runtime.server.harness import CHAT, COMPLETIONS, num_open, running, until
 
 BODY = {"prompt": "hello", "max_tokens": 20, "ignore_eos": True, "temperature": 0}
 
@@ -63,12 +63,14 @@ def test_metrics_have_vllms_names_and_move(drafting_llm):
     assert after["vllm:num_preemptions_total",] == 0
 
 
-def test_gauges_show_what_is_going_on_and_a_client_that_leaves_is_an_abort(slow_llm):
+def test_gauges_show_what_is_going_on_and_a_client_that_leaves_is_an_abort(held_llm, pace):
     body = {**BODY, "max_tokens": 80, "n": 6, "stream": True}
-    with running(slow_llm) as (_, address), httpx2.Client(base_url=address) as client:
-        with client.stream("POST", COMPLETIONS, json=body) as response:
-            next(response.iter_bytes())
+    with running(held_llm) as (server, address), httpx2.Client(base_url=address) as client:
+        with client.stream("POST", COMPLETIONS, json=body):
+            until(lambda: pace.num_steps == 6)
             during = metrics(client)
+        until(lambda: num_open(server) == 0)
+        pace.go_on()
         until(lambda: metrics(client)["vllm:num_requests_running",] == 0)
         after = metrics(client)
     assert during["vllm:num_requests_running",] == 4

@@ -79,8 +79,8 @@ def test_the_conversation_goes_on_with_what_was_said_before(client, address, pag
     assert page.is_visible("#welcome")
 
 
-def test_stop_ends_an_answer_and_keeps_what_came(slow_llm, page):
-    with running(slow_llm) as (_, address):
+def test_stop_ends_an_answer_and_keeps_what_came(held_llm, page):
+    with running(held_llm) as (_, address):
         page.goto(address)
         page.wait_for_selector(".state.ready")
         page.fill("#prompt", "hello")
