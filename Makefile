@@ -6,6 +6,7 @@ ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
 OUT ?=
+URL ?=
 PORT ?= 5000
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench load inspect doctor diff archive export-hf ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -53,6 +54,9 @@ verify: $(READY) ## Check a bundle's engine against its reference on this machin
 
 bench: $(READY) ## Measure a bundle's engine on this machine
 	@$(ENGINEWRIGHT) bench '$(BUNDLE)' $(ARGS)
+
+load: $(READY) ## Profile any OpenAI endpoint: URL=<http://host:8000/v1>, the key in OPENAI_API_KEY, ARGS='--users 16 ...'
+	@$(ENGINEWRIGHT) load $(if $(URL),--url '$(URL)') $(ARGS)
 
 inspect: $(READY) ## Say what a bundle is
 	@$(ENGINEWRIGHT) inspect '$(BUNDLE)' $(ARGS)

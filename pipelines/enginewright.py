@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.load.options import add_options as add_load_options
+from pipelines.load.options import options_of
 from runtime.cli import add_commands, run_command
 
 DESCRIPTION = "From an LLM checkpoint to a verified engine bundle."
@@ -55,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
     clean.add_argument("--max-gb", type=float, help="then the least recently used, until the rest is at most this")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    load = add(commands, "load", load_command, "profile an OpenAI-compatible endpoint: latencies, rates, goodput")
+    add_load_options(load)
     ui = add(commands, "ui", ui_command, "open MLflow on the tracking store")
     ui.add_argument("--port", default="5000")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on; the page has no password")
@@ -128,6 +132,14 @@ def clean_command(options: argparse.Namespace) -> None:
     limits = Limits(options.max_age_days, options.max_gb)
     done = clean(load_config([], os.environ).paths, limits, options.dry_run)
     print("\n".join(report_lines(done, limits, options.dry_run)))
+
+
+def load_command(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipelines.load.command import load
+
+    load(options_of(options), Console())
 
 
 def ui_command(options: argparse.Namespace) -> None:
