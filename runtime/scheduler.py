@@ -31,15 +31,23 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: EngineLimits, prefix_reuse: bool = True, prefill_budget: int | None = None
-    ) -> None:  # fmt: skip
-        """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step."""
+        self,
+        limits: EngineLimits,
+        prefix_reuse: bool = True,
+        prefill_budget: int | None = None,
+        uniform_drafts: bool = False,
+    ) -> None:
+        """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step.
+
+        uniform_drafts: a step has draft trees for all of its requests or for none.
+        """
         self.pool = BlockPool(limits.num_blocks)
         self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self._limits = limits
         self._prefill_budget = prefill_budget
+        self._uniform_drafts = uniform_drafts
         self._free_slots = list(range(limits.max_batch_size))
 
     @property
@@ -58,7 +66,11 @@ class Scheduler:
 
         Where all of them decode and nobody can join, the step may be repeated up to `most_repeats` times.
         """
-        repeats = self._num_repeats(most_repeats, shape)
+        going_on = [request for request in self.running if request.num_wanted]
+        only_decoding = all(request.is_decoding for request in going_on) and self._can_admit() is None
+        if shape is not None and self._uniform_drafts and not (only_decoding and self._all_can_draft(going_on, shape)):
+            shape = None
+        repeats = self._num_repeats(going_on, most_repeats, shape) if only_decoding else 1
         requests: list[Request] = []
         rows: list[PlanRow] = []
         admitted: list[Request] = []
@@ -123,17 +135,23 @@ class Scheduler:
             return budget
         return max(0, min(budget, self._prefill_budget - taken))
 
-    def _num_repeats(self, most: int, shape: TreeShape | None) -> int:
-        """How often the next step can be repeated: no request may end for sure, join, or need another's blocks."""
-        going_on = [request for request in self.running if request.num_wanted]
-        if most < 2 or not going_on or not all(request.is_decoding for request in going_on) or self._can_admit():
-            return 1
-        if any(request.params.logprobs is not None or request.rules for request in going_on):  # of one pass alone
+    def _all_can_draft(self, decoding: list[Request], shape: TreeShape) -> bool:
+        """Whether every request may draft, within the token budget and without taking another's blocks."""
+        return (
+            all(request.params.speculate and request.num_wanted > 1 for request in decoding)
+            and len(decoding) * shape.num_nodes <= self._limits.max_num_tokens
+            and self.pool.can_allocate(sum(self._num_missing(request, shape.num_nodes) for request in decoding))
+        )
+
+    def _num_repeats(self, decoding: list[Request], most: int, shape: TreeShape | None) -> int:
+        """How often a step of decoding requests can be repeated: none may end for sure, or need another's blocks."""
+        of_one_pass = any(request.params.logprobs is not None or request.rules is not None for request in decoding)
+        if most < 2 or not decoding or of_one_pass:
             return 1
         num_nodes, most_tokens = (shape.num_nodes, shape.depth + 1) if shape else (1, 1)
-        repeats = min(most, min(request.num_wanted for request in going_on) // most_tokens)
+        repeats = min(most, min(request.num_wanted for request in decoding) // most_tokens)
         while repeats > 1 and not self.pool.can_allocate(
-            sum(self._num_missing(request, num_nodes + (repeats - 1) * most_tokens) for request in going_on)
+            sum(self._num_missing(request, num_nodes + (repeats - 1) * most_tokens) for request in decoding)
         ):
             repeats //= 2
         return max(repeats, 1)

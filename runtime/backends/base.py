@@ -55,6 +55,7 @@ class Backend(Protocol):
     batch: BatchLayout
     read_lag: int  # plans that may be in flight when the next one is made
     most_repeats: int  # passes of one plan: many spare the host its work between them, and tokens come in bursts
+    uniform_drafts: bool  # whether a step drafts for all of its requests or for none
     limits: EngineLimits
     vocab_size: int  # of the logits
     drafter: Drafter | None

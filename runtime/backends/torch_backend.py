@@ -6,6 +6,7 @@ import torch
 
 from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
+from plugins.sample import NO_TOKEN
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, pack
@@ -38,7 +39,7 @@ class _Pass:
         counts = self._accepted.counts.tolist()
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
         num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
-        return StepResult(tokens, num_drafted, self._logprobs)
+        return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 
 class TorchBackend:
@@ -62,6 +63,7 @@ class TorchBackend:
         self.device = decoder.device
         self.read_lag = read_lag
         self.most_repeats = most_repeats
+        self.uniform_drafts = False
         self._decoder = decoder
         self._cache = cache
 
@@ -115,18 +117,35 @@ class TorchBackend:
             kv_compact(cache.storage, source_rows.flatten(), target_rows.flatten())
 
 
+def checked(result: StepResult) -> StepResult:
+    """Return it as it is.
+
+    Raises:
+        ValueError: a row had no token to draw.
+    """
+    if any(NO_TOKEN in tokens for tokens in result.token_ids):
+        raise ValueError("logits hold NaN; the engine's weights or kernels are broken: verify the bundle")
+    return result
+
+
 def _logprobs(
     logits: torch.Tensor, drawing: Drawing, accepted: Accepted, emitting: list[PlanRow]
 ) -> list[list[TokenLogprobs] | None]:
-    result: list[list[TokenLogprobs] | None] = [None] * len(emitting)
-    for index, row in enumerate(emitting):
-        if row.logprobs is not None:
-            rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
-            result[index] = [
-                _token_logprobs(logits[at], int(token), row.logprobs)
-                for at, token in zip(rows, accepted.token_ids[index], strict=False)
-            ]
-    return result
+    return [
+        None if row.logprobs is None else token_logprobs(logits, drawing, accepted, index, row.logprobs)
+        for index, row in enumerate(emitting)
+    ]
+
+
+def token_logprobs(
+    logits: torch.Tensor, drawing: Drawing, accepted: Accepted, index: int, count: int
+) -> list[TokenLogprobs]:
+    """Log-probabilities of what the `index`-th drawing row emits, with the `count` likeliest tokens of each."""
+    rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
+    return [
+        _token_logprobs(logits[at], int(token), count)
+        for at, token in zip(rows, accepted.token_ids[index], strict=False)
+    ]
 
 
 def _token_logprobs(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:
