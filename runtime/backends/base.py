@@ -1,5 +1,6 @@
 """The engine contract, two levels: `forward` for whoever needs logits, `step` for generation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -63,6 +64,10 @@ class Backend(Protocol):
 
     def forward(self, batch: Batch) -> DecoderOutput:
         """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""
+        ...
+
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        """Operations on fixed inputs, ready to be run again and again the way this backend runs a step's."""
         ...
 
     def new_state(self) -> DeviceState:

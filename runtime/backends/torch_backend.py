@@ -1,6 +1,6 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -69,6 +69,9 @@ class TorchBackend:
 
     def forward(self, batch: Batch) -> DecoderOutput:
         return self._decoder.forward(batch, self._cache)
+
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return run
 
     def new_state(self) -> DeviceState:
         return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())

@@ -1,5 +1,6 @@
 """The backend whose steps are captured graphs: one upload of what the host knows, replays, one download of tokens."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
@@ -85,6 +86,10 @@ class CapturedBackend(TorchBackend):
         return self._state
 
     @torch.inference_mode()
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return self._recorder.record(run).replay
+
+    @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
         assert state is self._state, "the state of an engine that another has replaced"
         if plan.rules:  # what they do depends on the text, so no recording knows it
@@ -132,7 +137,7 @@ class CapturedBackend(TorchBackend):
         accepted = state.draw(drawing, depth, output)
         if depth:
             self._compact(drawing, accepted)
-            state.num_tokens[self._buckets.dummy_slot] = 1  # who does not exist does not grow
+            state.num_tokens[self._buckets.dummy_slot :].fill_(1)  # who does not exist does not grow
         return _Pass(drawing, output, accepted)
 
     def _logprobs_of(self, done: _Pass, index: int, plan: StepPlan) -> list[TokenLogprobs] | None:
