@@ -39,7 +39,7 @@ class Client:
         """
         asked = {"messages": [{"role": "user", "content": prompt}]} if self._is_chat else {"prompt": prompt}
         body = {**self._body, **asked, **(extra or {})}
-        sample.sent_s = time.perf_counter() - due
+        sample.sent_s = _since(due)
         text = ""
         try:
             async with self._session.post(self._url, json=body, timeout=self._timeout) as response:
@@ -51,8 +51,12 @@ class Client:
             sample.error = "timeout"
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: what is not JSON
             sample.error = f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARS]
-        sample.total_s = time.perf_counter() - due
+        sample.total_s = _since(due)
         return text
+
+
+def _since(due: float) -> float:
+    return round(time.perf_counter() - due, 6)
 
 
 async def _read(response: aiohttp.ClientResponse, due: float, sample: Sample) -> str:
@@ -66,7 +70,7 @@ async def _read(response: aiohttp.ClientResponse, due: float, sample: Sample) ->
         if data == b"[DONE]":
             is_done = True
             continue
-        now = time.perf_counter() - due
+        now = _since(due)
         if piece := _take(json.loads(data), sample):
             sample.text_s.append(now)
             pieces.append(piece)

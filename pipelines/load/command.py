@@ -101,7 +101,7 @@ def figures_of(row: Row) -> dict[str, float]:
 def table_of(rows: list[Row]) -> Table:
     """One row a scenario; times in ms."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("scenario")
+    table.add_column()
     for title in COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
