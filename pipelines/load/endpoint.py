@@ -18,9 +18,13 @@ async def open_session(options: LoadOptions) -> AsyncIterator[aiohttp.ClientSess
     """Make connections without a limit of their number, with the API key where there is one."""
     key = os.environ.get(options.api_key_variable)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, connector=connector, read_bufsize=MAX_LINE_BYTES) as session:
+    async with aiohttp.ClientSession(headers=headers, connector=connector(), read_bufsize=MAX_LINE_BYTES) as session:
         yield session
+
+
+def connector() -> aiohttp.TCPConnector:
+    """Connections that are given up when idle before a server closes them, which would fail the next request."""
+    return aiohttp.TCPConnector(limit=0, keepalive_timeout=1.0)
 
 
 def base_url(url: str) -> str:

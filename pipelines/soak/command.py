@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 from pipelines.hardware import fingerprint
+from pipelines.load.endpoint import connector
 from pipelines.soak.bundle import exact_copy
 from pipelines.soak.cases import Answer, Case, make_cases
 from pipelines.soak.crowd import Crowd
@@ -64,7 +65,7 @@ async def _run(bundle: Path, options: SoakOptions) -> Outcome:
     timeout = aiohttp.ClientTimeout(total=options.timeout_s)
     async with (
         running(bundle, options.out_dir / LOG_FILE, most_waiting=2 * options.users) as server,
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session,
+        aiohttp.ClientSession(connector=connector(), timeout=timeout) as session,
     ):
         async with session.get(f"{server.url}/v1/models") as response:
             model = (await response.json())["data"][0]["id"]
