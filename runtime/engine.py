@@ -1,6 +1,7 @@
 """The engine: requests in, tokens out, one step at a time. Knows no text; see `runtime.llm` for that."""
 
 import secrets
+import time
 from collections import deque
 from typing import NamedTuple
 
@@ -126,6 +127,7 @@ class Engine:
     def _run(self, schedule: Schedule) -> TokenHandle:
         try:
             for request in schedule.admitted:
+                request.admitted_at = request.admitted_at or time.perf_counter()
                 self._state.admit(request)
             return self.backend.step(schedule.plan, self._state)
         except BaseException:  # Ctrl-C too: others go on, and must not build on what was never written

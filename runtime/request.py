@@ -39,6 +39,7 @@ class Request:
     cache_salt: str = ""  # blocks are shared with requests of the same salt alone
     chain: list[bytes] = field(default_factory=list)  # keys of the root and of the first blocks, as far as asked for
     num_published: int = 0  # leading blocks that are registered for others
+    admitted_at: float | None = None  # `time.perf_counter` of the first step that it had a part in
 
     @property
     def num_known(self) -> int:

@@ -45,6 +45,7 @@ class Scheduler:
         self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
+        self.num_preemptions = 0
         self._limits = limits
         self._prefill_budget = prefill_budget
         self._uniform_drafts = uniform_drafts
@@ -251,6 +252,7 @@ class Scheduler:
         request.num_computed = 0
         request.is_decoding = False
         request.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting.appendleft(request)
 
     def _stop_running(self, request: Request) -> None:

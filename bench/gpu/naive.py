@@ -1,4 +1,4 @@
-"""The naive baseline: a decode step of plain torch operations over a contiguous cache, captured once as a CUDA graph."""
+"""The naive baseline: a decode step of plain torch operations over a contiguous cache, captured as a CUDA graph."""
 
 import torch
 
@@ -10,7 +10,7 @@ linear = torch.nn.functional.linear
 
 
 class NaiveGraph:
-    """One greedy decode step of a batch at a fixed context length. Its operations are those anyone would write first."""
+    """One greedy decode step of a batch at a fixed context length, of the operations anyone would write first."""
 
     def __init__(self, checkpoint: RandomCheckpoint, batch_size: int, context_len: int) -> None:
         self.spec = checkpoint.spec
