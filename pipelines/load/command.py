@@ -25,6 +25,7 @@ from pipelines.load.record import recorded
 from pipelines.load.sample import Sample
 from pipelines.loading import load_config
 from pipelines.redaction import redacted, redacted_text
+from pipelines.storage import storage_errors
 from pipelines.summary import shown
 from runtime.errors import EnginewrightError
 
@@ -44,9 +45,10 @@ def load(options: LoadOptions, console: Console) -> None:
     """
     config = load_config([], os.environ)
     settings = redacted(asdict(options))
-    with recorded("load", settings, None if options.no_tracking else config) as log:
-        now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        out_dir = Path(options.out) if options.out else Path(config.paths.root, "load", now)
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    out_dir = Path(options.out) if options.out else Path(config.paths.root, "load", now)
+    tracked = None if options.no_tracking else config
+    with storage_errors(out_dir, "load"), recorded("load", settings, tracked) as log:
         model, samples = asyncio.run(measure(options, out_dir))
         rows = [row for each in samples.values() if (row := summarise(each, options))]
         errors = {name: found for name, each in samples.items() if (found := errors_of(each))}

@@ -17,6 +17,7 @@ from pipelines.soak.crowd import Crowd
 from pipelines.soak.options import SoakOptions
 from pipelines.soak.server import Server, running
 from pipelines.soak.verdict import draw_memory, idle_failures, slope_mb_per_minute
+from pipelines.storage import storage_errors
 from runtime.errors import EnginewrightError
 
 NUM_CASES = 96
@@ -37,8 +38,8 @@ def soak(options: SoakOptions) -> dict[str, Any]:
     Raises:
         EnginewrightError: the server did not come up, or something that must hold did not.
     """
-    options.out_dir.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory() as folder:
+    with storage_errors(options.out_dir, "soak"), TemporaryDirectory() as folder:
+        options.out_dir.mkdir(parents=True, exist_ok=True)
         bundle = exact_copy(options.bundle, Path(folder, "bundle"))
         outcome = asyncio.run(_run(bundle, options))
     slope = slope_mb_per_minute(outcome.memory)

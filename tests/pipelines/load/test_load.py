@@ -113,6 +113,9 @@ def test_what_cannot_be_used_is_one_line(capsys, tmp_path, monkeypatch):
         main(["load", "--url", fake.url, "--api-key-variable", "MY_KEY", *few])
     with running(Fake(models=("a", "b"))) as fake:
         assert "has no model 'c'; it has a, b" in refused(capsys, "--url", fake.url, "--model", "c", *few)
+    with running(Fake()) as fake:
+        (tmp_path / "file").write_text("")
+        assert "file exists" in refused(capsys, "--url", fake.url, "--out", str(tmp_path / "file"), *few)
     with running(Fake(models=())) as fake:
         assert "lists no models" in refused(capsys, "--url", fake.url, *few)
     with running(Fake(failing={0: (500, "out of order"), 1: (500, "out of order")})) as fake:

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.soak.bundle import BLOCK_SIZE, exact_copy
 from pipelines.soak.cases import Answer, Case, bad_requests, make_cases
+from pipelines.soak.command import soak
 from pipelines.soak.crowd import Crowd
 from pipelines.soak.options import SoakOptions
 from pipelines.soak.verdict import idle_failures, slope_mb_per_minute
@@ -126,6 +127,11 @@ def test_what_is_held_when_all_is_over_is_a_failure():
         "kv_cache_usage_perc is 0.01 when all is over; it must be 0"
     ]
     assert idle_failures(idle, -9) == ["the server ended with -9, not 0"]
+
+
+def test_a_bundle_that_is_none_is_refused_before_any_server_starts(tmp_path):
+    with pytest.raises(EnginewrightError, match="no engine bundle here"):
+        soak(SoakOptions(tmp_path / "nothing", tmp_path / "out"))
 
 
 def test_options_out_of_bounds_are_named(tmp_path):
