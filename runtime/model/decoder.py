@@ -91,7 +91,7 @@ class Decoder:
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
             if layer is self.layers[-1]:  # past the last keys and values, only rows that get logits matter
                 hidden, context = hidden[batch.logit_rows], context[batch.logit_rows]
-                normed, activated = normed[: len(hidden)], activated[: len(hidden)]
+                normed, activated = (like.new_empty(len(hidden), like.shape[1]) for like in (normed, activated))
             hidden += layer.dense(context.flatten(1))
             rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
             hidden += layer.down(silu_mul(layer.gate_up(normed), activated))
