@@ -7,6 +7,7 @@ import sys
 
 import llguidance
 import pytest
+import tokenizers
 
 from runtime.async_llm import AsyncLLM
 from runtime.errors import EnginewrightError
@@ -138,6 +139,14 @@ def test_a_model_without_an_end_token_is_named(text_engine, tmp_path):
     engine = TextEngine(text_engine.engine, Tokenizer(tmp_path))
     with pytest.raises(EnginewrightError, match="needs a model with an end token"):
         engine.submit("x", params())
+
+
+def test_a_tokenizer_that_llguidance_cannot_read_is_named(tmp_path):
+    make_tokenizer(tmp_path)
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(EnginewrightError, match="structured output cannot use this model's tokenizer: can't determine"):
+        GrammarCompiler(Tokenizer(tmp_path)).compile(StructuredOutput())
 
 
 def test_a_grammar_is_compiled_once(tokenizer):
