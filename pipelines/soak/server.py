@@ -9,7 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -78,10 +78,15 @@ async def running(bundle: Path, log: Path, most_waiting: int) -> AsyncIterator[S
 
 
 async def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """Wait until the server answers; it says where before it does."""
     deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        if found := _ADDRESS.search(log.read_text(errors="replace")):
-            return found[0]
-        await asyncio.sleep(0.1)
+    async with aiohttp.ClientSession() as session:
+        while process.poll() is None and time.monotonic() < deadline:
+            if found := _ADDRESS.search(log.read_text(errors="replace")):
+                with suppress(aiohttp.ClientError):
+                    async with session.get(found[0] + "/ready") as response:
+                        if response.status == 200:
+                            return found[0]
+            await asyncio.sleep(0.1)
     last = (log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"])[-1]
     raise EnginewrightError(f"the server did not come up: {last}; all of it is in {log}")
