@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
@@ -32,17 +33,17 @@ class Client:
         if options.ignore_eos:
             self._body["ignore_eos"] = True
 
-    async def answer(self, prompt: str, due: float, sample: Sample, extra: Mapping[str, Any] | None = None) -> str:
-        """Fill in what becomes of a prompt that was due at `time.perf_counter() == due`; return the text.
-
-        extra: further fields of the body, or others in their place.
-        """
+    def ask(self, prompt: str, extra: Mapping[str, Any]) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a prompt; `extra` are further fields of the body, or others in their place."""
         asked = {"messages": [{"role": "user", "content": prompt}]} if self._is_chat else {"prompt": prompt}
-        body = {**self._body, **asked, **(extra or {})}
+        return self._session.post(self._url, json={**self._body, **asked, **extra}, timeout=self._timeout)
+
+    async def answer(self, prompt: str, due: float, sample: Sample, extra: Mapping[str, Any] | None = None) -> str:
+        """Fill in what becomes of a prompt that was due at `time.perf_counter() == due`; return the text."""
         sample.sent_s = _since(due)
         text = ""
         try:
-            async with self._session.post(self._url, json=body, timeout=self._timeout) as response:
+            async with self.ask(prompt, extra or {}) as response:
                 if response.status == 200:
                     text = await _read(response, due, sample)
                 else:

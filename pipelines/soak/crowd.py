@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 
 import aiohttp
 
@@ -94,7 +94,7 @@ class Crowd:
     async def _leave(self, case: Case, pieces: int) -> None:
         """Close the connection after some pieces of text."""
         try:
-            async with self._ask(case) as reply:
+            async with self._clients[case.api].ask(case.prompt, case.fields) as reply:
                 if reply.status != 200:
                     self._note("broken", f"status {reply.status} before leaving")
                 for _ in range(2 * pieces):  # each is followed by an empty line
@@ -108,14 +108,8 @@ class Crowd:
     async def _abort(self, case: Case, after_s: float) -> None:
         """Close the connection before an answer has begun, most likely."""
         with suppress(TimeoutError, aiohttp.ClientError):
-            async with asyncio.timeout(after_s), self._ask(case):
+            async with asyncio.timeout(after_s), self._clients[case.api].ask(case.prompt, case.fields):
                 pass
-
-    def _ask(self, case: Case) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        is_chat = case.api == "chat"
-        asked = {"messages": [{"role": "user", "content": case.prompt}]} if is_chat else {"prompt": case.prompt}
-        body = {"model": self._model, "stream": True, **asked, **case.fields}
-        return self._session.post(self._url + ("/chat/completions" if is_chat else "/completions"), json=body)
 
     async def _err(self, bad: Bad) -> None:
         headers = {"Content-Type": "application/json"}

@@ -67,8 +67,9 @@ async def running(bundle: Path, log: Path, most_waiting: int) -> AsyncIterator[S
         EnginewrightError: it does not come up; says what it printed last.
     """
     command = [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", "0", "--max-queue", str(most_waiting)]
+    keyless = {name: value for name, value in os.environ.items() if name != "ENGINEWRIGHT_API_KEYS"}
     with log.open("wb") as file:
-        process = subprocess.Popen([*command, *SPECULATION], stdout=file, stderr=file, env=os.environ)
+        process = subprocess.Popen([*command, *SPECULATION], stdout=file, stderr=file, env=keyless)
     try:
         yield Server(process, await _address(process, log))
     finally:
