@@ -86,6 +86,8 @@ def running(fake: Fake) -> Iterator[Fake]:
     class Server(ThreadingHTTPServer):
         request_queue_size = 128  # more than come at once, or connections would wait
 
+        def handle_error(self, *args: Any) -> None: ...  # of clients that leave
+
     server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     fake.url = f"http://127.0.0.1:{server.server_port}/v1"
