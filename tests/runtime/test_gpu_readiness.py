@@ -146,11 +146,14 @@ def test_a_driver_that_is_too_old_is_an_error_that_names_the_one_that_is_needed(
         driver_module.driver.cache_clear()
 
 
-def test_a_drafting_model_gets_its_share_of_the_memory_for_caches(tmp_path):
+def test_the_cache_takes_its_share_of_what_is_free_and_one_request_must_fit(tmp_path):
     spec = make_checkpoint(tmp_path).spec
-    assert cuda_engine.own_share(CUDA_PLAN, spec, None) == 1.0
-    (tmp_path / "draft.json").write_text('{"drafter": "model"}')  # the same model beside itself
-    assert cuda_engine.own_share(CUDA_PLAN, spec, tmp_path) == 0.5
+    block = CUDA_PLAN.block_bytes(spec)
+    longest = -(-CUDA_PLAN.max_seq_len // CUDA_PLAN.block_size)
+    assert cuda_engine.sized(CUDA_PLAN, spec, None, 100 * block).num_blocks == 79  # of 80, one is padding's
+    assert cuda_engine.sized(CUDA_PLAN.with_blocks(3), spec, None, 0).num_blocks == 3
+    with pytest.raises(EnginewrightError, match=r"one request of max_seq_len .* lower target\.cuda\.max_seq_len"):
+        cuda_engine.sized(CUDA_PLAN, spec, None, longest * block)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"schema": 9}', "[1]"])
