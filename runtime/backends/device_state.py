@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from plugins.accept import accept as accept_drawn
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
@@ -137,4 +138,4 @@ class DeviceState:
         drawn = sample(
             logits, temperature, top_k, top_p, min_p, seed, sample_index, positions, torch.empty_like(positions)
         ).view_as(tree.depths)  # fmt: skip
-        return accept(tree, depth, lambda nodes, level, alive: drawn.gather(1, nodes.unsqueeze(1)).squeeze(1))
+        return Accepted(*accept_drawn(tree.token_ids, tree.parents, tree.depths, drawn, depth))
