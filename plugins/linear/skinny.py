@@ -89,7 +89,8 @@ def skinny_linear(
     out = len(weight)
     if parts not in (1, 2) or rows % parts or weight.shape[1] != width or y.shape != (rows // parts, out):
         raise KernelError(
-            f"linear: x {tuple(x.shape)} in {parts} parts, weight {tuple(weight.shape)} and y {tuple(y.shape)} do not fit"
+            f"linear: x {tuple(x.shape)} in {parts} parts, weight {tuple(weight.shape)} and y {tuple(y.shape)} "
+            "do not fit"
         )
     if x.dtype != weight.dtype or x.dtype not in ELEMENTS or y.dtype not in (x.dtype, torch.float32):
         raise KernelError(f"linear on CUDA: no kernel for x {x.dtype}, weight {weight.dtype} and y {y.dtype}")
