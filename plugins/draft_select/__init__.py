@@ -58,8 +58,8 @@ def draft_select(
     """
     requests, width, num_draft = logits.shape
     shape = (requests, min(count, width * num_draft))
-    integers = (vocab_ids.new_empty(shape) for _ in range(3))
-    found = Continuations(*integers, beam_scores.new_empty(shape, dtype=torch.float32))
+    token_ids, beams, parents = (vocab_ids.new_empty(shape) for _ in range(3))
+    found = Continuations(token_ids, beams, parents, beam_scores.new_empty(shape, dtype=torch.float32))
     torch.ops.enginewright.draft_select.default(
         logits, beam_scores, beam_nodes, vocab_ids, *(noise or (None, None, None, None)), *found
     )
