@@ -196,41 +196,19 @@ struct WarpKeys {
     __device__ static int v_column(int half) { return 64 * half + 8 * (int(lane_id()) / 4); }
 };
 
-// The old ones from the cache; zeros past the item's keys, and for new ones until they are there.
-__device__ inline void load_old_keys(WarpKeys& keys, const AttentionLayer& layer, const AttentionItem& item, int base) {
-    const uint4 zeros = make_uint4(0, 0, 0, 0);
-    const int end = min(item.end_key, item.first_new);
+// Keys from `first` to before `end`, old ones out of the cache and new ones out of shared memory. Others stay as they are.
+__device__ inline void load_keys(
+    WarpKeys& keys, const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch, int base,
+    int first, int end) {
+    const auto head = [&](int key, const bfloat16* cache, const char* fresh) {
+        return key < item.first_new ? reinterpret_cast<const char*>(cache + cache_row(layer, item, key))
+                                    : fresh + (key - item.first_new) * HEAD_PITCH;
+    };
 #pragma unroll
     for (int index = 0; index < 2; ++index) {
         const int key = base + WarpKeys::k_key(index);
-        const bfloat16* k = layer.k_cache + (key < end ? cache_row(layer, item, key) : 0);
-#pragma unroll
-        for (int step = 0; step < HEAD_STEPS; ++step) {
-            const int column = WarpKeys::k_column(step);
-            keys.k[index][step] = key < end && column < HEAD_DIM ? load16(k + column) : zeros;
-        }
-    }
-#pragma unroll
-    for (int index = 0; index < 4; ++index) {
-        const int key = base + WarpKeys::v_key(index);
-        const bfloat16* v = layer.v_cache + (key < end ? cache_row(layer, item, key) : 0);
-#pragma unroll
-        for (int half = 0; half < HEAD_HALVES; ++half) {
-            const int column = WarpKeys::v_column(half);
-            keys.v[index][half] = key < end && column < HEAD_DIM ? load16(v + column) : zeros;
-        }
-    }
-}
-
-// Those of this step, from shared memory.
-__device__ inline void load_new_keys(
-    WarpKeys& keys, const AttentionItem& item, const AttentionScratch& scratch, int base) {
-    if (min(base + WARP_KEYS, item.end_key) <= item.first_new) return;
-#pragma unroll
-    for (int index = 0; index < 2; ++index) {
-        const int key = base + WarpKeys::k_key(index);
-        if (key < item.first_new || key >= item.end_key) continue;
-        const char* k = scratch.keys + (key - item.first_new) * HEAD_PITCH;
+        if (key < first || key >= end) continue;
+        const char* k = head(key, layer.k_cache, scratch.keys);
 #pragma unroll
         for (int step = 0; step < HEAD_STEPS; ++step) {
             const int column = WarpKeys::k_column(step);
@@ -240,8 +218,8 @@ __device__ inline void load_new_keys(
 #pragma unroll
     for (int index = 0; index < 4; ++index) {
         const int key = base + WarpKeys::v_key(index);
-        if (key < item.first_new || key >= item.end_key) continue;
-        const char* v = scratch.values + (key - item.first_new) * HEAD_PITCH;
+        if (key < first || key >= end) continue;
+        const char* v = head(key, layer.v_cache, scratch.values);
 #pragma unroll
         for (int half = 0; half < HEAD_HALVES; ++half) {
             const int column = WarpKeys::v_column(half);
@@ -447,14 +425,20 @@ __device__ inline void finish_split(
 __device__ inline void attend_item(
     const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, const AttentionScratch& scratch) {
     const int base = item.first_key + WARP_KEYS * int(warp_id());
-    WarpKeys keys;
-    load_old_keys(keys, layer, item, base);
+    WarpKeys keys = {};
+    // Twice the same code: the old keys before the queries are there, the new ones with the first queries.
 #pragma unroll 1
-    for (int first_query = 0; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
-        take_heads(layer, rows, item, scratch, first_query);
-        named_sync(CONSUMER_BARRIER, CONSUMERS);
+    for (int first_query = -QUERY_TILE; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
+        if (first_query >= 0) {
+            take_heads(layer, rows, item, scratch, first_query);
+            named_sync(CONSUMER_BARRIER, CONSUMERS);
+        }
+        const bool is_first = first_query < 0;
+        const int first = is_first ? 0 : item.first_new, end = is_first ? item.first_new : item.end_key;
+        if (first_query <= 0 && base < min(end, item.end_key) && base + WARP_KEYS > first)
+            load_keys(keys, layer, item, scratch, base, first, min(end, item.end_key));
+        if (is_first) continue;
         if (base < item.end_key) {
-            if (first_query == 0) load_new_keys(keys, item, scratch, base);
             float scores[2][4] = {};
             score_keys(scores, keys, scratch.queries);
             weigh_scores(scores, layer, rows, item, scratch, first_query, base);
@@ -465,19 +449,6 @@ __device__ inline void attend_item(
         named_sync(CONSUMER_BARRIER, CONSUMERS);
     }
     if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
-}
-
-// Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
-__device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows& rows, int first_item) {
-    constexpr int LINE = 64, LINES = ceil_div(HEAD_DIM, LINE);  // elements of 128 bytes; lines of a key
-    if (first_item >= rows.item_starts[rows.num_requests]) return;
-    const AttentionItem item = find_item(rows, first_item);
-    const int keys = min(item.end_key, item.first_new) - item.first_key;
-    for (int index = threadIdx.x; index < keys * LINES; index += CONSUMERS) {
-        const long long at = cache_row(layer, item, item.first_key + index / LINES) + index % LINES * LINE;
-        prefetch_l2(layer.k_cache + at);
-        prefetch_l2(layer.v_cache + at);
-    }
 }
 
 // All consumers: this block's items of a layer, and then what waits for other blocks' items, so that no two wait for
