@@ -9,6 +9,7 @@
 #pragma once
 
 #include "activations.cuh"
+#include "params.cuh"
 
 constexpr int WARP_KEYS = 16;
 static_assert(SPLIT_KEYS == WARP_KEYS * CONSUMER_WARPS, "a warp takes its keys at once");
@@ -58,22 +59,15 @@ __device__ inline AttentionScratch attention_scratch(char* memory) {
 
 // What attention reads and writes in one layer.
 struct AttentionLayer {
-    const unsigned* qkv;  // published (R, QKV) float
-    unsigned* attended;   // to be published (R, N D) bfloat16
-    bfloat16* k_cache;    // (blocks, N_kv, BLOCK_SIZE, D)
-    bfloat16* v_cache;
-    const bfloat16* q_norm;  // (D,), or null
-    const bfloat16* k_norm;
-    const bfloat16* cos;  // (positions, D)
-    const bfloat16* sin;
-    const long long* block_tables;
-    int max_blocks;
-    float norm_eps;
-    float scale;             // of the logits, times log2(e)
-    unsigned* exchanged_parts;  // (R, N, EXCHANGED_SPLITS, PART_WORDS), published
-    unsigned* split_parts;      // (R, N, max_splits, PART_WORDS), for contexts of more splits
-    unsigned* split_counts;     // (R, N_kv), all 0 between uses
-    int max_splits;
+    const DecoderStepParams& params;
+    const LayerWeights& weights;
+    unsigned* words;    // of the layer's exchange
+    bfloat16* k_cache;  // (blocks, N_kv, BLOCK_SIZE, D)
+
+    __device__ bfloat16* v_cache() const { return k_cache + params.layer_stride; }
+    __device__ const unsigned* qkv() const { return exchange_at(words).qkv; }
+    __device__ unsigned* attended() const { return exchange_at(words).attended; }
+    __device__ unsigned* parts() const { return exchange_at(words).parts; }
 };
 
 struct AttentionItem {
@@ -107,7 +101,7 @@ __device__ inline AttentionItem find_item(const StepRows& rows, int index) {
 
 // Element offset of a key's row in one layer's cache.
 __device__ inline long long cache_row(const AttentionLayer& layer, const AttentionItem& item, int key) {
-    const long long block = layer.block_tables[item.request * layer.max_blocks + key / BLOCK_SIZE];
+    const long long block = layer.params.block_tables[item.request * layer.params.max_blocks + key / BLOCK_SIZE];
     return ((block * NUM_KV_HEADS + item.head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM;
 }
 
@@ -117,8 +111,8 @@ __device__ inline void take_head(
     const AttentionLayer& layer, const unsigned* head, const bfloat16* norm, int position, char* out, bfloat16* copy) {
     constexpr int HALF = HEAD_DIM / 2, PAIRS = ceil_div(HALF, 32);
     const bool is_rotated = position >= 0;
-    const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
-    const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
+    const bfloat16* cos = layer.params.cos + (long long)position * HEAD_DIM;
+    const bfloat16* sin = layer.params.sin + (long long)position * HEAD_DIM;
     unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
     float cosine[PAIRS], sine[PAIRS];
     float squares = 0.0f;
@@ -137,7 +131,7 @@ __device__ inline void take_head(
 #pragma unroll
     for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
     const float factor =
-        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
+        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.params.norm_eps) : 1.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
@@ -178,8 +172,8 @@ __device__ inline void take_heads(
         char* out = is_query   ? scratch.queries + job * HEAD_PITCH
                     : is_value ? scratch.values + node * HEAD_PITCH
                                : scratch.keys + node * HEAD_PITCH;
-        bfloat16* copy = is_query ? nullptr : (is_value ? layer.v_cache : layer.k_cache) + cache_row(layer, item, key);
-        take_head(layer, layer.qkv + row * QKV_SIZE + head * HEAD_DIM, is_query ? layer.q_norm : layer.k_norm,
+        bfloat16* copy = is_query ? nullptr : (is_value ? layer.v_cache() : layer.k_cache) + cache_row(layer, item, key);
+        take_head(layer, layer.qkv() + row * QKV_SIZE + head * HEAD_DIM, is_query ? layer.weights.q_norm : layer.weights.k_norm,
                   is_value ? -1 : rows.positions[row], out, copy);
     }
 }
@@ -219,7 +213,7 @@ __device__ inline void load_keys(
     for (int index = 0; index < 4; ++index) {
         const int key = base + WarpKeys::v_key(index);
         if (key < first || key >= end) continue;
-        const char* v = head(key, layer.v_cache, scratch.values);
+        const char* v = head(key, layer.v_cache(), scratch.values);
 #pragma unroll
         for (int half = 0; half < HEAD_HALVES; ++half) {
             const int column = WarpKeys::v_column(half);
@@ -263,6 +257,7 @@ __device__ inline void weigh_scores(
     float (&scores)[2][4], const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item,
     const AttentionScratch& scratch, int first_query, int base) {
     const int quad = int(lane_id()) % 4;
+    const float scale = layer.params.scale * 1.4426950408889634f;  // for powers of two
 #pragma unroll
     for (int low = 0; low < 2; ++low) {
         const int at = int(lane_id()) / 4 + 8 * low;
@@ -273,7 +268,7 @@ __device__ inline void weigh_scores(
         for (int index = 0; index < 4; ++index) {
             float& score = scores[index / 2][2 * low + index % 2];
             const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
-            score = is_visible(rows, item, seen, key) ? score * layer.scale : -INFINITY;
+            score = is_visible(rows, item, seen, key) ? score * scale : -INFINITY;
             maximum = fmaxf(maximum, score);
         }
         maximum = fmaxf(maximum, shfl_xor(maximum, 1));
@@ -329,8 +324,8 @@ __device__ inline void weigh_values(const float (&weights)[2][4], const WarpKeys
 
 __device__ inline unsigned* parts_of(const AttentionLayer& layer, const AttentionItem& item, int row, int head) {
     const bool is_exchanged = item.num_splits <= EXCHANGED_SPLITS;
-    return (is_exchanged ? layer.exchanged_parts : layer.split_parts) +
-           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.max_splits) * PART_WORDS;
+    return (is_exchanged ? layer.parts() : layer.params.split_parts) +
+           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.params.max_splits) * PART_WORDS;
 }
 
 // Add the warps' results of a query tile; publish them, or leave them as this split's.
@@ -363,7 +358,7 @@ __device__ inline void combine_warps(
         const int head = item.head * GROUP + query % GROUP;
         if (item.num_splits == 1) {
             const float factor = reciprocal_fast(sum);
-            publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+            publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                     pack2<bfloat16>(first * factor, second * factor));
         } else {
             unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
@@ -405,7 +400,7 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
             }
         }
         const float factor = reciprocal_fast(sum);
-        publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+        publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                 pack2<bfloat16>(first * factor, second * factor));
     }
 }
@@ -415,7 +410,7 @@ __device__ inline void finish_split(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
     // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
     if (threadIdx.x == 0) {
-        unsigned* count = layer.split_counts + item.request * NUM_KV_HEADS + item.head;
+        unsigned* count = layer.params.split_counts + item.request * NUM_KV_HEADS + item.head;
         *scratch.is_last = increment_wrap(count, item.num_splits - 1) == unsigned(item.num_splits) - 1;
     }
     named_sync(CONSUMER_BARRIER, CONSUMERS);

@@ -12,51 +12,6 @@
 #include "attend.cuh"
 #include "trace.cuh"
 
-struct LayerWeights {
-    const bfloat16* input_norm;  // (H,)
-    const bfloat16* qkv;         // (QKV, H)
-    const bfloat16* qkv_bias;    // (QKV,), or null
-    const bfloat16* q_norm;      // (D,), or null
-    const bfloat16* k_norm;
-    const bfloat16* dense;      // (H, N D)
-    const bfloat16* post_norm;  // (H,)
-    const bfloat16* fc;         // (I, H), the branch that is activated
-    const bfloat16* gate;       // (I, H)
-    const bfloat16* down;       // (H, I)
-};
-
-struct DecoderStepParams {
-    const LayerWeights* layers;  // (L,)
-    const bfloat16* embedding;   // (V, H)
-    const bfloat16* final_norm;  // (H,)
-    const bfloat16* head;        // (V, H)
-    const bfloat16* cos;         // (positions, D): see rope_kv_write
-    const bfloat16* sin;
-    const long long* token_ids;     // (R,)
-    const long long* positions;     // (R,)
-    const long long* query_starts;  // (B + 1,)
-    const long long* context_lens;  // (B,)
-    const long long* block_tables;  // (B, max_blocks)
-    const long long* ancestors;     // (B, max_nodes), or null
-    bfloat16* cache;                // (2 L, num_blocks, N_kv, BLOCK_SIZE, D)
-    float* logits;                  // (R, V)
-    float* hidden;                  // (R, H), after the final norm
-    unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
-    unsigned* launches;             // (blocks,), 0 before the first launch
-    unsigned* split_parts;          // (R, N, max_splits, PART_WORDS)
-    unsigned* split_counts;         // (R, N_kv), 0 before the first launch
-    long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
-    int num_rows;
-    int num_requests;
-    int max_blocks;
-    int max_nodes;
-    int max_splits;
-    float norm_eps;
-    float scale;  // of attention's logits
-    int unused;
-};
-static_assert(sizeof(DecoderStepParams) == 20 * 8 + 8 * 4, "mirrored in cuda.py");
-
 __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(bytes, to) * to; }
 
 // Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | layers |
@@ -191,9 +146,13 @@ struct Consumer {
 #pragma unroll 1
         for (int index = 0; index <= 4 * NUM_LAYERS; ++index) {
             const int layer = index / 4, phase = index == 4 * NUM_LAYERS ? HEAD : index % 4;
-            const LayerExchange exchange = layer_exchange(set, layer);
+            unsigned* words = set + (long long)layer * LAYER_WORDS;
+            const LayerExchange exchange = exchange_at(words);
             trace(layer, 3 * phase);
-            if (phase == DENSE) attend(attention_layer(layer, exchange), *layout.rows, layout.attention, first_item());
+            if (phase == DENSE) {
+                bfloat16* k_cache = params.cache + 2 * layer * params.layer_stride;
+                attend({params, layout.layers[layer], words, k_cache}, *layout.rows, layout.attention, first_item());
+            }
             run_phase(layer, phase, exchange, residual);
             if (phase == DENSE) residual = exchange.middle;
             if (phase == DOWN) residual = exchange.output;
@@ -272,27 +231,6 @@ struct Consumer {
         const int offset = CONSUMER_WARPS * MAX_ROWS;
         layout.work.squares += normed % 2 == 0 ? offset : -offset;
         ++normed;
-    }
-
-    __device__ AttentionLayer attention_layer(int layer, const LayerExchange& exchange) const {
-        AttentionLayer attention;
-        attention.qkv = exchange.qkv;
-        attention.attended = exchange.attended;
-        attention.k_cache = params.cache + 2 * layer * params.layer_stride;
-        attention.v_cache = attention.k_cache + params.layer_stride;
-        attention.q_norm = HAS_QK_NORM ? layout.layers[layer].q_norm : nullptr;
-        attention.k_norm = HAS_QK_NORM ? layout.layers[layer].k_norm : nullptr;
-        attention.cos = params.cos;
-        attention.sin = params.sin;
-        attention.block_tables = params.block_tables;
-        attention.max_blocks = params.max_blocks;
-        attention.norm_eps = params.norm_eps;
-        attention.scale = params.scale * 1.4426950408889634f;
-        attention.exchanged_parts = exchange.parts;
-        attention.split_parts = params.split_parts;
-        attention.split_counts = params.split_counts;
-        attention.max_splits = params.max_splits;
-        return attention;
     }
 
     // Attention's items go to blocks from the first on that has no tile of this layer's dense, if there are any.

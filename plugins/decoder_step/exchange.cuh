@@ -39,8 +39,7 @@ struct LayerExchange {
     unsigned* parts;
 };
 
-__device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
-    unsigned* words = set + (long long)layer * LAYER_WORDS;
+__device__ inline LayerExchange exchange_at(unsigned* words) {
     LayerExchange exchange;
     exchange.qkv = words;
     exchange.attended = exchange.qkv + QKV_WORDS;
