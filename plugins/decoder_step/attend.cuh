@@ -405,25 +405,30 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
     }
 }
 
-// Where a request has many splits: the block that ends last adds them.
-__device__ inline void finish_split(
+// Whether this block adds the results of the item's request: few splits are added by the block of the last one, many by
+// the block that comes here last.
+__device__ inline bool is_adder(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
-    // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
+    if (item.num_splits <= EXCHANGED_SPLITS) return item.num_splits > 1 && item.split == item.num_splits - 1;
+    // Releases what the whole block wrote, by way of the barrier at the item's end; the last one wraps the count to 0.
     if (threadIdx.x == 0) {
         unsigned* count = layer.params.split_counts + item.request * NUM_KV_HEADS + item.head;
         *scratch.is_last = increment_wrap(count, item.num_splits - 1) == unsigned(item.num_splits) - 1;
     }
     named_sync(CONSUMER_BARRIER, CONSUMERS);
-    if (*scratch.is_last) combine_splits(layer, item);
+    const bool is_last = *scratch.is_last;
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    return is_last;
 }
 
 __device__ inline void attend_item(
     const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, const AttentionScratch& scratch) {
-    const int base = item.first_key + WARP_KEYS * int(warp_id());
     WarpKeys keys = {};
     // Twice the same code: the old keys before the queries are there, the new ones with the first queries.
 #pragma unroll 1
     for (int first_query = -QUERY_TILE; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
+        int base = item.first_key + WARP_KEYS * int(warp_id());
+        asm volatile("" : "+r"(base));  // or the addresses of all keys are kept from one turn to the next, in local memory
         if (first_query >= 0) {
             take_heads(layer, rows, item, scratch, first_query);
             named_sync(CONSUMER_BARRIER, CONSUMERS);
@@ -443,7 +448,6 @@ __device__ inline void attend_item(
         combine_warps(layer, item, scratch, first_query);
         named_sync(CONSUMER_BARRIER, CONSUMERS);
     }
-    if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
 }
 
 // All consumers: this block's items of a layer, and then what waits for other blocks' items, so that no two wait for
@@ -457,7 +461,6 @@ __device__ inline void attend(
 #pragma unroll 1
     for (int index = first_item; index < items; index += gridDim.x) {
         const AttentionItem item = find_item(rows, index);
-        const bool is_last_of_few = item.split == item.num_splits - 1 && item.num_splits <= EXCHANGED_SPLITS;
-        if (is_last_of_few && item.num_splits > 1) combine_splits(layer, item);
+        if (is_adder(layer, item, scratch)) combine_splits(layer, item);
     }
 }
