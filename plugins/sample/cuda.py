@@ -12,7 +12,7 @@ from plugins.cuda.source import KernelSource
 
 LOGITS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _THREADS, _BINS = 256, 16
-_SHARED_BYTES = _BINS * _THREADS * 10 + 1024
+_SHARED_BYTES = _BINS * _THREADS * 10 + 3072
 _MOST_BLOCKS_PER_ROW = 64
 TOKENS_PER_BLOCK = 4096  # a row is not cut into smaller parts
 _BLOCKS_PER_PROCESSOR = 2  # as many as run at once on every GPU from sm_80 on

@@ -27,7 +27,7 @@ constexpr unsigned long long NAN_RANK = ~0ull;
 constexpr double MASS_UNIT = 35184372088832.0;  // 2^45: of 2^18 tokens none overflows
 constexpr double TINY_MASS = -32.0;  // e^-32 2^45 < 1/2
 constexpr int MOST_BLOCKS_PER_ROW = 64;
-constexpr int SAMPLE_SHARED_BYTES = BINS * SAMPLE_THREADS * 10 + 1024;
+constexpr int SAMPLE_SHARED_BYTES = BINS * SAMPLE_THREADS * 10 + 3072;
 
 struct Candidate {
     double value;
@@ -59,6 +59,7 @@ struct SampleShared {
     unsigned short count[BINS][SAMPLE_THREADS];  // of a thread's at most 2^18 / SAMPLE_THREADS tokens
     unsigned long long total_mass[BINS];
     unsigned long long total_count[BINS];
+    unsigned long long shares[SAMPLE_WARPS][2 * BINS];
     Candidate best[SAMPLE_WARPS];
     unsigned long long rank[SAMPLE_WARPS];
     int is_last;
@@ -231,14 +232,19 @@ __device__ __forceinline__ void share_digit(
     SampleShared& shared, Meeting& meeting, unsigned long long* partials, int pass) {
     if (meeting.blocks == 1) return;
     unsigned long long* bins = partials + (pass % 2) * meeting.blocks * 2 * BINS;
-    const int at = threadIdx.x;
-    if (at < 2 * BINS)
-        bins[blockIdx.x * 2 * BINS + at] = at < BINS ? shared.total_count[at] : shared.total_mass[at - BINS];
+    const int lane = lane_id();
+    static_assert(2 * BINS == WARP_SIZE, "a lane per sum");
+    if (warp_id() == 0)
+        bins[blockIdx.x * 2 * BINS + lane] = lane < BINS ? shared.total_count[lane] : shared.total_mass[lane - BINS];
     meet(meeting);
-    if (at < 2 * BINS) {
-        unsigned long long total = 0;
-        for (unsigned block = 0; block < meeting.blocks; ++block) total += bins[block * 2 * BINS + at];
-        (at < BINS ? shared.total_count : shared.total_mass)[at % BINS] = total;
+    unsigned long long total = 0;
+    for (unsigned block = warp_id(); block < meeting.blocks; block += SAMPLE_WARPS)
+        total += bins[block * 2 * BINS + lane];
+    shared.shares[warp_id()][lane] = total;
+    block_sync();
+    if (warp_id() == 0) {
+        for (int warp = 1; warp < SAMPLE_WARPS; ++warp) total += shared.shares[warp][lane];
+        (lane < BINS ? shared.total_count : shared.total_mass)[lane % BINS] = total;
     }
     block_sync();
 }
@@ -288,6 +294,10 @@ __device__ __forceinline__ Candidate best_of_slice(
     constexpr long long NONE = 1ll << 40;
     Candidate best = {-INFINITY, NONE};  // by float32 noise
     row.for_each([&](int quad, const float (&values)[4], int count) {
+        bool is_any_kept = false;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) is_any_kept |= rank_of(values[i], 4 * quad + i) >= threshold;
+        if (!is_any_kept) return;
         const uint4 words = noise_words(row.key, quad);
         const unsigned all[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
@@ -328,8 +338,9 @@ __device__ __forceinline__ Candidate draw_part(
             unsigned long long* ranks = partials + (pass % 2) * meeting.blocks * 2 * BINS;
             if (threadIdx.x == 0) ranks[blockIdx.x * 2 * BINS] = largest;
             meet(meeting);
-            for (unsigned block = 0; block < meeting.blocks; ++block)
+            for (unsigned block = threadIdx.x; block < meeting.blocks; block += SAMPLE_THREADS)
                 largest = larger(largest, ranks[block * 2 * BINS]);
+            largest = block_largest(shared, largest);
             ++pass;
         }
         if (largest == NAN_RANK) return {INFINITY, NO_TOKEN};
