@@ -10,7 +10,7 @@ from plugins.library import define, implement
 from plugins.sample.batched import NO_TOKEN as NO_TOKEN
 from plugins.sample.batched import sample_batched
 from plugins.sample.cpu import sample_cpu
-from plugins.sample.cuda import LOGITS, sample_cuda
+from plugins.sample.cuda import sample_cuda
 
 define(
     "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
@@ -19,20 +19,10 @@ define(
 implement("sample", "CPU", sample_cpu)
 
 
-def _sample_on_cuda(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seed: torch.Tensor,
-    sample_index: torch.Tensor,
-    position: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """A kernel for logits up to float32; float64 is for tests and comparisons."""
-    run = sample_cuda if logits.dtype in LOGITS else sample_batched
-    run(logits, temperature, top_k, top_p, min_p, seed, sample_index, position, out)
+def _sample_on_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
+    """A kernel for the logits that engines have; float64 is for tests and comparisons."""
+    run = sample_cuda if logits.dtype == torch.float32 else sample_batched
+    run(logits, *rest)
 
 
 implement("sample", "CUDA", _sample_on_cuda)

@@ -1,98 +1,54 @@
-"""Sampling on NVIDIA GPUs: checks, the kernel's workspace, and the launch."""
+"""Sampling on NVIDIA GPUs, from float32 logits: checks, sizes of grids, and the two launches."""
 
 import ctypes
-from functools import cache
-from typing import NamedTuple
 
 import torch
 
-from plugins.cuda.errors import KernelError
-from plugins.cuda.run import processors, require_contiguous, require_shape, run_kernel
+from plugins.cuda.launch import launch
+from plugins.cuda.library import get_kernel
 from plugins.cuda.source import KernelSource
 
-LOGITS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_THREADS, _BINS = 256, 16
-_SHARED_BYTES = _BINS * _THREADS * 10 + 3072
-_MOST_BLOCKS_PER_ROW = 64
-TOKENS_PER_BLOCK = 4096  # a row is not cut into smaller parts
-_BLOCKS_PER_PROCESSOR = 2  # as many as run at once on every GPU from sm_80 on
-_MOST_TOKENS = 1 << 18  # of a vocabulary: see MASS_UNIT
+SOURCE = KernelSource("sample", "sample/sample.cu")
+THREADS = 512  # SAMPLE_THREADS of sample.cuh
+SHARED_BYTES = 16 * 16 + 256 * 12 + 24  # SampleScratch
+BEST_BYTES = 16
+_BLOCKS = 264  # two on every multiprocessor of the largest GPUs
+_CHUNK = 2048  # tokens that are worth a block
+
+_ROWS = ("temperature", "top_k", "top_p", "min_p", "seed", "sample_index", "position")
+_DTYPES = (torch.float32, torch.int64, torch.float32, torch.float32, torch.int64, torch.int64, torch.int64)
 
 
 class SampleParams(ctypes.Structure):
     """Mirror of the struct in sample.cuh."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", "temperature", "top_k", "top_p", "min_p")),
-        *((name, ctypes.c_void_p) for name in ("seed", "sample_index", "position", "out")),
-        *((name, ctypes.c_void_p) for name in ("partials", "candidates", "counters")),
-        ("row_stride", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("rows", "vocab")),
+        ("logits", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in _ROWS),
+        ("bests", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("vocab_size", ctypes.c_int32),
+        ("num_chunks", ctypes.c_int32),
     ]
 
 
-class _Workspace(NamedTuple):
-    """What the blocks of a launch hand each other; launches on one device use the same, so they are one stream's."""
-
-    partials: torch.Tensor
-    candidates: torch.Tensor
-    counters: torch.Tensor
-
-
-def source(logits: torch.dtype) -> KernelSource:
-    """What is compiled for logits of that dtype."""
-    return KernelSource("sample", "sample/sample.cu", (("ELEMENT", LOGITS[logits]),))
-
-
-def sources() -> list[KernelSource]:
-    """Everything that may be launched."""
-    return [source(dtype) for dtype in LOGITS]
-
-
-def sample_cuda(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    min_p: torch.Tensor,
-    seed: torch.Tensor,
-    sample_index: torch.Tensor,
-    position: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    rows, vocab = logits.shape
-    if not 1 <= vocab <= _MOST_TOKENS:
-        raise KernelError(f"sample on CUDA: a vocabulary of {vocab}; the kernel takes 1 to {_MOST_TOKENS}")
-    if logits.stride(1) != 1:
-        raise KernelError(f"sample on CUDA: logits have strides {logits.stride()}; rows must be contiguous")
-    floats = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
-    integers = {"top_k": top_k, "seed": seed, "sample_index": sample_index, "position": position, "out": out}
-    require_shape("sample", (rows,), torch.float32, **floats)
-    require_shape("sample", (rows,), torch.int64, **integers)
-    require_contiguous("sample", **floats, **integers)
-    if rows == 0:
+def sample_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
+    """See `plugins.sample.sample`; allocates what one launch hands the other."""
+    *per_row, out = rest
+    num_rows, vocab_size = logits.shape
+    if logits.dtype != torch.float32 or not logits.is_contiguous():
+        raise ValueError(f"logits are {logits.dtype} of strides {logits.stride()}; the kernel takes contiguous float32")
+    for name, dtype, values in zip((*_ROWS, "out"), (*_DTYPES, torch.int64), rest, strict=True):
+        if values.dtype != dtype or values.shape != (num_rows,) or not values.is_contiguous():
+            raise ValueError(
+                f"{name} is {tuple(values.shape)} {values.dtype}; it must be contiguous ({num_rows},) {dtype}"
+            )
+    if not num_rows:
         return
-    most_blocks = _BLOCKS_PER_PROCESSOR * processors(logits.device)
-    wanted = min(_MOST_BLOCKS_PER_ROW, -(-vocab // TOKENS_PER_BLOCK))
-    blocks_per_row = max(1, min(wanted, most_blocks // rows))
-    groups = min(rows, most_blocks)
-    workspace = _workspace(logits.device, most_blocks)
-    params = SampleParams(
-        logits.data_ptr(), temperature.data_ptr(), top_k.data_ptr(), top_p.data_ptr(), min_p.data_ptr(),
-        seed.data_ptr(), sample_index.data_ptr(), position.data_ptr(), out.data_ptr(),
-        *(tensor.data_ptr() for tensor in workspace), logits.stride(0), rows, vocab,
-    )  # fmt: skip
-    run_kernel(
-        source(logits.dtype), "sample_kernel", (blocks_per_row, groups), _THREADS, params, _SHARED_BYTES,
-        cooperative=True,
-    )  # fmt: skip
-
-
-@cache
-def _workspace(device: torch.device, most_blocks: int) -> _Workspace:
-    """Of a device, made at its first launch."""
-    return _Workspace(
-        torch.zeros(most_blocks * 2 * 2 * _BINS, dtype=torch.int64, device=device),
-        torch.zeros(most_blocks * 2, dtype=torch.int64, device=device),
-        torch.zeros(most_blocks, dtype=torch.int32, device=device),
-    )
+    num_chunks = max(1, min(_BLOCKS // num_rows, -(-vocab_size // _CHUNK)))
+    bests = torch.empty(num_rows * num_chunks * BEST_BYTES, dtype=torch.uint8, device=logits.device)
+    pointers = [values.data_ptr() for values in per_row]
+    params = SampleParams(logits.data_ptr(), *pointers, bests.data_ptr(), out.data_ptr(), vocab_size, num_chunks)
+    chunks, rows = (get_kernel(SOURCE, f"sample_{part}_kernel", SampleParams) for part in ("chunks", "rows"))
+    launch(chunks, (num_chunks, num_rows), THREADS, SHARED_BYTES, params, dependent=True)
+    launch(rows, num_rows, THREADS, SHARED_BYTES, params, dependent=True)

@@ -1,409 +1,251 @@
-// The next token of each row of logits (R, V): argmax, or argmax of filtered logits / T + Gumbel noise. One launch.
+// The next token of each row of logits: the argmax, or the argmax of logits / T plus Gumbel noise over the tokens that
+// pass the filters. The contract, and the order of the filters: plugins/sample/__init__.py.
 //
-// Grid (blocks per row, groups): a group of blocks shares a row, each a contiguous part of the vocabulary; where rows are
-// more than groups, each group is one block and takes row after row. Blocks of a group meet at a counter, so the launch
-// is cooperative; the last to finish a row picks the best of their candidates.
+// Two launches. `sample_chunks`, grid (chunks, R): the best token of every chunk of a row that needs no filter.
+// `sample_rows`, grid (R): the best of those, or the whole of a row with filters. What is chosen does not depend on the
+// number of chunks: scores are compared exactly, and ties go to the lower token id.
 //
-// Filters are thresholds on `rank`, a 56-bit integer whose order is that of the contract: by logit, then the lower token.
-// A threshold is found digit by digit: each pass adds up, per value of the next 4 bits, the tokens that agree with the
-// digits so far (a count for top_k, their mass for top_p). Masses are integers, so that no sum depends on its order.
-// Tokens are compared with float32 noise; those within its error of the best are computed again in float64.
-//
-// Shared memory: SAMPLE_SHARED_BYTES. Logits are float32, bfloat16 or float16; their arithmetic is float64.
+// Logits float32. Scores are float64, like the reference's. Masses are sums of integers, so no order of threads shows in
+// them: 2^40 stands for the most likely token's, which leaves 2^-41 of it as the rounding of each.
+// Shared memory: sizeof(SampleScratch).
 #pragma once
 
 #include "element.cuh"
-#include "grid.cuh"
-#include "noise.cuh"
+#include "math.cuh"
+#include "warp.cuh"
 
-constexpr int SAMPLE_THREADS = 256;
+constexpr int SAMPLE_THREADS = 512;
 constexpr int SAMPLE_WARPS = SAMPLE_THREADS / 32;
-constexpr int DIGIT_BITS = 4;
-constexpr int BINS = 1 << DIGIT_BITS;
-constexpr int RANK_BITS = 56;
-constexpr int TOKEN_BITS = 24;  // of a rank, below the logit's 32
-constexpr long long NO_TOKEN = -1;
-constexpr unsigned long long NAN_RANK = ~0ull;
-constexpr double MASS_UNIT = 35184372088832.0;  // 2^45: of 2^18 tokens none overflows
-constexpr double TINY_MASS = -32.0;  // e^-32 2^45 < 1/2
-constexpr int MOST_BLOCKS_PER_ROW = 64;
-constexpr int SAMPLE_SHARED_BYTES = BINS * SAMPLE_THREADS * 10 + 3072;
+constexpr int DIGIT_BITS = 8;
+constexpr int NUM_BINS = 1 << DIGIT_BITS;
+constexpr int NO_ID = 0x7fffffff;
+constexpr int NO_TOKEN = -1;  // of a row that holds NaN
+constexpr double MASS_ONE = 1099511627776.0;  // 2^40
 
-struct Candidate {
-    double value;
-    long long token;
+struct Best {
+  double score;
+  int id;
+  int has_nan;
 };
 
 struct SampleParams {
-    const void* logits;  // (R, V)
-    const float* temperature;
-    const long long* top_k;
-    const float* top_p;
-    const float* min_p;
-    const long long* seed;
-    const long long* sample_index;
-    const long long* position;
-    long long* out;
-    unsigned long long* partials;  // (groups, 2, blocks per row, 2 BINS)
-    Candidate* candidates;         // (groups, blocks per row)
-    unsigned* counters;            // (groups,), zero, and left so
-    long long row_stride;
-    int rows;
-    int vocab;
+  const float* logits;            // (R, V), rows contiguous
+  const float* temperature;       // (R,), 0 is greedy
+  const long long* top_k;         // (R,), 0 keeps all
+  const float* top_p;             // (R,), 1 keeps all
+  const float* min_p;             // (R,), 0 keeps all
+  const long long* seed;          // (R,)
+  const long long* sample_index;  // (R,)
+  const long long* position;      // (R,)
+  Best* bests;                    // (R, chunks)
+  long long* out;                 // (R,)
+  int vocab_size;
+  int num_chunks;
 };
-static_assert(sizeof(SampleParams) == 13 * 8 + 2 * 4, "mirrored in cuda.py");
+static_assert(sizeof(SampleParams) == 10 * 8 + 2 * 4, "mirrored in cuda.py");
 
-// What the threads of a block share while they draw.
-struct SampleShared {
-    unsigned long long mass[BINS][SAMPLE_THREADS];
-    unsigned short count[BINS][SAMPLE_THREADS];  // of a thread's at most 2^18 / SAMPLE_THREADS tokens
-    unsigned long long total_mass[BINS];
-    unsigned long long total_count[BINS];
-    unsigned long long shares[SAMPLE_WARPS][2 * BINS];
-    Candidate best[SAMPLE_WARPS];
-    unsigned long long rank[SAMPLE_WARPS];
-    int is_last;
-};
-static_assert(sizeof(SampleShared) <= SAMPLE_SHARED_BYTES, "SAMPLE_SHARED_BYTES");
-
-// A block's place: its group, its rank among the group's blocks, and how often it met them.
-struct Meeting {
-    unsigned* counter;
-    unsigned blocks;
-    unsigned met;
+struct SampleScratch {
+  Best warp_bests[SAMPLE_WARPS];
+  unsigned long long masses[NUM_BINS];
+  unsigned counts[NUM_BINS];
+  unsigned long long prefix;  // of the keys that are still in question
+  unsigned long long above;   // mass, or count, of the keys above them
+  int is_done;
 };
 
-// All blocks of the group, all threads: what was written before is visible after.
-__device__ __forceinline__ void meet(Meeting& meeting) {
-    block_sync();
-    if (meeting.blocks > 1 && threadIdx.x == 0) {
-        add_release(meeting.counter, 1);
-        const unsigned target = ++meeting.met * meeting.blocks;
-        while (load_acquire(meeting.counter) < target) {
-        }
-    }
-    block_sync();
-}
+// One row, and how it draws.
+struct SampleRow {
+  const float* logits;
+  double temperature;
+  double top_p;
+  double min_p;
+  long long top_k;
+  unsigned seed_low, seed_high, sample_index, position;
+  int vocab_size;
 
-__device__ __forceinline__ unsigned long long rank_of(float logit, int token) {
-    if (logit != logit) return NAN_RANK;
-    const unsigned bits = __float_as_uint(logit + 0.0f);  // -0 ranks as 0
-    const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<unsigned long long>(ordered) << TOKEN_BITS | ((1u << TOKEN_BITS) - 1 - token);
-}
-
-__device__ __forceinline__ int token_of(unsigned long long rank) {
-    return (1 << TOKEN_BITS) - 1 - static_cast<int>(rank & ((1u << TOKEN_BITS) - 1));
-}
-
-__device__ __forceinline__ unsigned long long larger(unsigned long long a, unsigned long long b) {
-    return a > b ? a : b;
-}
-
-__device__ __forceinline__ Candidate better(const Candidate& a, const Candidate& b) {
-    return b.value > a.value || (b.value == a.value && b.token < a.token) ? b : a;
-}
-
-__device__ __forceinline__ Candidate warp_best(Candidate best) {
-    for (int mask = 16; mask > 0; mask /= 2) {
-        const Candidate other = {shfl_xor(best.value, mask), shfl_xor(best.token, mask)};
-        best = better(best, other);
-    }
-    return best;
-}
-
-// Every thread gets the block's.
-__device__ __forceinline__ Candidate block_best(SampleShared& shared, Candidate best) {
-    best = warp_best(best);
-    block_sync();
-    if (lane_id() == 0) shared.best[warp_id()] = best;
-    block_sync();
-    for (int warp = 0; warp < SAMPLE_WARPS; ++warp) best = better(best, shared.best[warp]);
-    return best;
-}
-
-__device__ __forceinline__ unsigned long long block_largest(SampleShared& shared, unsigned long long rank) {
-    for (int mask = 16; mask > 0; mask /= 2) rank = larger(rank, shfl_xor(rank, mask));
-    block_sync();
-    if (lane_id() == 0) shared.rank[warp_id()] = rank;
-    block_sync();
-    for (int warp = 0; warp < SAMPLE_WARPS; ++warp) rank = larger(rank, shared.rank[warp]);
-    return rank;
-}
-
-// One row as one block sees it.
-template <class T>
-struct Row {
-    const T* logits;
-    int first_quad;  // of 4 tokens; the block's part
-    int end_quad;
-    int vocab;
-    bool is_aligned;  // whether quads can be loaded at once
-    double temperature;
-    NoiseKey key;
-
-    __device__ float logit(int token) const { return to_float(logits[token]); }
-    __device__ double scaled(float logit) const { return static_cast<double>(logit) / temperature; }
-
-    // Visit this thread's tokens, ascending.
-    template <class Visit>
-    __device__ void for_each(Visit visit) const {
-        for (int quad = first_quad + threadIdx.x; quad < end_quad; quad += SAMPLE_THREADS) {
-            float values[4];
-            const int token = 4 * quad;
-            if (sizeof(T) == 4 && is_aligned && token + 4 <= vocab) {
-                const uint4 words = load16(logits + token);
-                values[0] = __uint_as_float(words.x);
-                values[1] = __uint_as_float(words.y);
-                values[2] = __uint_as_float(words.z);
-                values[3] = __uint_as_float(words.w);
-            } else {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) values[i] = token + i < vocab ? logit(token + i) : 0;
-            }
-            visit(quad, values, min(4, vocab - token));
-        }
-    }
+  __device__ bool is_greedy() const { return temperature == 0.0; }
+  __device__ bool has_filter() const {
+    return !is_greedy() && (top_p < 1.0 || min_p > 0.0 || (top_k > 0 && top_k < vocab_size));
+  }
+  __device__ double scaled(int id) const { return double(logits[id]) / temperature; }
 };
 
-template <class T>
-__device__ __forceinline__ unsigned long long largest_rank(const Row<T>& row) {
-    unsigned long long largest = 0;
-    row.for_each([&](int quad, const float (&values)[4], int count) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            if (i < count) largest = larger(largest, rank_of(values[i], 4 * quad + i));
-    });
-    return largest;
+__device__ inline SampleRow sample_row(const SampleParams& params, int row) {
+  SampleRow result;
+  result.logits = params.logits + (long long)row * params.vocab_size;
+  result.temperature = params.temperature[row];
+  result.top_p = params.top_p[row];
+  result.min_p = params.min_p[row];
+  result.top_k = params.top_k[row];
+  result.seed_low = unsigned(params.seed[row]);
+  result.seed_high = unsigned((unsigned long long)params.seed[row] >> 32);
+  result.sample_index = unsigned(params.sample_index[row]);
+  result.position = unsigned(params.position[row]);
+  result.vocab_size = params.vocab_size;
+  return result;
 }
 
-// A token's share of the mass, in units; the best has MASS_UNIT.
-__device__ __forceinline__ unsigned long long mass_of(double below_best) {
-    return below_best < TINY_MASS ? 0 : static_cast<unsigned long long>(exp(below_best) * MASS_UNIT + 0.5);
+__device__ inline bool is_better(const Best& one, const Best& other) {
+  return one.score > other.score || (one.score == other.score && one.id < other.id);
 }
 
-struct Filter {
-    bool by_mass;
-    long long top_k;
-    double top_p;
-    double best;  // the largest scaled logit
-    unsigned long long threshold;  // tokens that rank below are out already
-};
+__device__ inline void take(Best& best, const Best& other) {
+  const int has_nan = best.has_nan | other.has_nan;
+  if (is_better(other, best)) best = other;
+  best.has_nan = has_nan;
+}
 
-// Add up a digit's bins over this block's tokens: into shared.total_count and total_mass.
-template <class T>
-__device__ __forceinline__ void count_digit(
-    const Row<T>& row, SampleShared& shared, const Filter& filter, unsigned long long prefix, int shift) {
-    for (int bin = 0; bin < BINS; ++bin) {
-        shared.count[bin][threadIdx.x] = 0;
-        shared.mass[bin][threadIdx.x] = 0;
+// The best of all threads' candidates, in every thread.
+__device__ inline Best block_best(Best best, SampleScratch& scratch) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    Best other;
+    other.score = shfl_xor(best.score, mask);
+    other.id = shfl_xor(best.id, mask);
+    other.has_nan = shfl_xor(best.has_nan, mask);
+    take(best, other);
+  }
+  block_sync();
+  if (lane_id() == 0) scratch.warp_bests[warp_id()] = best;
+  block_sync();
+  for (int warp = 0; warp < SAMPLE_WARPS; ++warp) take(best, scratch.warp_bests[warp]);
+  return best;
+}
+
+__device__ inline Best nobody() { return Best{-INFINITY, NO_ID, 0}; }
+
+// Gumbel noise of the tokens 4 * group .. 4 * group + 3: see plugins/sample/philox.py.
+__device__ inline uint4 noise_words(const SampleRow& row, int group) {
+  return philox4x32(make_uint4(group, row.sample_index, row.position, 0), row.seed_low, row.seed_high);
+}
+
+__device__ inline double gumbel(unsigned word) { return -log(-log((double(word) + 0.5) / 4294967296.0)); }
+
+// The best of the tokens in [4 * first_group, 4 * end_group) that are kept.
+template <class Keep>
+__device__ inline Best best_of(const SampleRow& row, int first_group, int end_group, Keep is_kept) {
+  Best best = nobody();
+  for (int group = first_group + threadIdx.x; group < end_group; group += SAMPLE_THREADS) {
+    uint4 words = make_uint4(0, 0, 0, 0);
+    if (!row.is_greedy()) words = noise_words(row, group);
+    const unsigned each[4] = {words.x, words.y, words.z, words.w};
+    for (int at = 0; at < 4; ++at) {
+      const int id = 4 * group + at;
+      if (id >= row.vocab_size) break;
+      const float logit = row.logits[id];
+      if (isnan(logit)) best.has_nan = 1;
+      if (!is_kept(id)) continue;
+      const double score = row.is_greedy() ? double(logit) : row.scaled(id) + gumbel(each[at]);
+      take(best, Best{score, id, 0});
     }
-    row.for_each([&](int quad, const float (&values)[4], int count) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const unsigned long long rank = rank_of(values[i], 4 * quad + i);
-            if (i >= count || rank < filter.threshold || rank >> (shift + DIGIT_BITS) != prefix) continue;
-            const int bin = static_cast<int>(rank >> shift) % BINS;
-            ++shared.count[bin][threadIdx.x];
-            if (filter.by_mass) shared.mass[bin][threadIdx.x] += mass_of(row.scaled(values[i]) - filter.best);
-        }
-    });
+  }
+  return best;
+}
+
+// A key that orders a row's tokens as the filters rank them: by logit, then by lower id. No two are equal.
+__device__ inline unsigned long long rank_key(float logit, int id) {
+  const unsigned bits = __float_as_uint(logit == 0.0f ? 0.0f : logit);  // -0 ranks as 0
+  const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return (unsigned long long)ordered << 32 | unsigned(~id);
+}
+
+// The smallest key such that the tokens from the top down to it weigh `wanted` or more: masses, or counts where
+// `by_mass` is false. Only tokens with keys of `floor_key` and above count. A digit a round, from the highest.
+__device__ inline unsigned long long select_key(
+    const SampleRow& row, double largest, unsigned long long floor_key, unsigned long long wanted, bool by_mass,
+    SampleScratch& scratch) {
+  unsigned long long prefix = 0, above = 0;
+  for (int shift = 64 - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
+    for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS) scratch.masses[bin] = scratch.counts[bin] = 0;
     block_sync();
-    for (int bin = warp_id(); bin < BINS; bin += SAMPLE_WARPS) {
-        unsigned long long count = 0, mass = 0;
-        for (int at = lane_id(); at < SAMPLE_THREADS; at += 32) {
-            count += shared.count[bin][at];
-            mass += shared.mass[bin][at];
-        }
-        for (int mask = 16; mask > 0; mask /= 2) {
-            count += shfl_xor(count, mask);
-            mass += shfl_xor(mass, mask);
-        }
-        if (lane_id() == 0) {
-            shared.total_count[bin] = count;
-            shared.total_mass[bin] = mass;
-        }
+    for (int id = threadIdx.x; id < row.vocab_size; id += SAMPLE_THREADS) {
+      const unsigned long long key = rank_key(row.logits[id], id);
+      const bool is_open = shift + DIGIT_BITS == 64 || key >> (shift + DIGIT_BITS) == prefix;
+      if (key < floor_key || !is_open) continue;
+      const int bin = int(key >> shift) & (NUM_BINS - 1);
+      atomicAdd(&scratch.counts[bin], 1u);
+      const unsigned long long mass =
+          by_mass ? (unsigned long long)llrint(exp(row.scaled(id) - largest) * MASS_ONE) : 1ull;
+      atomicAdd(&scratch.masses[bin], mass);
     }
     block_sync();
-}
-
-// Add up the group's bins: every block gets the same.
-__device__ __forceinline__ void share_digit(
-    SampleShared& shared, Meeting& meeting, unsigned long long* partials, int pass) {
-    if (meeting.blocks == 1) return;
-    unsigned long long* bins = partials + (pass % 2) * meeting.blocks * 2 * BINS;
-    const int lane = lane_id();
-    static_assert(2 * BINS == WARP_SIZE, "a lane per sum");
-    if (warp_id() == 0)
-        bins[blockIdx.x * 2 * BINS + lane] = lane < BINS ? shared.total_count[lane] : shared.total_mass[lane - BINS];
-    meet(meeting);
-    unsigned long long total = 0;
-    for (unsigned block = warp_id(); block < meeting.blocks; block += SAMPLE_WARPS)
-        total += bins[block * 2 * BINS + lane];
-    shared.shares[warp_id()][lane] = total;
-    block_sync();
-    if (warp_id() == 0) {
-        for (int warp = 1; warp < SAMPLE_WARPS; ++warp) total += shared.shares[warp][lane];
-        (lane < BINS ? shared.total_count : shared.total_mass)[lane % BINS] = total;
-    }
-    block_sync();
-}
-
-// The threshold that keeps the tokens before which fewer than top_k others, or less than top_p of the mass, rank.
-template <class T>
-__device__ __forceinline__ unsigned long long find_threshold(
-    const Row<T>& row, SampleShared& shared, Meeting& meeting, unsigned long long* partials, const Filter& filter,
-    int& pass) {
-    unsigned long long prefix = 0, above = 0, target = 0;
-    for (int shift = RANK_BITS - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS, ++pass) {
-        count_digit(row, shared, filter, prefix, shift);
-        share_digit(shared, meeting, partials, pass);
-        const unsigned long long* weights = filter.by_mass ? shared.total_mass : shared.total_count;
-        if (shift == RANK_BITS - DIGIT_BITS) {
-            unsigned long long total = 0;
-            for (int bin = 0; bin < BINS; ++bin) total += weights[bin];
-            const double wanted = ceil(filter.top_p * static_cast<double>(total));
-            target = filter.by_mass ? static_cast<unsigned long long>(wanted) : filter.top_k;
-            if (target < 1) target = 1;
-            if (target > total) return filter.threshold;
-        }
-        int bin = BINS - 1;
-        while (bin > 0 && above + weights[bin] < target) above += weights[bin--];
-        prefix = prefix << DIGIT_BITS | bin;
-        const bool is_found = shared.total_count[bin] == 1 || (!filter.by_mass && above + weights[bin] == target);
-        block_sync();  // all have read the bins
-        if (is_found) return larger(filter.threshold, prefix << shift);
-    }
-    return larger(filter.threshold, prefix);
-}
-
-// Whether one is better than the other by more than both may be off.
-__device__ __forceinline__ bool is_clearly_above(double a, double b) {
-    return a - b > 2 * GUMBEL_ERROR + 4e-15 * (fabs(a) + fabs(b));
-}
-
-template <class T>
-__device__ __forceinline__ Candidate exact(const Row<T>& row, int token) {
-    return {row.scaled(row.logit(token)) + gumbel(noise_word(row.key, token)), token};
-}
-
-// The block's best token among those that rank at or above the threshold and have a scaled logit of `floor` or more.
-template <class T>
-__device__ __forceinline__ Candidate best_of_slice(
-    const Row<T>& row, SampleShared& shared, unsigned long long threshold, double floor) {
-    constexpr long long NONE = 1ll << 40;
-    Candidate best = {-INFINITY, NONE};  // by float32 noise
-    row.for_each([&](int quad, const float (&values)[4], int count) {
-        bool is_any_kept = false;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) is_any_kept |= rank_of(values[i], 4 * quad + i) >= threshold;
-        if (!is_any_kept) return;
-        const uint4 words = noise_words(row.key, quad);
-        const unsigned all[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int token = 4 * quad + i;
-            if (i >= count || rank_of(values[i], token) < threshold) continue;
-            const double scaled = row.scaled(values[i]);
-            if (!(scaled >= floor) || (scaled == -INFINITY && best.token != NONE)) continue;
-            const double value = scaled + static_cast<double>(gumbel_fast(all[i]));
-            if (best.token == NONE || is_clearly_above(value, best.value)) {
-                best = {value, token};
-            } else if (!is_clearly_above(best.value, value)) {
-                const Candidate held = exact(row, static_cast<int>(best.token)), other = exact(row, token);
-                if (better(held, other).token == token) best = {value, token};
-            }
-        }
-    });
-    const Candidate leader = block_best(shared, best);
-    Candidate candidate = {-INFINITY, NONE};
-    if (best.token != NONE && !is_clearly_above(leader.value, best.value))
-        candidate = exact(row, static_cast<int>(best.token));
-    return block_best(shared, candidate);
-}
-
-// The row's filters applied, then the best of the block's part; NO_TOKEN and the largest value where there is a NaN.
-template <class T>
-__device__ __forceinline__ Candidate draw_part(
-    const SampleParams& params, const Row<T>& row, int index, unsigned long long largest, SampleShared& shared,
-    Meeting& meeting, unsigned long long* partials) {
-    const long long top_k = params.top_k[index];
-    const float top_p = params.top_p[index], min_p = params.min_p[index];
-    const bool has_top_k = top_k > 0 && top_k < row.vocab, has_top_p = top_p < 1.0f;
-    unsigned long long threshold = 0;
-    double floor = -INFINITY;
-    if (has_top_k || has_top_p || min_p > 0.0f) {
-        int pass = 0;
-        if (meeting.blocks > 1) {  // the group's largest
-            unsigned long long* ranks = partials + (pass % 2) * meeting.blocks * 2 * BINS;
-            if (threadIdx.x == 0) ranks[blockIdx.x * 2 * BINS] = largest;
-            meet(meeting);
-            for (unsigned block = threadIdx.x; block < meeting.blocks; block += SAMPLE_THREADS)
-                largest = larger(largest, ranks[block * 2 * BINS]);
-            largest = block_largest(shared, largest);
-            ++pass;
-        }
-        if (largest == NAN_RANK) return {INFINITY, NO_TOKEN};
-        const double best = row.scaled(row.logit(token_of(largest)));
-        if (has_top_k) threshold = find_threshold(row, shared, meeting, partials, {false, top_k, 0, best, 0}, pass);
-        ++pass;
-        if (has_top_p)
-            threshold = find_threshold(row, shared, meeting, partials, {true, 0, top_p, best, threshold}, pass);
-        if (min_p > 0.0f) floor = best + log(static_cast<double>(min_p));
-    }
-    if (largest == NAN_RANK) return {INFINITY, NO_TOKEN};
-    return best_of_slice(row, shared, threshold, floor);
-}
-
-// The last block of the group to come here picks the row's token.
-__device__ __forceinline__ void finish_row(
-    const SampleParams& params, int index, const Candidate& own, SampleShared& shared, Meeting& meeting) {
-    if (meeting.blocks == 1) {
-        if (threadIdx.x == 0) params.out[index] = own.token;
-        return;
-    }
-    Candidate* candidates = params.candidates + static_cast<long long>(blockIdx.y) * meeting.blocks;
     if (threadIdx.x == 0) {
-        candidates[blockIdx.x] = own;
-        const unsigned before = add_acquire_release(meeting.counter, 1);
-        shared.is_last = before == (meeting.met + 1) * meeting.blocks - 1;
+      int bin = NUM_BINS - 1;
+      // The lowest bin ends it: rounding may leave the sum of all just short of what is wanted.
+      while (bin > 0 && above + scratch.masses[bin] < wanted) above += scratch.masses[bin--];
+      while (scratch.counts[bin] == 0) ++bin;
+      scratch.prefix = prefix << DIGIT_BITS | unsigned(bin);
+      scratch.above = above;
+      // Every token of the bin is wanted: none below it, and its lowest key ends the selection.
+      scratch.is_done = !by_mass && above + scratch.masses[bin] == wanted;
     }
     block_sync();
-    if (!shared.is_last || warp_id() != 0) return;
-    Candidate best = own;
-    for (unsigned block = lane_id(); block < meeting.blocks; block += 32) best = better(best, candidates[block]);
-    best = warp_best(best);
-    if (lane_id() == 0) {
-        params.out[index] = best.token;
-        *meeting.counter = 0;
-    }
+    prefix = scratch.prefix;
+    above = scratch.above;
+    if (scratch.is_done) return prefix << shift;
+  }
+  return prefix;
 }
 
-template <class T>
-__device__ __forceinline__ void sample_rows(const SampleParams& params) {
-    SampleShared& shared = *reinterpret_cast<SampleShared*>(shared_memory());
-    Meeting meeting = {params.counters + blockIdx.y, gridDim.x, 0};
-    unsigned long long* partials =
-        params.partials + static_cast<long long>(blockIdx.y) * 2 * gridDim.x * 2 * BINS;
-    const int quads = (params.vocab + 3) / 4, part = (quads + gridDim.x - 1) / gridDim.x;
-    for (int index = blockIdx.y; index < params.rows; index += gridDim.y) {
-        const T* logits = static_cast<const T*>(params.logits) + index * params.row_stride;
-        const unsigned long long seed = params.seed[index];
-        const Row<T> row = {
-            logits, static_cast<int>(blockIdx.x) * part, min(quads, static_cast<int>(blockIdx.x + 1) * part),
-            params.vocab, reinterpret_cast<unsigned long long>(logits) % 16 == 0, params.temperature[index],
-            {static_cast<unsigned>(seed), static_cast<unsigned>(seed >> 32),
-             static_cast<unsigned>(params.sample_index[index]), static_cast<unsigned>(params.position[index])}};
-        const unsigned long long largest = block_largest(shared, largest_rank(row));
-        Candidate best;
-        if (row.temperature > 0) {
-            best = draw_part(params, row, index, largest, shared, meeting, partials);
-        } else if (largest == NAN_RANK) {
-            best = {INFINITY, NO_TOKEN};
-        } else {
-            const int token = token_of(largest);
-            best = {largest == 0 ? -INFINITY : row.logit(token), token};
-        }
-        finish_row(params, index, best, shared, meeting);
-    }
+__device__ inline unsigned long long total_mass(
+    const SampleRow& row, double largest, unsigned long long floor_key, SampleScratch& scratch) {
+  block_sync();
+  if (threadIdx.x == 0) scratch.masses[0] = 0;
+  block_sync();
+  unsigned long long mass = 0;
+  for (int id = threadIdx.x; id < row.vocab_size; id += SAMPLE_THREADS)
+    if (rank_key(row.logits[id], id) >= floor_key)
+      mass += (unsigned long long)llrint(exp(row.scaled(id) - largest) * MASS_ONE);
+  atomicAdd(&scratch.masses[0], mass);
+  block_sync();
+  mass = scratch.masses[0];
+  block_sync();
+  return mass;
+}
+
+// A row with filters, whole.
+__device__ inline Best filtered_best(const SampleRow& row, SampleScratch& scratch) {
+  const int num_groups = (row.vocab_size + 3) / 4;
+  Best top = nobody();
+  for (int id = threadIdx.x; id < row.vocab_size; id += SAMPLE_THREADS)
+    take(top, Best{double(row.logits[id]), id, isnan(row.logits[id])});
+  top = block_best(top, scratch);
+  if (top.has_nan) return top;
+  const double largest = top.score / row.temperature;
+  unsigned long long floor_key = 0;
+  if (row.top_k > 0 && row.top_k < row.vocab_size)
+    floor_key = select_key(row, largest, 0, row.top_k, false, scratch);
+  if (row.top_p < 1.0) {
+    const double wanted = row.top_p * double(total_mass(row, largest, floor_key, scratch));
+    floor_key = select_key(row, largest, floor_key, (unsigned long long)ceil(wanted), true, scratch);
+  }
+  const double lowest = row.min_p > 0.0 ? largest + log(row.min_p) : -INFINITY;
+  const Best best = best_of(row, 0, num_groups, [&](int id) {
+    return rank_key(row.logits[id], id) >= floor_key && row.scaled(id) >= lowest;
+  });
+  return block_best(best, scratch);
+}
+
+__device__ inline void sample_chunk(const SampleParams& params) {
+  SampleScratch& scratch = *reinterpret_cast<SampleScratch*>(shared_memory());
+  const SampleRow row = sample_row(params, blockIdx.y);
+  if (row.has_filter()) return;
+  const int num_groups = (params.vocab_size + 3) / 4;
+  const int chunk_groups = (num_groups + params.num_chunks - 1) / params.num_chunks;
+  const int first = blockIdx.x * chunk_groups, end = min(first + chunk_groups, num_groups);
+  const Best best = block_best(best_of(row, first, end, [](int) { return true; }), scratch);
+  if (threadIdx.x == 0) params.bests[blockIdx.y * params.num_chunks + blockIdx.x] = best;
+}
+
+__device__ inline void sample_whole_row(const SampleParams& params) {
+  SampleScratch& scratch = *reinterpret_cast<SampleScratch*>(shared_memory());
+  const SampleRow row = sample_row(params, blockIdx.x);
+  Best best = nobody();
+  if (row.has_filter()) {
+    best = filtered_best(row, scratch);
+  } else {
+    for (int chunk = threadIdx.x; chunk < params.num_chunks; chunk += SAMPLE_THREADS)
+      take(best, params.bests[blockIdx.x * params.num_chunks + chunk]);
+    best = block_best(best, scratch);
+  }
+  if (threadIdx.x == 0) params.out[blockIdx.x] = best.has_nan ? NO_TOKEN : best.id;
 }
