@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
+from plugins.linear import skinny
 from plugins.place_tokens import cuda as place_tokens
 from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
@@ -61,10 +63,18 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[Ne
         attention.PLAN_SOURCE,
         attention.source(dtype, spec.head_dim),
         silu_mul.source(dtype),
+        *skinny.sources_for(dtype, _outputs(spec)),
         sample.SOURCE,
         kv_compact.SOURCE,
+        accept.SOURCE,
         emit_tokens.SOURCE,
     ):
         yield NeededKernel(source)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
+
+
+def _outputs(spec: ModelSpec) -> tuple[int, ...]:
+    """How many outputs the linear layers have."""
+    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return qkv, spec.hidden_size, 2 * spec.intermediate_size, spec.vocab_size
