@@ -9,6 +9,7 @@ from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
+from plugins.draft_select import cuda as draft_select
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
@@ -18,6 +19,7 @@ from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
 from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
+from plugins.tree_pack import cuda as tree_pack
 from runtime.errors import EnginewrightError
 from runtime.model import whole_step
 from runtime.spec import ModelSpec
@@ -66,6 +68,8 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[Ne
         *skinny.sources_for(dtype, _outputs(spec)),
         sample.SOURCE,
         kv_compact.SOURCE,
+        draft_select.source(dtype),
+        tree_pack.SOURCE,
         accept.SOURCE,
         emit_tokens.SOURCE,
     ):
