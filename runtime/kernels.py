@@ -5,17 +5,21 @@ from typing import NamedTuple
 
 import torch
 
+from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
+from plugins.draft_select import cuda as draft_select
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
+from plugins.linear import skinny
 from plugins.place_tokens import cuda as place_tokens
 from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
 from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
+from plugins.tree_pack import cuda as tree_pack
 from runtime.errors import EnginewrightError
 from runtime.model import whole_step
 from runtime.spec import ModelSpec
@@ -61,10 +65,20 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[Ne
         attention.PLAN_SOURCE,
         attention.source(dtype, spec.head_dim),
         silu_mul.source(dtype),
+        *skinny.sources_for(dtype, _outputs(spec)),
         sample.SOURCE,
         kv_compact.SOURCE,
+        draft_select.source(dtype),
+        tree_pack.SOURCE,
+        accept.SOURCE,
         emit_tokens.SOURCE,
     ):
         yield NeededKernel(source)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
+
+
+def _outputs(spec: ModelSpec) -> tuple[int, ...]:
+    """How many outputs the linear layers have."""
+    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return qkv, spec.hidden_size, 2 * spec.intermediate_size, spec.vocab_size
