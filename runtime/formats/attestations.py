@@ -13,6 +13,7 @@ from runtime.formats.bundle import ATTESTATIONS_DIR
 
 NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
 VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")
+CUDA_VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify_cuda", "report.json")
 BENCH_SUMMARY = Path(ATTESTATIONS_DIR, "bench", "summary.json")
 
 
@@ -58,9 +59,9 @@ class Measured:
         }
 
 
-def read_verified(bundle: Path) -> Verified | None:
-    """The verification report of a bundle's folder."""
-    report = _read(bundle / VERIFY_REPORT)
+def read_verified(bundle: Path, path: Path = VERIFY_REPORT) -> Verified | None:
+    """A verification report of a bundle's folder: by default that of the engine for the CPU."""
+    report = _read(bundle / path)
     try:
         figures, logits = report["engine"]["figures"], report["engine"]["figures"]["logits"]
         return Verified(
