@@ -13,18 +13,21 @@ from bench.gpu.device import Energy, median_seconds, read_bandwidth
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.naive import NaiveGraph
 from bench.gpu.shapes import SHAPES, streamed_bytes
-from runtime.backends.cuda import CudaBackend, CudaLimits, make_cuda_backend
+from runtime.backends.cuda import CudaBackend
 from runtime.batch import Batch
 from runtime.benchmark.arrivals import run_burst
 from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import uniform_workload
+from runtime.cuda_engine import load_on_gpu
 from runtime.engine import Engine
+from runtime.formats.engine_plan import EnginePlan
 from runtime.sampling import SamplingParams
 
 Line = dict[str, Any]
 PROMPT, NEW_TOKENS, REPEATS = 128, 128, 3
 PREFILL_LENS = (128, 512, 2048, 8192)
 TREE_ROWS = 32
+LONG_PROMPTS = {"max_batch_size": 8, "max_seq_len": 9216, "max_num_tokens": 8192, "num_blocks": 3000}
 
 
 def decode(model: str, batch_sizes: tuple[int, ...], hf_steps: int = 6) -> Iterator[Line]:
@@ -33,7 +36,7 @@ def decode(model: str, batch_sizes: tuple[int, ...], hf_steps: int = 6) -> Itera
     yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth()}
     yield {"metric": "streamed_bytes", "unit": "bytes", "value": streamed_bytes(spec)}
     checkpoint = RandomCheckpoint(spec)
-    engine = Engine(_backend(checkpoint, CudaLimits(max_seq_len=2048, num_blocks=64 * 64)))
+    engine = Engine(_backend(checkpoint))
     for batch_size in batch_sizes:
         work = uniform_workload(batch_size, PROMPT, NEW_TOKENS, spec.vocab_size)
         EngineSystem(engine).run(work)
@@ -70,8 +73,7 @@ def compiled(model: str) -> Iterator[Line]:
 def prefill(model: str) -> Iterator[Line]:
     """Milliseconds until the first token of one request is on the host."""
     spec = SHAPES[model]
-    limits = CudaLimits(max_batch_size=8, max_seq_len=9216, max_num_tokens=8192, num_blocks=600)
-    engine = Engine(_backend(RandomCheckpoint(spec), limits), prefix_reuse=False)
+    engine = Engine(_backend(RandomCheckpoint(spec), **LONG_PROMPTS), prefix_reuse=False)
     baseline = transformers_baseline.load(spec)
     for length in PREFILL_LENS:
         work = uniform_workload(1, length, 2, spec.vocab_size)
@@ -86,7 +88,7 @@ def prefill(model: str) -> Iterator[Line]:
 def verify(model: str) -> Iterator[Line]:
     """Device time of a pass over a tree of 32 nodes, and over one row, at 256 tokens of context."""
     spec = SHAPES[model]
-    backend = _backend(RandomCheckpoint(spec), CudaLimits(max_seq_len=2048, num_blocks=1024))
+    backend = _backend(RandomCheckpoint(spec))
     for num_rows in (1, 8, 16, TREE_ROWS, 64):
         run = backend.prepared(partial(backend.forward, _tree_batch(num_rows, 256)))
         for repeat in range(REPEATS):
@@ -97,11 +99,11 @@ def verify(model: str) -> Iterator[Line]:
 def long_context(model: str, context_len: int = 65536) -> Iterator[Line]:
     """Decode passes at 64k of context with as many requests as the memory holds; sampling is not in the time."""
     spec = SHAPES[model]
-    limits = CudaLimits(max_batch_size=16, max_seq_len=context_len + 1024, kv_cache_fraction=0.95)
-    backend = _backend(RandomCheckpoint(spec), limits)
+    backend = _backend(RandomCheckpoint(spec), max_batch_size=16, max_seq_len=context_len + 1024, num_blocks=0)
     backend.cache.storage.normal_()
+    limits = backend.limits
     blocks_each = -(-(context_len + 256) // limits.block_size)
-    batch_size = min(backend.limits.num_blocks // blocks_each, limits.max_batch_size)
+    batch_size = min(limits.num_blocks // blocks_each, limits.max_batch_size)
     run = backend.prepared(partial(backend.forward, _long_batch(batch_size, context_len, blocks_each)))
     yield {"metric": "kv_bytes", "unit": "bytes", "batch_size": batch_size,
            "value": batch_size * context_len * spec.kv_bytes_per_token(2)}  # fmt: skip
@@ -112,8 +114,7 @@ def long_context(model: str, context_len: int = 65536) -> Iterator[Line]:
 def reuse(model: str) -> Iterator[Line]:
     """First tokens over a shared prefix of 8,192 tokens: one request after another, and eight at once."""
     spec = SHAPES[model]
-    limits = CudaLimits(max_batch_size=8, max_seq_len=9216, max_num_tokens=8192, num_blocks=3000)
-    backend = _backend(RandomCheckpoint(spec), limits)
+    backend = _backend(RandomCheckpoint(spec), **LONG_PROMPTS)
     work = uniform_workload(1, 8192 + 64, 2, spec.vocab_size)
     engine = Engine(backend)
     for repeat in range(-1, REPEATS):
@@ -142,8 +143,12 @@ ROWS: dict[str, Callable[[], Iterator[Line]]] = {
 }
 
 
-def _backend(checkpoint: RandomCheckpoint, limits: CudaLimits) -> CudaBackend:
-    return make_cuda_backend(checkpoint, torch.bfloat16, limits)  # type: ignore[arg-type] # weights without files
+def _backend(checkpoint: RandomCheckpoint, **limits: int) -> CudaBackend:
+    plan = EnginePlan(
+        target="cuda", dtype="bfloat16", linear="torch", block_size=32, kv_cache_fraction=0.95,
+        **{"max_batch_size": 64, "max_seq_len": 2048, "max_num_tokens": 2048, "num_blocks": 4096} | limits,
+    )  # fmt: skip
+    return load_on_gpu(checkpoint, plan)  # type: ignore[arg-type] # weights without files
 
 
 def _free() -> None:
