@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive sign export-hf ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -71,6 +71,9 @@ export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<n
 
 archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 	@$(ENGINEWRIGHT) archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
+
+sign: $(READY) ## Sign a bundle, its provenance and what its checks found: KEY=<EC private key.pem>
+	@$(ENGINEWRIGHT) sign '$(BUNDLE)' --key '$(KEY)' $(ARGS)
 
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 	@$(ENGINEWRIGHT) ui --port $(PORT) $(ARGS)

@@ -30,6 +30,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Run the command that a parser chose."""
     try:
+        if key := getattr(options, "require_signature", None):
+            from runtime.trust.signatures import require_signature
+
+            options.bundle = require_signature(options.bundle, key)
         options.command(options)
     except EnginewrightError as error:
         sys.exit(f"error: {error}")
@@ -61,6 +65,10 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
     inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
+    verify_signature = commands.add_parser("verify-signature", help="say whether the owner of a key signed a bundle")
+    verify_signature.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
+    verify_signature.add_argument("--public-key", type=Path, required=True, dest="require_signature", metavar="FILE")
+    verify_signature.set_defaults(command=lambda options: print(f"{options.bundle}: signed by this key, unchanged"))
     diff = commands.add_parser("diff", help="compare two bundles", description=DIFF)
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
@@ -86,6 +94,9 @@ def add_bundle_command(
     else:
         parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
     parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
+    key = os.environ.get("ENGINEWRIGHT_REQUIRE_SIGNATURE")
+    text = "run only what the owner of this key signed (default: ENGINEWRIGHT_REQUIRE_SIGNATURE)"
+    parser.add_argument("--require-signature", type=Path, metavar="PUBLIC_KEY", default=key and Path(key), help=text)
     parser.set_defaults(command=function)
     return parser
 

@@ -18,13 +18,17 @@ def load_bundle(
     target: str = "cpu",
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
+    trust: Path | None = None,
 ) -> TextEngine:
     """Open and check a bundle, and load its engine for `target`, with its drafter where it carries one.
 
+    Args:
+        trust: the PEM of a public key; the bundle must be what its owner signed.
+
     Raises:
-        EnginewrightError: the bundle is damaged, or has no engine that runs here.
+        EnginewrightError: the bundle is damaged or not to be trusted, or has no engine that runs here.
     """
-    opened = open_bundle(Path(bundle))
+    opened = open_bundle(Path(bundle), trust)
     tokenizer = opened.tokenizer()
     engine = load_engine(
         opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation, prefix_reuse
@@ -46,10 +50,11 @@ class LLM:
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         prefix_reuse: bool = True,
+        trust: Path | None = None,
     ) -> None:
-        """Load a bundle's folder, or take an engine that is loaded already."""
+        """Load a bundle's folder, as `load_bundle` does, or take an engine that is loaded already."""
         if not isinstance(bundle, TextEngine):
-            bundle = load_bundle(bundle, target, speculation, prefix_reuse)
+            bundle = load_bundle(bundle, target, speculation, prefix_reuse, trust)
         self.text_engine = bundle
 
     def generate(
