@@ -233,6 +233,14 @@ def test_the_command_line_signs_checks_and_requires(
     assert capsys.readouterr().out.splitlines()[-1] == f"{bundle}: signed by this key, unchanged"
 
 
+def test_model_signings_own_command_agrees(bundle: Path, keys: Path) -> None:
+    command = [sys.executable, "-m", "model_signing", "verify", "key", bundle, "--public_key", keys / "mine.pub",
+               "--signature", bundle / SIGNATURES / "model.sig"]  # fmt: skip
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    flip(bundle / "weights.safetensors", 1000)
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
+
+
 BLOCK = "import sys\nfor name in ('model_signing', 'securesystemslib'): sys.modules[name] = None\n"
 
 
