@@ -6,7 +6,7 @@ ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
 OUT ?=
-PORT ?= 5000
+PORT ?=
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
 VENV := .venv
@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive sign export-hf ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive sign export-hf serve ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -75,8 +75,11 @@ archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 sign: $(READY) ## Sign a bundle, its provenance and what its checks found: KEY=<EC private key.pem>
 	@$(ENGINEWRIGHT) sign '$(BUNDLE)' --key '$(KEY)' $(ARGS)
 
+serve: $(READY) ## Answer OpenAI's API with the latest bundle, chat page at / (PORT=8000)
+	@$(ENGINEWRIGHT) serve '$(BUNDLE)' $(if $(PORT),--port $(PORT)) $(ARGS)
+
 ui: $(READY) ## Open MLflow on the local store (PORT=5000)
-	@$(ENGINEWRIGHT) ui --port $(PORT) $(ARGS)
+	@$(ENGINEWRIGHT) ui --port $(or $(PORT),5000) $(ARGS)
 
 test: $(READY) ## Run the whole test suite
 	@$(PYTHON) -m pytest -n auto --maxprocesses 4 $(ARGS)

@@ -10,15 +10,16 @@ if TYPE_CHECKING:
     from runtime.async_llm import AsyncLLM
     from runtime.errors import EnginewrightError
     from runtime.llm import LLM
-    from runtime.sampling import SamplingParams
+    from runtime.sampling import SamplingParams, StructuredOutput
 
-__all__ = ["LLM", "AsyncLLM", "EnginewrightError", "SamplingParams"]
+__all__ = ["LLM", "AsyncLLM", "EnginewrightError", "SamplingParams", "StructuredOutput"]
 
 _MODULES = {
     "LLM": "runtime.llm",
     "AsyncLLM": "runtime.async_llm",
     "EnginewrightError": "runtime.errors",
     "SamplingParams": "runtime.sampling",
+    "StructuredOutput": "runtime.sampling",
 }
 
 

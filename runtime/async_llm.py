@@ -2,11 +2,12 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.errors import EnginewrightError
 from runtime.llm import DEFAULT_SPECULATION, load_bundle
@@ -16,6 +17,13 @@ from runtime.text_engine import Completion, Prompt, RequestOutput, StreamDelta, 
 
 _CLOSED = "this AsyncLLM was closed; open the bundle again"
 _Subscriber = Callable[[StreamDelta | BaseException], Any]
+
+
+class OpenRequest(NamedTuple):
+    """Prompts in the engine: what becomes of each, and the deltas of all of them as they come."""
+
+    outputs: list[RequestOutput]
+    deltas: AsyncIterator[StreamDelta]
 
 
 class AsyncLLM:
@@ -56,6 +64,16 @@ class AsyncLLM:
                 self._inbox.put(None)
         self._thread.join()
 
+    @property
+    def text_engine(self) -> TextEngine:
+        """For what never changes, such as the tokenizer and the limits, and for counters; its thread alone calls it."""
+        return self._text_engine
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine, if anything did; `close` counts."""
+        return self._failure
+
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, cache_salt: str = ""
     ) -> AsyncIterator[StreamDelta]:
@@ -64,32 +82,47 @@ class AsyncLLM:
         cache_salt: prefixes are shared with requests of the same salt alone.
 
         Raises:
-            EnginewrightError: the prompt is empty or too long.
+            EnginewrightError: the prompt is empty or too long, or a parameter does not fit the model.
+        """
+        async with self.open([prompt], params, cache_salt) as request:
+            async for delta in request.deltas:
+                yield delta
+
+    @asynccontextmanager
+    async def open(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None = None, cache_salt: str = ""
+    ) -> AsyncIterator[OpenRequest]:
+        """Submit prompts together; leaving the block, however, cancels what is left of them.
+
+        Raises:
+            EnginewrightError: a prompt is empty or too long; none is in the engine then.
         """
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[StreamDelta | BaseException] = asyncio.Queue()
 
         def publish(item: StreamDelta | BaseException) -> None:
-            loop.call_soon_threadsafe(deltas.put_nowait, item)
+            with suppress(
+                RuntimeError
+            ):  # the caller's loop is closed: it is gone, and its prompts are on their way out
+                loop.call_soon_threadsafe(deltas.put_nowait, item)
 
-        output = await asyncio.wrap_future(self._call(lambda: self._submit(prompt, params, cache_salt, publish)))
-        open_samples = len(output.completions)
+        if params is not None and params.structured is not None:  # a complex grammar would hold up the others' steps
+            await asyncio.to_thread(self._text_engine.grammars.compile, params.structured)
+        submission = self._call(lambda: self._submit(prompts, params, cache_salt, publish))
         try:
-            while open_samples:
-                delta = await deltas.get()
-                if isinstance(delta, BaseException):
-                    raise delta
-                yield delta
-                open_samples -= delta.finish_reason is not None
-        finally:
-            if open_samples and not self._closed:
-                self._call(lambda: self._cancel(output))
+            outputs = await asyncio.wrap_future(submission)
+            yield OpenRequest(outputs, _until_finished(outputs, deltas))
+        finally:  # the caller may have been cancelled while its prompts were on their way to the engine
+            with suppress(EnginewrightError):  # a closed engine has nothing left to cancel
+                self._call(lambda: self._withdraw(submission))
 
     def _call(self, function: Callable[[], Any]) -> "Future[Any]":
         """Run `function` on the engine's thread."""
         future: Future[Any] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
@@ -102,19 +135,30 @@ class AsyncLLM:
         return future
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams | None, cache_salt: str, subscriber: _Subscriber
-    ) -> RequestOutput:
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, cache_salt: str, subscriber: _Subscriber
+    ) -> list[RequestOutput]:
         if self._failure is not None:
             raise self._failure
-        output = self._text_engine.submit(prompt, params or SamplingParams(), cache_salt)
-        for completion in output.completions:
-            self._subscribers[completion] = subscriber
-        return output
+        outputs: list[RequestOutput] = []
+        try:
+            for prompt in prompts:
+                outputs.append(self._text_engine.submit(prompt, params or SamplingParams(), cache_salt))
+        except BaseException:
+            self._cancel(outputs)
+            raise
+        self._subscribers |= {completion: subscriber for output in outputs for completion in output.completions}
+        return outputs
 
-    def _cancel(self, output: RequestOutput) -> None:
-        self._text_engine.cancel(output)
-        for completion in output.completions:
-            self._subscribers.pop(completion, None)
+    def _withdraw(self, submission: "Future[list[RequestOutput]]") -> None:
+        """Cancel what is left of prompts, which have arrived by now if they ever do."""
+        if not submission.cancelled() and submission.exception() is None:
+            self._cancel(submission.result())
+
+    def _cancel(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            self._text_engine.cancel(output)
+            for completion in output.completions:
+                self._subscribers.pop(completion, None)
 
     def _run(self) -> None:
         """The engine's thread: take calls, step while there is work, sleep otherwise."""
@@ -142,3 +186,15 @@ class AsyncLLM:
         for subscriber in self._subscribers.values():
             subscriber(error)
         self._subscribers.clear()
+
+
+async def _until_finished(
+    outputs: list[RequestOutput], deltas: "asyncio.Queue[StreamDelta | BaseException]"
+) -> AsyncIterator[StreamDelta]:
+    open_samples = sum(len(output.completions) for output in outputs)
+    while open_samples:
+        delta = await deltas.get()
+        if isinstance(delta, BaseException):
+            raise delta
+        yield delta
+        open_samples -= delta.finish_reason is not None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from runtime.sampling_rules.rules import TextRules
 from runtime.speculation.tree import TreeShape
 
 
@@ -20,18 +21,29 @@ class PlanRow(NamedTuple):
     emits: bool  # whether the last new token's logits choose a token
     logprobs: int | None
     drafts: bool = False  # the new tokens are a draft tree of `num_tokens` nodes over the state's last token
+    rules: TextRules | None = None  # what changes the logits before a draw
 
 
 class StepPlan(NamedTuple):
-    """What one step computes."""
+    """What one step computes, or several steps that are launched together: then every row decodes."""
 
     rows: list[PlanRow]
     shape: TreeShape | None = None  # of the rows that draft; None where none does
     copies: Sequence[tuple[int, int]] = ()  # blocks to be copied over others before the pass, in every cache
+    repeats: int = 1  # passes, each going on from what the one before drew
+
+    @property
+    def rules(self) -> dict[int, TextRules]:
+        """Of those of the rows that emit, counted without the others, that have some.
+
+        They need the text on the host, so a step with rules is one pass, and is read before the next is planned.
+        """
+        emitting = (row for row in self.rows if row.emits)
+        return {index: row.rules for index, row in enumerate(emitting) if row.rules is not None}
 
     def most_tokens(self, row: PlanRow) -> int:
         """How many tokens a row may emit."""
-        return self.shape.depth + 1 if row.drafts and self.shape else int(row.emits)
+        return self.repeats * (self.shape.depth + 1 if row.drafts and self.shape else int(row.emits))
 
 
 @dataclass(frozen=True)

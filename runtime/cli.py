@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EnginewrightError
+from runtime.server.options import add_options, serve_command
 
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
 DIFF = "Compare two bundles: settings, provenance, files, weights, quality, speed. Exits with 0 if equal, 1 if not."
@@ -65,6 +66,9 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
     inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
+    serve = command("serve", _serve, "answer OpenAI's API over HTTP, with a chat page at /")
+    add_options(serve)
+    _add_speculation(serve)
     verify_signature = commands.add_parser("verify-signature", help="say whether the owner of a key signed a bundle")
     verify_signature.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
     verify_signature.add_argument("--public-key", type=Path, required=True, dest="require_signature", metavar="FILE")
@@ -110,6 +114,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--stop", action="append", default=[], help="end the text before this string; may be repeated")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+    _add_speculation(parser)
+
+
+def _add_speculation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speculation", default="auto", metavar="MODE", help="off, auto (default), or a tree N,W,K such as 12,4,4"
     )
@@ -123,12 +131,16 @@ def _params(options: argparse.Namespace) -> Any:
     return SamplingParams(stop=tuple(options.stop), **{name: getattr(options, name) for name in names})
 
 
-def _load(options: argparse.Namespace) -> Any:
-    from runtime.llm import LLM
+def _speculation(options: argparse.Namespace) -> Any:
     from runtime.speculation.loading import SpeculationOptions, default_costs_dir
 
-    speculation = SpeculationOptions(options.speculation, options.drafter, default_costs_dir())
-    return LLM(options.bundle, options.target, speculation)
+    return SpeculationOptions(options.speculation, options.drafter, default_costs_dir())
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from runtime.llm import LLM
+
+    return LLM(options.bundle, options.target, _speculation(options))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -154,6 +166,10 @@ def _chat(options: argparse.Namespace) -> None:
         prompt = llm.text_engine.tokenizer.encode_chat(messages)
         answer = _print_stream(llm, prompt, params, colour=options.show_drafts)
         messages.append({"role": "assistant", "content": answer})
+
+
+def _serve(options: argparse.Namespace) -> None:
+    serve_command(options, _speculation(options))
 
 
 def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = "", colour: bool = False) -> str:

@@ -1,14 +1,18 @@
 """The engine: requests in, tokens out, one step at a time. Knows no text; see `runtime.llm` for that."""
 
 import secrets
+import time
 from collections import deque
 from typing import NamedTuple
 
-from runtime.backends.base import Backend, TokenHandle, TokenLogprobs
+from runtime.backends.base import Backend, StepResult, TokenHandle, TokenLogprobs
+from runtime.batch import PlanRow, StepPlan
 from runtime.errors import EnginewrightError
 from runtime.kv.prefix_cache import PrefixStats
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
+from runtime.sampling_rules.grammar import Grammar
+from runtime.sampling_rules.rules import TextRules
 from runtime.scheduler import Schedule, Scheduler
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.policy import TreePolicy
@@ -16,12 +20,13 @@ from runtime.speculation.statistics import SpeculationStatistics
 
 
 class NewToken(NamedTuple):
-    """A token that a request got in a step; `request.finish_reason` tells whether a step's last one ended it."""
+    """A token that a request got in a step."""
 
     request: Request
     token_id: int
     logprobs: TokenLogprobs | None
     was_drafted: bool  # a drafter proposed it and the target agreed
+    finish_reason: FinishReason | None  # of the token that ended the request, which may not be its step's first
 
 
 class _InFlight(NamedTuple):
@@ -48,7 +53,7 @@ class Engine:
             evenly while a long prompt arrives, a large one gives it its first token sooner. None is the whole step.
         """
         self.backend = backend
-        self.scheduler = Scheduler(backend.limits, prefix_reuse, prefill_budget)
+        self.scheduler = Scheduler(backend.limits, prefix_reuse, prefill_budget, backend.uniform_drafts)
         self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids
@@ -64,20 +69,31 @@ class Engine:
         return self.scheduler.prefixes.cache.stats
 
     def add(
-        self, prompt_ids: list[int], params: SamplingParams, sample_index: int = 0, cache_salt: str = ""
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        sample_index: int = 0,
+        cache_salt: str = "",
+        grammar: Grammar | None = None,
     ) -> Request:
         """Queue one sample of a prompt. It shares blocks with requests of the same `cache_salt` alone.
 
+        grammar: `params.structured`, compiled; whoever knows the text's tokenizer does that.
+
         Raises:
-            EnginewrightError: an empty prompt, or more tokens than the engine's limits hold.
+            EnginewrightError: an empty prompt, more tokens than the engine's limits hold, or a bias of an unknown one.
         """
+        assert (grammar is None) == (params.structured is None), "structured output comes with its grammar"
         max_tokens = self._max_tokens(len(prompt_ids), params)
+        self._check_bias(params)
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         seed = params.seed if params.seed is not None else secrets.randbits(63)
         statistics = SpeculationStatistics(total=self.speculation)
         request = Request(
             list(prompt_ids), params, seed, sample_index, max_tokens, stop_ids, statistics, cache_salt=cache_salt
         )
+        if params.has_rules:
+            request.rules = TextRules(params, request.prompt_ids, request.output_ids, stop_ids, grammar)
         self.scheduler.add(request)
         return request
 
@@ -89,11 +105,13 @@ class Engine:
         self._policy = policy if drafter is not None else None
 
     def step(self) -> list[NewToken]:
-        """Start the next step, then read the one that is `read_lag` steps back."""
+        """Start the next step, then read the one that is `read_lag` steps back; one with rules is read at once."""
         shape = self._policy.choose(self.scheduler.num_decoding) if self._policy is not None else None
-        schedule = self.scheduler.schedule(shape)
+        schedule = self.scheduler.schedule(shape, self.backend.most_repeats)
         if schedule.plan.rows:
             self._in_flight.append(_InFlight(schedule, self._run(schedule)))
+        if schedule.plan.rules:
+            return [event for _ in range(len(self._in_flight)) for event in self._read(self._in_flight.popleft())]
         if self._in_flight and (len(self._in_flight) > self.backend.read_lag or not schedule.plan.rows):
             return self._read(self._in_flight.popleft())
         return []
@@ -109,6 +127,7 @@ class Engine:
     def _run(self, schedule: Schedule) -> TokenHandle:
         try:
             for request in schedule.admitted:
+                request.admitted_at = request.admitted_at or time.perf_counter()
                 self._state.admit(request)
             return self.backend.step(schedule.plan, self._state)
         except BaseException:  # Ctrl-C too: others go on, and must not build on what was never written
@@ -116,13 +135,19 @@ class Engine:
             raise
 
     def _read(self, step: _InFlight) -> list[NewToken]:
-        events: list[NewToken] = []
-        result = step.handle.read()
+        results = step.handle.read()
         requests, plan, _ = step.schedule
         emitting = [(request, row) for request, row in zip(requests, plan.rows, strict=True) if row.emits]
-        for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
+        for request, row in emitting:
             request.num_in_flight -= plan.most_tokens(row)
-            if request.finish_reason is not None:  # it ended while this step was in flight
+        return [event for result in results for event in self._receive_pass(plan, emitting, result)]
+
+    def _receive_pass(
+        self, plan: StepPlan, emitting: list[tuple[Request, PlanRow]], result: StepResult
+    ) -> list[NewToken]:  # fmt: skip
+        events: list[NewToken] = []
+        for (request, row), token_ids, num_drafted, logprobs in zip(emitting, *result, strict=True):
+            if request.finish_reason is not None:  # it ended while this pass was in flight
                 continue
             received = self._receive(request, token_ids, logprobs)
             if row.drafts:
@@ -141,15 +166,22 @@ class Engine:
         for index, token_id in enumerate(token_ids):
             request.output_ids.append(token_id)
             if token_id in request.stop_ids:
-                self.finish(request, "stop")
+                self.finish(request, "error" if request.rules and request.rules.failure else "stop")
             elif len(request.output_ids) == request.max_tokens:
                 self.finish(request, "length")
-            events.append(
-                NewToken(request, token_id, logprobs[index] if logprobs else None, index < len(token_ids) - 1)
-            )
+            was_drafted = index < len(token_ids) - 1
+            token_logprobs = logprobs[index] if logprobs else None
+            events.append(NewToken(request, token_id, token_logprobs, was_drafted, request.finish_reason))
             if request.finish_reason is not None:
                 break
         return events
+
+    def _check_bias(self, params: SamplingParams) -> None:
+        for token_id in params.logit_bias:
+            if not 0 <= token_id < self.backend.vocab_size:
+                raise EnginewrightError(
+                    f"logit_bias names token {token_id}; this model's tokens are 0 to {self.backend.vocab_size - 1}"
+                )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         limits = self.backend.limits

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runtime.formats.bundle import open_bundle
+from runtime.formats.bundle import Bundle, open_bundle
 from runtime.loading import load_engine
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import SpeculationOptions, default_costs_dir
@@ -14,13 +14,13 @@ DEFAULT_SPECULATION = SpeculationOptions(costs_dir=default_costs_dir())
 
 
 def load_bundle(
-    bundle: str | Path,
+    bundle: str | Path | Bundle,
     target: str = "cpu",
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
     trust: Path | None = None,
 ) -> TextEngine:
-    """Open and check a bundle, and load its engine for `target`, with its drafter where it carries one.
+    """Open and check a bundle, unless it is open, and load its engine for `target`, with a drafter where it has one.
 
     Args:
         trust: the PEM of a public key; the bundle must be what its owner signed.
@@ -28,10 +28,13 @@ def load_bundle(
     Raises:
         EnginewrightError: the bundle is damaged or not to be trusted, or has no engine that runs here.
     """
-    opened = open_bundle(Path(bundle), trust)
-    tokenizer = opened.tokenizer()
+    if not isinstance(bundle, Bundle):
+        bundle = open_bundle(Path(bundle), trust)
+    elif trust is not None:
+        bundle = open_bundle(bundle.path, trust)
+    tokenizer = bundle.tokenizer()
     engine = load_engine(
-        opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation, prefix_reuse
+        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 

@@ -64,9 +64,14 @@ def load_drafting(
 
 
 def make_backend(
-    checkpoint: Checkpoint, plan: EnginePlan, drafter: Drafter | None = None, read_lag: int = 0, device: str = "cpu"
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    drafter: Drafter | None = None,
+    read_lag: int = 0,
+    device: str = "cpu",
+    most_repeats: int = 1,
 ) -> TorchBackend:
-    """Build the backend of a plan; `read_lag` > 0 reads steps late, as one does on a device that runs ahead."""
+    """Build the backend of a plan; `read_lag` and `most_repeats` are what one uses on a device that runs ahead."""
     dtype = getattr(torch, plan.dtype)
     try:
         decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len, device)
@@ -78,7 +83,7 @@ def make_backend(
     limits = EngineLimits(
         plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
     )  # fmt: skip
-    return TorchBackend(decoder, cache, limits, drafter, read_lag)
+    return TorchBackend(decoder, cache, limits, drafter, read_lag, most_repeats)
 
 
 def _policy(

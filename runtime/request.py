@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from runtime.sampling import SamplingParams
+from runtime.sampling_rules.rules import TextRules
 from runtime.speculation.statistics import SpeculationStatistics
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(eq=False)
@@ -34,9 +35,11 @@ class Request:
     slot: int | None = None
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
+    rules: TextRules | None = None  # of requests that ask for some; their steps are read at once
     cache_salt: str = ""  # blocks are shared with requests of the same salt alone
     chain: list[bytes] = field(default_factory=list)  # keys of the root and of the first blocks, as far as asked for
     num_published: int = 0  # leading blocks that are registered for others
+    admitted_at: float | None = None  # `time.perf_counter` of the first step that it had a part in
 
     @property
     def num_known(self) -> int:

@@ -1,8 +1,36 @@
 """What a caller asks of one generation."""
 
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from runtime.errors import EnginewrightError
+
+
+@dataclass(frozen=True)
+class StructuredOutput:
+    """What the text must be: any JSON object, or what a JSON schema describes.
+
+    json_schema: a schema, as JSON text.
+
+    Raises:
+        EnginewrightError: the text is not JSON.
+    """
+
+    json_schema: str = '{"type": "object"}'
+
+    def __post_init__(self) -> None:
+        try:
+            json.loads(self.json_schema)
+        except ValueError as error:
+            raise EnginewrightError(f"the JSON schema is not JSON: {error}") from error
+
+    @classmethod
+    def from_schema(cls, schema: Mapping[str, Any]) -> "StructuredOutput":
+        """Ask for a schema given as an object."""
+        return cls(json.dumps(schema))
 
 
 @dataclass(frozen=True)
@@ -22,6 +50,12 @@ class SamplingParams:
         ignore_eos: go on past the model's end tokens.
         logprobs: report this many most likely tokens per position, and the chosen one; None reports nothing.
             They are log-probabilities of the raw logits, before temperature and filters.
+        logit_bias: added to the logits of these token ids, at most 100 either way.
+        repetition_penalty: divides positive logits, and multiplies negative ones, of tokens in prompt or output.
+        frequency_penalty: taken off a token's logit for each time it is in the output.
+        presence_penalty: taken off a token's logit once it is in the output.
+        min_tokens: no end token before this many; stop strings still end the text.
+        structured: what the text must be; None is anything.
         speculate: let the engine draft tokens ahead, where it has a drafter and drafting pays; the output is the same.
 
     Raises:
@@ -39,7 +73,19 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    min_tokens: int = 0
+    structured: StructuredOutput | None = None
     speculate: bool = True
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether logits depend on the text so far, or are changed before a draw."""
+        penalties = (self.repetition_penalty - 1.0, self.frequency_penalty, self.presence_penalty)
+        return bool(self.logit_bias or self.min_tokens or self.structured or any(penalties))
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -51,6 +97,17 @@ class SamplingParams:
         _require("n", self.n, 1 <= self.n <= 128, "between 1 and 128")
         _require("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more")
         _require("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
+        for token_id, bias in self.logit_bias.items():
+            _require(f"logit_bias[{token_id}]", bias, abs(bias) <= 100.0, "between -100 and 100")
+        penalty = self.repetition_penalty
+        _require("repetition_penalty", penalty, 0.0 < penalty < math.inf, "above 0; 1 is none")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _require(name, value, -2.0 <= value <= 2.0, "between -2 and 2; 0 is none")
+        most = math.inf if self.max_tokens is None else self.max_tokens
+        _require("min_tokens", self.min_tokens, 0 <= self.min_tokens <= most, "between 0 and max_tokens")
+        ends = self.structured is None or not self.ignore_eos
+        _require("ignore_eos", self.ignore_eos, ends, "False with structured output, which an end token ends")
         _require("seed", self.seed, self.seed is None or -(2**63) <= self.seed < 2**63, "a signed 64-bit integer")
         _require("stop", self.stop, all(self.stop), "strings of at least one character")
 

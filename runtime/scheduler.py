@@ -31,15 +31,24 @@ class Scheduler:
     """
 
     def __init__(
-        self, limits: EngineLimits, prefix_reuse: bool = True, prefill_budget: int | None = None
-    ) -> None:  # fmt: skip
-        """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step."""
+        self,
+        limits: EngineLimits,
+        prefix_reuse: bool = True,
+        prefill_budget: int | None = None,
+        uniform_drafts: bool = False,
+    ) -> None:
+        """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step.
+
+        uniform_drafts: a step has draft trees for all of its requests or for none.
+        """
         self.pool = BlockPool(limits.num_blocks)
         self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
+        self.num_preemptions = 0
         self._limits = limits
         self._prefill_budget = prefill_budget
+        self._uniform_drafts = uniform_drafts
         self._free_slots = list(range(limits.max_batch_size))
 
     @property
@@ -53,8 +62,16 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
-    def schedule(self, shape: TreeShape | None = None) -> Schedule:
-        """Plan one step; requests that decode may get draft trees of `shape`."""
+    def schedule(self, shape: TreeShape | None = None, most_repeats: int = 1) -> Schedule:
+        """Plan one step; requests that decode may get draft trees of `shape`.
+
+        Where all of them decode and nobody can join, the step may be repeated up to `most_repeats` times.
+        """
+        going_on = [request for request in self.running if request.num_wanted]
+        only_decoding = all(request.is_decoding for request in going_on) and self._can_admit() is None
+        if shape is not None and self._uniform_drafts and not (only_decoding and self._all_can_draft(going_on, shape)):
+            shape = None
+        repeats = self._num_repeats(going_on, most_repeats, shape) if only_decoding else 1
         requests: list[Request] = []
         rows: list[PlanRow] = []
         admitted: list[Request] = []
@@ -63,7 +80,7 @@ class Scheduler:
         for request in list(self.running):
             if not request.is_decoding:  # the last in order: while its prompt takes the budget, nobody is admitted
                 budget = self._prompt_budget(budget, rows)
-            row = self._next_row(request, budget, shape) if budget else None
+            row = self._next_row(request, budget, shape, repeats) if budget else None
             if row is not None:
                 requests.append(request)
                 rows.append(row)
@@ -76,7 +93,8 @@ class Scheduler:
             rows.append(self._prefill_row(request, budget))
             budget -= rows[-1].num_tokens
         self.prefixes.end_step()
-        return Schedule(requests, StepPlan(rows, shape if any(row.drafts for row in rows) else None, copies), admitted)
+        shape = shape if any(row.drafts for row in rows) else None
+        return Schedule(requests, StepPlan(rows, shape, copies, repeats), admitted)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request in any state and take its blocks back at once. Ending it twice does nothing.
@@ -118,16 +136,42 @@ class Scheduler:
             return budget
         return max(0, min(budget, self._prefill_budget - taken))
 
-    def _next_row(self, request: Request, budget: int, shape: TreeShape | None) -> PlanRow | None:
+    def _all_can_draft(self, decoding: list[Request], shape: TreeShape) -> bool:
+        """Whether every request may draft, within the token budget and without taking another's blocks."""
+        return (
+            all(request.params.speculate and request.num_wanted > 1 for request in decoding)
+            and len(decoding) * shape.num_nodes <= self._limits.max_num_tokens
+            and self.pool.can_allocate(sum(self._num_missing(request, shape.num_nodes) for request in decoding))
+        )
+
+    def _num_repeats(self, decoding: list[Request], most: int, shape: TreeShape | None) -> int:
+        """How often a step of decoding requests can be repeated: none may end for sure, or need another's blocks."""
+        of_one_pass = any(request.params.logprobs is not None or request.rules is not None for request in decoding)
+        if most < 2 or not decoding or of_one_pass:
+            return 1
+        num_nodes, most_tokens = (shape.num_nodes, shape.depth + 1) if shape else (1, 1)
+        repeats = min(most, min(request.num_wanted for request in decoding) // most_tokens)
+        while repeats > 1 and not self.pool.can_allocate(
+            sum(self._num_missing(request, num_nodes + (repeats - 1) * most_tokens) for request in decoding)
+        ):
+            repeats //= 2
+        return max(repeats, 1)
+
+    def _num_missing(self, request: Request, num_rows: int) -> int:
+        """Blocks that a decoding request lacks for `num_rows` rows from its last token on."""
+        return max(0, self._num_blocks(request.num_tokens - 1 + num_rows) - len(request.blocks))
+
+    def _next_row(self, request: Request, budget: int, shape: TreeShape | None, repeats: int) -> PlanRow | None:
         """Plan a running request's share; None where it has nothing to do now, or lost its blocks."""
         if request.slot is None or not request.num_wanted:
             return None
         if not request.is_decoding:
             count = min(request.num_known - request.num_computed, budget)
             return self._prefill_row(request, count) if self._make_room(request, request.num_computed + count) else None
-        if shape is not None and self._can_draft(request, budget, shape):
-            return self._decode_row(request, shape.num_nodes, shape.depth + 1)
-        return self._decode_row(request, 1, 1) if self._make_room(request, request.num_tokens) else None
+        if shape is not None and self._can_draft(request, budget, shape, repeats):
+            return self._decode_row(request, shape.num_nodes, repeats * (shape.depth + 1))
+        num_tokens = request.num_tokens - 1 + repeats
+        return self._decode_row(request, 1, repeats) if self._make_room(request, num_tokens) else None
 
     def _prefill_row(self, request: Request, budget: int) -> PlanRow:
         """Plan the next known tokens of a request whose blocks reach that far."""
@@ -141,27 +185,30 @@ class Scheduler:
         blocks = request.blocks  # this step's, whatever publishing changes
         self.prefixes.plan(request, start)
         return PlanRow(
-            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs
+            request.slot, request.known_ids(start, count), start, count, blocks, emits, request.params.logprobs,
+            rules=request.rules,
         )  # fmt: skip
 
     def _decode_row(self, request: Request, num_nodes: int, most_tokens: int) -> PlanRow:
         """Plan the token that was drawn last, alone or as the root of a draft tree."""
         assert request.slot is not None
+        assert request.rules is None or not request.num_in_flight, "rules need the whole text on the host"
         self.prefixes.publish(request)
         start = request.num_tokens - 1
         request.num_in_flight += most_tokens
         return PlanRow(
-            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs, drafts=num_nodes > 1
-        )
+            request.slot, None, start, num_nodes, request.blocks, True, request.params.logprobs,
+            drafts=num_nodes > 1, rules=request.rules,
+        )  # fmt: skip
 
-    def _can_draft(self, request: Request, budget: int, shape: TreeShape) -> bool:
+    def _can_draft(self, request: Request, budget: int, shape: TreeShape, repeats: int) -> bool:
         """Whether a tree fits without taking another request's blocks, which are grown to hold it then."""
         if not request.params.speculate or request.num_wanted < 2 or budget < shape.num_nodes:
             return False
-        missing = self._num_blocks(request.num_tokens - 1 + shape.num_nodes) - len(request.blocks)
+        missing = self._num_missing(request, shape.num_nodes + (repeats - 1) * (shape.depth + 1))
         if not self.pool.can_allocate(missing):
             return False
-        request.blocks.extend(self.pool.allocate(max(0, missing)))
+        request.blocks.extend(self.pool.allocate(missing))
         return True
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
@@ -205,6 +252,7 @@ class Scheduler:
         request.num_computed = 0
         request.is_decoding = False
         request.num_preemptions += 1
+        self.num_preemptions += 1
         self.waiting.appendleft(request)
 
     def _stop_running(self, request: Request) -> None:

@@ -62,7 +62,7 @@ def encode_record(record: Mapping[str, Any], tokenizer: "Tokenizer") -> list[int
         return tokenizer.encode(record["text"])
     messages = [{"role": turn["role"], "content": turn["content"]} for turn in record["messages"]]
     if tokenizer.has_chat_template and messages[-1]["role"] == "assistant":
-        prompt = tokenizer.encode_chat(messages[:-1])  # type: ignore[arg-type]
+        prompt = tokenizer.encode_chat(messages[:-1])
         return prompt + tokenizer.encode(messages[-1]["content"], add_special_tokens=False)
     return tokenizer.encode("\n".join(turn["content"] for turn in messages))
 

@@ -99,7 +99,7 @@ def paths_of(file: Path, target: TargetModel, tokenizer: Tokenizer, new_tokens: 
     for entry in json.loads(file.read_text(encoding="utf-8")):
         if entry["kind"] in ("chat", "prose", "code", "reasoning"):
             messages = [{"role": "user", "content": entry["text"]}]
-            ids = tokenizer.encode_chat(messages) if tokenizer.has_chat_template else tokenizer.encode(entry["text"])  # type: ignore[arg-type]
+            ids = tokenizer.encode_chat(messages) if tokenizer.has_chat_template else tokenizer.encode(entry["text"])
             prompts.append((entry["kind"], ids))
     return greedy_paths(target, prompts, new_tokens, tokenizer.eos_token_ids)
 

@@ -9,13 +9,30 @@ from typing import NamedTuple
 import torch
 
 from plugins.attention.cpu import attention_cpu, plan_attention_cpu
+from plugins.attention.cuda import ELEMENTS, attention_cuda, plan_attention_cuda
+from plugins.attention.dense import attention_dense, plan_attention_dense
 from plugins.library import define, implement
 
 define(
     "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor[] plan, float scale, Tensor(a!) out) -> ()",
 )
 implement("attention", "CPU", attention_cpu)
-implement("attention", "CUDA", attention_cpu)
+
+
+def _attention_on_cuda(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: list[torch.Tensor],
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Kernels where there are any; float32 and float64 are for tests and comparisons."""
+    run = attention_cuda if q.dtype in ELEMENTS else attention_dense
+    run(q, k_cache, v_cache, plan, scale, out)
+
+
+implement("attention", "CUDA", _attention_on_cuda)
 
 
 class AttentionShape(NamedTuple):
@@ -25,6 +42,7 @@ class AttentionShape(NamedTuple):
     num_kv_heads: int
     block_size: int
     sliding_window: int | None  # a query attends to this many keys, itself included; None is all of them
+    head_dim: int
 
 
 def plan_attention(
@@ -34,6 +52,8 @@ def plan_attention(
     block_tables: torch.Tensor,
     dtype: torch.dtype,
     ancestors: torch.Tensor | None = None,
+    num_tokens: int | None = None,
+    max_query_len: int | None = None,
 ) -> list[torch.Tensor]:
     """Lay out one step's work; the result is opaque and valid for every layer of that step.
 
@@ -43,15 +63,25 @@ def plan_attention(
     window counts its depth, the number of its ancestors, in place of i.
 
     Args:
-        query_starts: (B + 1,) int64, starts at 0, increasing.
+        query_starts: (B + 1,) int64, starts at 0, never falling: a request may have no query.
         context_lens: (B,) int64, tokens in the cache including this step's.
         block_tables: (B, max_blocks) int64, each request's blocks in order; entries past its last block are not read.
         dtype: of the queries.
         ancestors: (B, L) int64 with bit 0 set in every row of a tree; zeros for a chain; None where all are chains.
+        num_tokens: T, the last of `query_starts`; where it is given, a CUDA device need not be asked for it.
+        max_query_len: no request has more queries; T where it is not given. Known small, it saves launches on CUDA.
 
     Raises:
-        ValueError: a request has no query, or more queries than context.
+        ValueError: a request has more queries than context (not looked for in 16-bit dtypes on CUDA).
+        KernelError: a 16-bit dtype on CUDA with a head_dim or block_size that there is no kernel for.
     """
+    if query_starts.is_cuda:
+        num_tokens = int(query_starts[-1]) if num_tokens is None else num_tokens
+        if dtype in ELEMENTS:
+            return plan_attention_cuda(
+                shape, query_starts, context_lens, block_tables, ancestors, num_tokens, max_query_len
+            )
+        return plan_attention_dense(shape, num_tokens, query_starts, context_lens, block_tables, ancestors)
     return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype, ancestors)
 
 

@@ -31,8 +31,10 @@ def plan_attention_cpu(
     groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for request, context_len in enumerate(contexts):
         query_len = starts[request + 1] - starts[request]
-        if not 0 < query_len <= context_len:
+        if not 0 <= query_len <= context_len:
             raise ValueError(f"request {request} of the batch has {query_len} new tokens in a context of {context_len}")
+        if query_len == 0:
+            continue
         groups[query_len, max(_SHORTEST_BUCKET, context_len).bit_length(), trees[request]].append(request)
     plan: list[torch.Tensor] = []
     for (query_len, _, is_tree), requests in groups.items():

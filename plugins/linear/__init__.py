@@ -10,6 +10,7 @@ import torch
 
 from plugins.linear.onednn import OneDnnFloat32Linear, OneDnnLinear
 from plugins.linear.plain import PlainLinear
+from plugins.linear.two_part import TwoPartLinear
 
 LinearKind = Literal["onednn", "onednn_float32", "torch"]
 
@@ -35,3 +36,14 @@ def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | Non
     if kind == "torch":
         return PlainLinear(weight, bias)
     raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32', 'torch'")
+
+
+def pack_head(kind: LinearKind, weight: torch.Tensor) -> PackedLinear:
+    """Lay out an LM head (V, H) whose rows and logits are float32, or wider where the weight is.
+
+    Raises:
+        ValueError: as `pack_linear`.
+    """
+    if weight.is_cuda and weight.itemsize == 2:
+        return TwoPartLinear(weight)
+    return pack_linear(kind, weight.to(torch.promote_types(weight.dtype, torch.float32)))

@@ -7,6 +7,8 @@ however its request was batched, scheduled, preempted or drafted.
 import torch
 
 from plugins.library import define, implement
+from plugins.sample.batched import NO_TOKEN as NO_TOKEN
+from plugins.sample.batched import sample_batched
 from plugins.sample.cpu import sample_cpu
 
 define(
@@ -14,7 +16,7 @@ define(
     "Tensor sample_index, Tensor position, Tensor(a!) out) -> ()"
 )
 implement("sample", "CPU", sample_cpu)
-implement("sample", "CUDA", sample_cpu)
+implement("sample", "CUDA", sample_batched)
 
 
 def sample(
@@ -44,10 +46,10 @@ def sample(
         seed: (R,) int64, all 64 bits are used.
         sample_index: (R,) int64 below 2^32, which of a request's n samples.
         position: (R,) int64 below 2^32, of the token that is drawn.
-        out: (R,) int64.
+        out: (R,) int64. On CUDA, where nothing waits for the device, `NO_TOKEN` stands for a row that holds NaN.
 
     Raises:
-        ValueError: a row of logits holds NaN; there is no token to draw.
+        ValueError: on the CPU, a row of logits holds NaN; there is no token to draw.
     """
     torch.ops.enginewright.sample.default(
         logits, temperature, top_k, top_p, min_p, seed, sample_index, position, out

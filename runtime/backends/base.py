@@ -1,5 +1,6 @@
 """The engine contract, two levels: `forward` for whoever needs logits, `step` for generation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -43,8 +44,8 @@ class StepResult(NamedTuple):
 class TokenHandle(Protocol):
     """A step's result that may still be on its way from the device."""
 
-    def read(self) -> StepResult:
-        """Wait for the step and return what it chose."""
+    def read(self) -> list[StepResult]:
+        """Wait for the plan's passes and return what each chose."""
         ...
 
 
@@ -53,8 +54,11 @@ class Backend(Protocol):
 
     kv: KvLayout
     batch: BatchLayout
-    read_lag: int  # steps that may be in flight when the next one is planned
+    read_lag: int  # plans that may be in flight when the next one is made
+    most_repeats: int  # passes of one plan: many spare the host its work between them, and tokens come in bursts
+    uniform_drafts: bool  # whether a step drafts for all of its requests or for none
     limits: EngineLimits
+    vocab_size: int  # of the logits
     drafter: Drafter | None
     device: torch.device
 
@@ -62,12 +66,16 @@ class Backend(Protocol):
         """Level one: logits (R, V) and hidden states (R, H) of the batch's `logit_rows`."""
         ...
 
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        """Operations on fixed inputs, ready to be run again and again the way this backend runs a step's."""
+        ...
+
     def new_state(self) -> DeviceState:
         """Make the state of `max_batch_size` request slots."""
         ...
 
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
-        """Level two: the plan's block copies, then one pass; rows that emit draw tokens into the state and the handle.
+        """Level two: the plan's block copies, then its passes; rows that emit draw tokens into state and handle.
 
         A row that drafts has its tree drafted first, verified by the pass, and the accepted path's keys and values
         moved to where plain decoding would have put them.

@@ -1,5 +1,6 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
+from runtime.sampling_rules.rules import TextRules
+from runtime.sampling_rules.walk import adjust
 from runtime.speculation.acceptance import Accepted, accept
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import MAX_NODES
@@ -37,6 +40,11 @@ class DeviceState:
         self.min_p = torch.zeros(num_slots, dtype=torch.float32, device=self.device)
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.sample_index = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+
+    def reset(self) -> None:
+        """Make every slot that of a text with one token, as nobody reads it."""
+        self.num_tokens.fill_(1)
+        self.history.zero_()
 
     def admit(self, request: Request) -> None:
         """Give the request's slot its text so far and how it draws tokens."""
@@ -78,10 +86,13 @@ class DeviceState:
             samples=samples,
         )
 
-    def draw(self, drawing: "Drawing", depth: int, output: DecoderOutput) -> Accepted:
+    def draw(
+        self, drawing: "Drawing", depth: int, output: DecoderOutput, rules: Mapping[int, TextRules] | None = None
+    ) -> Accepted:
         """Emit tokens for the rows of a step that draw, given the target's pass, and remember them.
 
         depth: of the trees' deepest node.
+        rules: of those of the rows that have some.
         """
         slots, roots = drawing.slots, drawing.roots
         temperature, top_k, top_p, min_p = (
@@ -91,19 +102,39 @@ class DeviceState:
             self.min_p[slots],
         )
         seed, sample_index = self.seed[slots], self.sample_index[slots]
+        drawn: list[torch.Tensor] = []
 
         def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
             logits = output.logits[drawing.first_rows + nodes] if depth else output.logits
+            if rules:
+                logits = adjust(logits, rules, alive, drawn)
             # A request that has stopped draws greedily: an argmax costs nothing, and nobody reads it.
-            return sample(
+            drawn.append(sample(
                 logits, temperature * alive, top_k, top_p, min_p, seed, sample_index, roots + level + 1,
                 torch.empty_like(slots),
-            )  # fmt: skip
+            ))  # fmt: skip
+            return drawn[-1]
 
-        accepted = accept(drawing.tree, depth, draw_at)
+        if self.device.type == "cuda" and not rules and depth and len(output.logits) == drawing.tree.token_ids.numel():
+            accepted = self._draw_everywhere(drawing, depth, output.logits)
+        else:
+            accepted = accept(drawing.tree, depth, draw_at)
         last = (accepted.counts - 1).unsqueeze(1)
         self.num_tokens[slots] = roots + 1 + accepted.counts
         self.hidden[slots] = output.hidden[drawing.first_rows + accepted.nodes.gather(1, last).squeeze(1)]
         columns = (roots + 1).unsqueeze(1) + torch.arange(depth + 1, device=self.device)
         self.history[slots.unsqueeze(1), columns] = accepted.token_ids
         return accepted
+
+    def _draw_everywhere(self, drawing: "Drawing", depth: int, logits: torch.Tensor) -> Accepted:
+        """Draw at every node of every tree at once, which a GPU does in the time of one, then walk."""
+        tree, slots = drawing.tree, drawing.slots
+        temperature, top_k, top_p, min_p, seed, sample_index = (
+            values[slots].repeat_interleave(tree.depths.shape[1])
+            for values in (self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.sample_index)
+        )
+        positions = (drawing.roots.unsqueeze(1) + tree.depths + 1).flatten()
+        drawn = sample(
+            logits, temperature, top_k, top_p, min_p, seed, sample_index, positions, torch.empty_like(positions)
+        ).view_as(tree.depths)  # fmt: skip
+        return accept(tree, depth, lambda nodes, level, alive: drawn.gather(1, nodes.unsqueeze(1)).squeeze(1))

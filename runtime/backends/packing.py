@@ -1,9 +1,14 @@
-"""From a step's plan to the packed batch: what the host knows, completed with what only the device knows."""
+"""From a step's plan to the packed batch: what the host knows, completed with what only the device knows.
 
-from collections.abc import Callable, Sequence
+What the host knows is one tensor of integers, so that it reaches the device in one copy, and at the same place of the
+same `Layout` each time, which a captured graph needs.
+"""
+
+from collections.abc import Callable
 from itertools import accumulate
 from typing import NamedTuple
 
+import numpy
 import torch
 
 from runtime.backends.device_state import DeviceState
@@ -24,63 +29,149 @@ class Drawing(NamedTuple):
     tree: DraftTree  # (E, N)
 
 
+class Layout(NamedTuple):
+    """The sizes of a packed step. Two steps of one layout differ in values alone."""
+
+    num_rows: int  # B, requests
+    num_tokens: int  # T
+    num_logits: int  # R
+    num_draws: int  # E
+    num_drafts: int  # requests with a draft tree
+    max_blocks: int
+    one_each: bool  # every request has one new token
+    shape: TreeShape | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        """Lengths of the parts of `PackedPlan`, in order."""
+        rows, draws = self.num_rows, self.num_draws
+        return [rows, rows + 1, rows, rows, rows, draws, draws, self.num_drafts, self.num_logits, self.num_tokens,
+                rows * self.max_blocks]  # fmt: skip
+
+
+class PackedPlan(NamedTuple):
+    """What the host knows of a step: parts of one int64 tensor."""
+
+    slots: torch.Tensor  # (B,)
+    query_starts: torch.Tensor  # (B + 1,)
+    starts: torch.Tensor  # (B,) position of the first new token, for requests whose tokens the host knows
+    is_drawn: torch.Tensor  # (B,) 1 where a request goes on from the token that the state drew last
+    drafts: torch.Tensor  # (B,) 1 where it has a draft tree
+    draws: torch.Tensor  # (E,) the requests that draw a token
+    first_rows: torch.Tensor  # (E,) see Drawing
+    drafting: torch.Tensor  # the requests with a draft tree
+    logit_rows: torch.Tensor  # (R,)
+    token_ids: torch.Tensor  # (T,) those that the host knows
+    block_tables: torch.Tensor  # (B * max_blocks,)
+
+
 def pack(plan: StepPlan, state: DeviceState, propose: Propose | None) -> tuple[Batch, Drawing]:
     """Draft where the plan asks for it, and pack the rows' new tokens without padding."""
+    layout = layout_of(plan)
+    words = torch.from_numpy(host_words(plan, layout)).to(state.device)
+    samples = any(state.samples[row.slot] for row in plan.rows if row.drafts)
+    return unpack(words, layout, state, propose, samples)
+
+
+def layout_of(plan: StepPlan) -> Layout:
+    """The smallest layout that holds a plan."""
     rows = plan.rows
+    return Layout(
+        num_rows=len(rows),
+        num_tokens=sum(row.num_tokens for row in rows),
+        num_logits=sum(_num_logits(row) for row in rows),
+        num_draws=sum(row.emits for row in rows),
+        num_drafts=sum(row.drafts for row in rows),
+        max_blocks=max(len(row.blocks) for row in rows),
+        one_each=all(row.num_tokens == 1 for row in rows),
+        shape=plan.shape,
+    )
 
-    def tensor(values: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=state.device)
 
-    max_blocks = max(len(row.blocks) for row in rows)
-    tables = tensor([row.blocks + [0] * (max_blocks - len(row.blocks)) for row in rows])
-    slots, counts = tensor([row.slot for row in rows]), tensor([row.num_tokens for row in rows])
+def host_words(plan: StepPlan, layout: Layout) -> numpy.ndarray:
+    """The int64 words of a plan, in the order of `PackedPlan`."""
+    rows = plan.rows
     starts = [0, *accumulate(row.num_tokens for row in rows)]
-    is_drawn = tensor([row.token_ids is None for row in rows]).bool()
-    first = torch.where(is_drawn, state.last_positions(slots), tensor([row.start for row in rows]))
-    roots = torch.where(is_drawn, first, first + counts - 1)
-    tree = _trees(plan, state, slots, roots, tables, propose)
+    first_rows = [0, *accumulate(_num_logits(row) for row in rows)]
+    draws = [index for index, row in enumerate(rows) if row.emits]
+    tables = numpy.zeros((layout.num_rows, layout.max_blocks), dtype=numpy.int64)
+    for table, row in zip(tables, rows, strict=True):
+        table[: len(row.blocks)] = row.blocks
+    parts: list[list[int]] = [
+        [row.slot for row in rows],
+        starts,
+        [row.start for row in rows],
+        [row.token_ids is None for row in rows],
+        [row.drafts for row in rows],
+        draws,
+        [first_rows[index] for index in draws],
+        [index for index, row in enumerate(rows) if row.drafts],
+        [at for row, end in zip(rows, starts[1:], strict=True) for at in range(end - _num_logits(row), end)],
+        [token for row in rows for token in row.token_ids or [0] * row.num_tokens],
+    ]
+    words = [word for part in parts for word in part]
+    return numpy.concatenate([numpy.array(words, dtype=numpy.int64), tables.reshape(-1)])
 
-    owners = torch.repeat_interleave(counts, output_size=starts[-1])
-    offsets = torch.arange(starts[-1], device=state.device) - tensor(starts)[owners]
-    nodes = offsets.clamp(max=tree.token_ids.shape[1] - 1)
-    token_drawn = is_drawn[owners]
-    host_ids = tensor([token for row in rows for token in row.token_ids or [0] * row.num_tokens])
-    batch = Batch(
-        token_ids=torch.where(token_drawn, tree.token_ids[owners, nodes].clamp(min=0), host_ids),
-        positions=first[owners] + torch.where(token_drawn, tree.depths[owners, nodes], offsets),
-        cache_positions=first[owners] + offsets,
-        query_starts=tensor(starts),
+
+def unpack(
+    words: torch.Tensor, layout: Layout, state: DeviceState, propose: Propose | None, samples: bool
+) -> tuple[Batch, Drawing]:
+    """Complete a plan on the device: no wait for the host, and the same operations for every plan of a layout.
+
+    samples: whether a request that drafts has a temperature above 0.
+    """
+    plan = PackedPlan(*words.split(layout.sizes))
+    tables = plan.block_tables.view(layout.num_rows, layout.max_blocks)
+    is_drawn, counts = plan.is_drawn.bool(), plan.query_starts.diff()
+    first = torch.where(is_drawn, state.last_positions(plan.slots), plan.starts)
+    roots = first if layout.one_each else torch.where(is_drawn, first, first + counts - 1)
+    tree = root_only(state.history[plan.slots, roots.clamp(min=0)], layout.shape.num_nodes if layout.shape else 1)
+    if layout.shape is not None:
+        assert propose is not None, "a plan with draft trees needs a drafter"
+        context = state.draft_context(plan.slots[plan.drafting], tables[plan.drafting], samples)
+        drafted = propose(context, layout.shape)
+        tree = DraftTree(
+            *(whole.index_copy(0, plan.drafting, part) for whole, part in zip(tree, drafted, strict=True))
+        )  # fmt: skip
+    batch = _batch(plan, layout, tables, first, counts, tree)
+    if layout.num_draws == layout.num_rows:
+        return batch, Drawing(plan.slots, roots, plan.first_rows, tables, tree)
+    drawn_tree = DraftTree(*(part[plan.draws] for part in tree))
+    return batch, Drawing(plan.slots[plan.draws], roots[plan.draws], plan.first_rows, tables[plan.draws], drawn_tree)
+
+
+def _batch(
+    plan: PackedPlan,
+    layout: Layout,
+    tables: torch.Tensor,
+    first: torch.Tensor,
+    counts: torch.Tensor,
+    tree: DraftTree,
+) -> Batch:
+    is_drawn = plan.is_drawn.bool()
+    if layout.one_each:
+        token_ids = torch.where(is_drawn, tree.token_ids[:, 0], plan.token_ids)
+        positions = cache_positions = first
+    else:
+        owners = torch.repeat_interleave(counts, output_size=layout.num_tokens)
+        offsets = torch.arange(layout.num_tokens, device=first.device) - plan.query_starts[owners]
+        nodes = offsets.clamp(max=tree.token_ids.shape[1] - 1)
+        token_drawn = is_drawn[owners]
+        token_ids = torch.where(token_drawn, tree.token_ids[owners, nodes].clamp(min=0), plan.token_ids)
+        positions = first[owners] + torch.where(token_drawn, tree.depths[owners, nodes], offsets)
+        cache_positions = first[owners] + offsets
+    return Batch(
+        token_ids=token_ids,
+        positions=positions,
+        cache_positions=cache_positions,
+        query_starts=plan.query_starts,
         context_lens=first + counts,
         block_tables=tables,
-        logit_rows=tensor([i for row, end in zip(rows, starts[1:], strict=True) for i in _logit_rows(row, end)]),
-        ancestors=tree.ancestors * tensor([row.drafts for row in rows]).unsqueeze(1) if plan.shape else None,
+        logit_rows=plan.logit_rows,
+        ancestors=tree.ancestors * plan.drafts.unsqueeze(1) if layout.shape else None,
     )
-    draws = [index for index, row in enumerate(rows) if row.emits]
-    first_rows = [0, *accumulate(len(_logit_rows(row, 0)) for row in rows)]
-    at = tensor(draws)
-    drawn_tree = tree if len(draws) == len(rows) else DraftTree(*(part[at] for part in tree))
-    return batch, Drawing(slots[at], roots[at], tensor([first_rows[index] for index in draws]), tables[at], drawn_tree)
 
 
-def _logit_rows(row: PlanRow, end: int) -> range:
-    """Which of the tokens that end at `end` get logits: all of a tree, otherwise the last, if it draws a token."""
-    return range(end - (row.num_tokens if row.drafts else row.emits), end)
-
-
-def _trees(
-    plan: StepPlan,
-    state: DeviceState,
-    slots: torch.Tensor,
-    roots: torch.Tensor,
-    tables: torch.Tensor,
-    propose: Propose | None,
-) -> DraftTree:
-    """One tree per row of the plan; rows that do not draft have their root alone."""
-    tree = root_only(state.history[slots, roots], plan.shape.num_nodes if plan.shape else 1)
-    if plan.shape is None:
-        return tree
-    assert propose is not None, "a plan with draft trees needs a drafter"
-    drafting = torch.tensor([index for index, row in enumerate(plan.rows) if row.drafts], device=state.device)
-    samples = any(state.samples[row.slot] for row in plan.rows if row.drafts)
-    drafted = propose(state.draft_context(slots[drafting], tables[drafting], samples), plan.shape)
-    return DraftTree(*(whole.index_copy(0, drafting, part) for whole, part in zip(tree, drafted, strict=True)))
+def _num_logits(row: PlanRow) -> int:
+    """How many of a row's last tokens get logits: all of a tree, otherwise the last, if it draws a token."""
+    return row.num_tokens if row.drafts else int(row.emits)

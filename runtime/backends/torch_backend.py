@@ -1,11 +1,12 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
+from plugins.sample import NO_TOKEN
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.device_state import DeviceState
 from runtime.backends.packing import Drawing, pack
@@ -17,7 +18,17 @@ from runtime.speculation.drafter import Drafter
 
 
 class _Handle:
-    """A step whose tokens may still be on the device."""
+    """A plan whose tokens may still be on the device."""
+
+    def __init__(self, passes: list["_Pass"]) -> None:
+        self._passes = passes
+
+    def read(self) -> list[StepResult]:
+        return [one.read() for one in self._passes]
+
+
+class _Pass:
+    """One pass of a plan that draws tokens."""
 
     def __init__(self, drawing: Drawing, accepted: Accepted, logprobs: list[list[TokenLogprobs] | None]) -> None:
         self._drawing = drawing
@@ -28,14 +39,7 @@ class _Handle:
         counts = self._accepted.counts.tolist()
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
         num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
-        return StepResult(tokens, num_drafted, self._logprobs)
-
-
-class _Nothing:
-    """A step that only computed keys and values."""
-
-    def read(self) -> StepResult:
-        return StepResult([], [], [])
+        return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 
 class TorchBackend:
@@ -51,16 +55,23 @@ class TorchBackend:
         limits: EngineLimits,
         drafter: Drafter | None = None,
         read_lag: int = 0,
+        most_repeats: int = 1,
     ) -> None:
         self.limits = limits
+        self.vocab_size = decoder.spec.vocab_size
         self.drafter = drafter
         self.device = decoder.device
         self.read_lag = read_lag
+        self.most_repeats = most_repeats
+        self.uniform_drafts = False
         self._decoder = decoder
         self._cache = cache
 
     def forward(self, batch: Batch) -> DecoderOutput:
         return self._decoder.forward(batch, self._cache)
+
+    def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
+        return run
 
     def new_state(self) -> DeviceState:
         return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
@@ -69,18 +80,23 @@ class TorchBackend:
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
         if plan.copies:
             self._copy(plan.copies)
+        passes = [self._pass(plan, state) for _ in range(plan.repeats)]
+        return _Handle([one for one in passes if one is not None])
+
+    def _pass(self, plan: StepPlan, state: DeviceState) -> _Pass | None:
+        """None where the pass only computes keys and values."""
         batch, drawing = pack(plan, state, self.drafter.propose if self.drafter else None)
         output = self.forward(batch)
         if self.drafter is not None:
             self.drafter.follow(batch)
         if not len(drawing.slots):
-            return _Nothing()
+            return None
         depth = plan.shape.depth if plan.shape else 0
-        accepted = state.draw(drawing, depth, output)
+        accepted = state.draw(drawing, depth, output, plan.rules)
         if depth:
             self._compact(drawing, accepted)
         emitting = [row for row in plan.rows if row.emits]
-        return _Handle(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
+        return _Pass(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
 
     def _caches(self) -> list[KVCache]:
         return [self._cache, *(self.drafter.caches if self.drafter else [])]
@@ -104,18 +120,35 @@ class TorchBackend:
             kv_compact(cache.storage, source_rows.flatten(), target_rows.flatten())
 
 
+def checked(result: StepResult) -> StepResult:
+    """Return it as it is.
+
+    Raises:
+        ValueError: a row had no token to draw.
+    """
+    if any(NO_TOKEN in tokens for tokens in result.token_ids):
+        raise ValueError("logits hold NaN; the engine's weights or kernels are broken: verify the bundle")
+    return result
+
+
 def _logprobs(
     logits: torch.Tensor, drawing: Drawing, accepted: Accepted, emitting: list[PlanRow]
 ) -> list[list[TokenLogprobs] | None]:
-    result: list[list[TokenLogprobs] | None] = [None] * len(emitting)
-    for index, row in enumerate(emitting):
-        if row.logprobs is not None:
-            rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
-            result[index] = [
-                _token_logprobs(logits[at], int(token), row.logprobs)
-                for at, token in zip(rows, accepted.token_ids[index], strict=False)
-            ]
-    return result
+    return [
+        None if row.logprobs is None else token_logprobs(logits, drawing, accepted, index, row.logprobs)
+        for index, row in enumerate(emitting)
+    ]
+
+
+def token_logprobs(
+    logits: torch.Tensor, drawing: Drawing, accepted: Accepted, index: int, count: int
+) -> list[TokenLogprobs]:
+    """Log-probabilities of what the `index`-th drawing row emits, with the `count` likeliest tokens of each."""
+    rows = drawing.first_rows[index] + accepted.nodes[index, : int(accepted.counts[index])]
+    return [
+        _token_logprobs(logits[at], int(token), count)
+        for at, token in zip(rows, accepted.token_ids[index], strict=False)
+    ]
 
 
 def _token_logprobs(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:

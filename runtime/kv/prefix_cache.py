@@ -13,7 +13,7 @@ Key = bytes
 
 def root_key(salt: str) -> Key:
     """The key before the first block. Chains of different salts never meet."""
-    return hashlib.sha256(b"enginewright prefix\0" + salt.encode()).digest()
+    return hashlib.sha256(b"enginewright prefix\0" + salt.encode(errors="surrogatepass")).digest()
 
 
 def block_key(parent: Key, token_ids: Sequence[int]) -> Key:

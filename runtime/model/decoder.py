@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.linear import LinearKind, PackedLinear, pack_linear
+from plugins.linear import LinearKind, PackedLinear, pack_head, pack_linear
 from plugins.rms_norm import rms_norm
 from plugins.rope_kv_write import rope_kv_write
 from plugins.silu_mul import silu_mul
@@ -50,14 +50,15 @@ class Decoder:
         self.device = torch.device(device)
         self._dtype = dtype
         weights = {name: tensor.to(device, dtype) for name, tensor in checkpoint.tensors()}
-        self._embedding = weights[EMBEDDING].clone()
+        # On the CPU a weight may lie in the mapped file, which a copy lets go of.
+        self._embedding = weights[EMBEDDING] if weights[EMBEDDING].is_cuda else weights[EMBEDDING].clone()
         self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
         # The residual stream and the logits are float32 at least: bfloat16 would round the sum of every layer, and its
         # logits of size 25 are 1/8 apart, so that rounding would decide near ties.
         wide = torch.promote_types(dtype, torch.float32)
         self._final_norm = weights[FINAL_NORM].to(wide, copy=True)
         head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
-        self._head = pack_linear(linear, head.to(wide))
+        self._head = pack_head(linear, head)
         # Nodes of a draft tree at a text's end lie past it.
         self._rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype, device)
 
@@ -69,10 +70,11 @@ class Decoder:
     def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput:
         """Run all layers over the batch, writing its keys and values to `cache`."""
         spec = self.spec
-        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window)
+        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window, spec.head_dim)
         plan = plan_attention(
-            shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors
-        )
+            shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors,
+            len(batch.token_ids),
+        )  # fmt: skip
         cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
         kv_rows = cache.rows(batch.token_blocks(cache.block_size), batch.cache_positions)
         embedded = self._embedding[batch.token_ids]

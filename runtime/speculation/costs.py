@@ -1,6 +1,8 @@
 """Runs steps and drafts of an idle engine on made-up requests, so that their cost can be measured."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -17,17 +19,20 @@ _BUSY_RATIO = 1.5
 def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape, ...]) -> CostTable:
     """Time a backend that runs no request, and a drafter for it; what their caches hold is overwritten."""
     limits = backend.limits
+    steps: dict[tuple[int, int], Callable[[], object]] = {}  # made in the warm-up
+    drafts: dict[tuple[int, TreeShape], Callable[[], object]] = {}
 
     def target_step(batch_size: int, rows: int) -> None:
-        backend.forward(_batch(backend, batch_size, rows))
+        if (batch_size, rows) not in steps:
+            steps[batch_size, rows] = backend.prepared(partial(backend.forward, _batch(backend, batch_size, rows)))
+        steps[batch_size, rows]()
         _wait(backend.device)
 
-    contexts: dict[tuple[int, TreeShape], DraftContext] = {}  # made in the warm-up
-
     def draft(batch_size: int, shape: TreeShape) -> None:
-        if (batch_size, shape) not in contexts:
-            contexts[batch_size, shape] = _context(backend, batch_size, shape)
-        drafter.propose(contexts[batch_size, shape], shape)
+        if (batch_size, shape) not in drafts:
+            context = _context(backend, batch_size, shape)
+            drafts[batch_size, shape] = backend.prepared(partial(drafter.propose, context, shape))
+        drafts[batch_size, shape]()
         _wait(backend.device)
 
     return measure_costs(target_step, draft, shapes, limits.max_batch_size, limits.max_num_tokens)
@@ -73,11 +78,11 @@ def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContex
 
 def is_current(backend: Backend, table: CostTable) -> bool:
     """Whether a plain step costs about what a stored table says, which a busy machine may have measured."""
-    batch = _batch(backend, 1, 1)
+    step = backend.prepared(partial(backend.forward, _batch(backend, 1, 1)))
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
-        backend.forward(batch)
+        step()
         _wait(backend.device)
         seconds.append(time.perf_counter() - began)
     return table.target_step(1, 1) <= _BUSY_RATIO * min(seconds)

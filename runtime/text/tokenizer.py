@@ -1,13 +1,14 @@
 """Text to token ids and back, from the tokenizer folder of a checkpoint."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from runtime.errors import EnginewrightError
-from runtime.text.chat import ChatTemplate, Message
+from runtime.text.chat import ChatTemplate
 
 GENERATION_FILE = "generation.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -49,14 +50,25 @@ class Tokenizer:
         return self._chat is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; special tokens written out in it become single ids."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        """Token ids of `text`; special tokens written out in it become single ids.
+
+        Raises:
+            EnginewrightError: the text has half of a surrogate pair, as broken JSON escapes give.
+        """
+        try:
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        except TypeError as error:
+            raise EnginewrightError("the prompt is no Unicode text: it has half of a surrogate pair") from error
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def encode_chat(self, messages: list[Message]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, object]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of a conversation, ending where the assistant's answer begins.
+
+        variables: what else the template may look at; see `ChatTemplate.render`.
 
         Raises:
             EnginewrightError: the model has no chat template, or it refuses the messages.
@@ -64,7 +76,7 @@ class Tokenizer:
         if self._chat is None:
             raise EnginewrightError("this model has no chat template; use generate with a plain prompt instead")
         # The template writes its own special tokens.
-        return self.encode(self._chat.render(messages), add_special_tokens=False)
+        return self.encode(self._chat.render(messages, variables), add_special_tokens=False)
 
     def _token(self, token_id: int | None) -> str:
         return (self.backend.id_to_token(token_id) or "") if token_id is not None else ""

@@ -4,12 +4,32 @@ import pytest
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.attention.dense import attention_dense, plan_attention_dense
 from plugins.attention.reference import attention_reference
 
 # float64 runs the same vectorised code, so it is held to rounding; float32 sums at most 100 products of size about 1;
 # bfloat16 rounds inputs and outputs to 8 bits.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 BLOCK_SIZE = 8
+
+
+@pytest.fixture(params=["grouped", "dense"], autouse=True)
+def implementation(request, monkeypatch):
+    """Every test is of both: what the CPU uses, and what waits for nobody."""
+    if request.param == "dense":
+        monkeypatch.setattr("plugins.attention.plan_attention_cpu", dense_plan)
+        monkeypatch.setattr("tests.plugins.test_attention.attention", dense_attention)
+
+
+def dense_plan(shape, query_starts, context_lens, block_tables, dtype, ancestors):
+    if bool((query_starts.diff() > context_lens).any()):
+        pytest.skip("a GPU is not asked whether its own numbers fit")
+    return plan_attention_dense(shape, int(query_starts[-1]), query_starts, context_lens, block_tables, ancestors)
+
+
+def dense_attention(q, k_cache, v_cache, plan, scale, out):
+    attention_dense(q, k_cache, v_cache, plan, scale, out)
+    return out
 
 
 def run_case(query_lens, context_lens, *, num_heads=6, num_kv_heads=2, head_dim=16, window=None, dtype=torch.float64):
@@ -29,7 +49,7 @@ def run_case(query_lens, context_lens, *, num_heads=6, num_kv_heads=2, head_dim=
                 cache[block, :, :filled] = torch.randn(num_kv_heads, filled, head_dim, generator=generator, dtype=dtype)
     starts = torch.tensor([0, *query_lens]).cumsum(0)
     q = torch.randn(int(starts[-1]), num_heads, head_dim, generator=generator, dtype=dtype)
-    shape = AttentionShape(num_heads, num_kv_heads, BLOCK_SIZE, window)
+    shape = AttentionShape(num_heads, num_kv_heads, BLOCK_SIZE, window, head_dim)
     plan = plan_attention(shape, starts, torch.tensor(context_lens), tables, dtype)
     out = torch.full_like(q, float("nan"))
     attention(q, k_cache, v_cache, plan, head_dim**-0.5, out)
@@ -68,9 +88,14 @@ def test_a_sliding_window_hides_older_keys(window):
     assert (got - expected).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize(("query_len", "context_len"), [(0, 4), (5, 4)])
-def test_a_request_without_queries_or_context_is_refused(query_len, context_len):
-    shape = AttentionShape(2, 1, BLOCK_SIZE, None)
+def test_requests_without_queries_change_nothing():
+    got, expected = run_case([1, 0, 6, 0], [12, 7, 6, 0])
+    assert (got - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize(("query_len", "context_len"), [(1, 0), (5, 4)])
+def test_more_queries_than_context_are_refused(query_len, context_len):
+    shape = AttentionShape(2, 1, BLOCK_SIZE, None, 16)
     with pytest.raises(ValueError, match=f"{query_len} new tokens in a context of {context_len}"):
         plan_attention(
             shape,
@@ -102,7 +127,7 @@ def test_a_tree_equals_each_of_its_paths_as_a_chain(window):
     v_cache = torch.randn(20, 2, BLOCK_SIZE, 16, generator=generator, dtype=torch.float64)
     starts = torch.tensor([0, *query_lens]).cumsum(0)
     q = torch.randn(int(starts[-1]), 4, 16, generator=generator, dtype=torch.float64)
-    shape = AttentionShape(4, 2, BLOCK_SIZE, window)
+    shape = AttentionShape(4, 2, BLOCK_SIZE, window, 16)
     plan = plan_attention(shape, starts, torch.tensor(context_lens), tables, torch.float64, ancestors)
     out = attention(q, k_cache, v_cache, plan, 0.25, torch.full_like(q, float("nan")))
     for request, first in ((0, past[0]), (2, past[1])):
@@ -135,7 +160,7 @@ def test_the_widest_tree_uses_all_64_bits():
     generator = torch.Generator().manual_seed(0)
     k_cache, v_cache = torch.randn(2, 10, 2, BLOCK_SIZE, 16, generator=generator, dtype=torch.float64)
     q = torch.randn(num_nodes, 4, 16, generator=generator, dtype=torch.float64)
-    shape, starts, lens = AttentionShape(4, 2, BLOCK_SIZE, None), torch.tensor([0, 64]), torch.tensor([70])
+    shape, starts, lens = AttentionShape(4, 2, BLOCK_SIZE, None, 16), torch.tensor([0, 64]), torch.tensor([70])
     as_tree = plan_attention(shape, starts, lens, tables, torch.float64, ancestors)
     as_chain = plan_attention(shape, starts, lens, tables, torch.float64)
     outs = [attention(q, k_cache, v_cache, plan, 0.25, torch.empty_like(q)) for plan in (as_tree, as_chain)]

@@ -4,8 +4,22 @@ import pytest
 import torch
 
 from plugins.sample import sample
+from plugins.sample.batched import NO_TOKEN, sample_batched
 from plugins.sample.philox import gumbel_noise, philox4x32
 from plugins.sample.reference import filtered_distribution, sample_reference
+
+
+@pytest.fixture(params=["cpu", "batched"], autouse=True)
+def implementation(request, monkeypatch):
+    """Every test is of both: what the CPU uses, and what waits for nobody."""
+    if request.param == "batched":
+        monkeypatch.setattr("tests.plugins.test_sample.sample", batched)
+    return request.param
+
+
+def batched(*args):
+    sample_batched(*args)
+    return args[-1]
 
 
 def draw(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, sample_index=0, position=0):
@@ -102,8 +116,11 @@ def test_rows_do_not_see_each_other():
     assert torch.equal(together, alone)
 
 
-def test_nan_logits_are_refused():
+def test_nan_logits_are_refused(implementation):
     logits = torch.zeros(2, 4)
     logits[1, 2] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
-        draw(logits, temperature=0.0)
+    if implementation == "batched":
+        assert (draw(logits, temperature=torch.tensor([0.0, 0.5])) == NO_TOKEN).tolist() == [False, True]
+    else:
+        with pytest.raises(ValueError, match="NaN"):
+            draw(logits)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from runtime.backends.captured.recording import CudaRecorder
 from runtime.engine import Engine
 from runtime.kv.cache import KVCache
 from runtime.loading import make_backend
@@ -14,6 +15,7 @@ from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Always
+from tests.runtime.test_captured import captured
 from tests.runtime.test_engine import alone, random_request, run
 from tests.runtime.test_speculation import FAMILIES
 from tests.runtime.tiny import EOS, PLAN, make_checkpoint
@@ -45,4 +47,17 @@ def test_outputs_on_a_gpu_equal_those_on_the_cpu(tmp_path, family, drafter, limi
     engine = Engine(backend, frozenset([EOS]), Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5)))
     rng = random.Random(2)
     wanted = [random_request(rng) for _ in range(6)]
+    assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]
+
+
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
+@pytest.mark.parametrize("drafter", ["none", "ngram"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_of_captured_graphs_equal_those_on_the_cpu(tmp_path, family, drafter, limits):
+    checkpoint = make_checkpoint(tmp_path / "target", FAMILIES[family])
+    policy = Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5), None)
+    made = NgramDrafter() if drafter == "ngram" else None
+    engine = captured(checkpoint, made, policy, recorder=CudaRecorder(), device="cuda", **limits)
+    rng = random.Random(2)
+    wanted = [random_request(rng) for _ in range(12)]
     assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]

@@ -51,7 +51,7 @@ def alone(checkpoint, request_params):
     return run(make_engine(checkpoint, max_num_tokens=96), [request_params])[0].output_ids
 
 
-@pytest.mark.parametrize("read_lag", [0, 1, 2])
+@pytest.mark.parametrize(("read_lag", "most_repeats"), [(0, 1), (1, 1), (2, 1), (0, 3), (1, 4)])
 @pytest.mark.parametrize(
     "limits",
     [
@@ -62,10 +62,10 @@ def alone(checkpoint, request_params):
         pytest.param({"block_size": 96, "num_blocks": 4}, id="one block per request"),
     ],
 )
-def test_output_does_not_depend_on_batch_chunks_preemption_or_lag(checkpoint, limits, read_lag):
+def test_output_does_not_depend_on_batch_chunks_preemption_or_lag(checkpoint, limits, read_lag, most_repeats):
     rng = random.Random(7)
     wanted = [random_request(rng) for _ in range(14)]
-    engine = make_engine(checkpoint, read_lag, **limits)
+    engine = make_engine(checkpoint, read_lag, most_repeats, **limits)
     together = [request.output_ids for request in run(engine, wanted)]
     assert together == [alone(checkpoint, request_params) for request_params in wanted]
 
@@ -76,8 +76,8 @@ def test_prompts_keep_to_their_budget_while_others_decode(checkpoint):
     engine = Engine(make_backend(checkpoint, PLAN), frozenset([EOS]), prefill_budget=3)
     schedule, chunks = engine.scheduler.schedule, []
 
-    def watched(shape=None):
-        planned = schedule(shape)
+    def watched(*asked):
+        planned = schedule(*asked)
         rows = planned.plan.rows
         if any(row.token_ids is None for row in rows):
             chunks.append(sum(row.num_tokens for row in rows if row.token_ids is not None))
@@ -168,8 +168,28 @@ def test_max_tokens_none_goes_on_to_the_engine_limit(checkpoint):
     [
         ("temperature", -0.1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1),
         ("min_p", 1.5), ("n", 0), ("max_tokens", 0), ("logprobs", 21), ("seed", 2**63), ("stop", ("",)),
+        ("logit_bias", {3: 100.1}), ("logit_bias", {3: float("nan")}), ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("inf")), ("frequency_penalty", 2.1), ("presence_penalty", -2.1),
+        ("presence_penalty", float("nan")), ("min_tokens", -1), ("min_tokens", 257),
     ],
 )  # fmt: skip
 def test_impossible_sampling_parameters_name_value_and_bound(field, value):
-    with pytest.raises(EnginewrightError, match=f"sampling parameter {field} is .*; it must be"):
+    with pytest.raises(EnginewrightError, match=rf"sampling parameter {field}.* is .*; it must be"):
         SamplingParams(**{field: value})
+
+
+def test_steps_are_launched_together_only_while_all_decode_and_nobody_ends(checkpoint):
+    engine = make_engine(checkpoint, read_lag=1, most_repeats=4)
+    schedule, planned = engine.scheduler.schedule, []
+
+    def watched(*asked):
+        planned.append(schedule(*asked))
+        return planned[-1]
+
+    engine.scheduler.schedule = watched
+    long, short = (([count, 2, 3], SamplingParams(max_tokens=count, ignore_eos=True)) for count in (23, 3))
+    requests = run(engine, [long, short])
+    repeats = [plan.repeats for _, plan, _ in planned if plan.rows]
+    assert repeats[:2] == [1, 2], "the prompts, then as many as the shorter request needs"
+    assert repeats[2:] == [4, 4, 4, 4, 4], "the longer one alone: 23 - 1 - 2 tokens in fours"
+    assert [len(request.output_ids) for request in requests] == [23, 3]

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,10 @@ from runtime.errors import EnginewrightError
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
+from runtime.speculation.tree import TreeShape
+from runtime.text_engine import TextEngine
+from tests.runtime.drafting import Always, Oracle
+from tests.runtime.tiny import make_engine
 
 PARAMS = SamplingParams(max_tokens=10, ignore_eos=True)
 
@@ -66,6 +71,20 @@ def test_a_stream_adds_up_to_the_whole(llm):
     assert "".join(delta.text for delta in deltas) == whole.text
     assert [delta.token_id for delta in deltas] == whole.completions[0].token_ids
     assert deltas[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stop_at", [None, 9])
+def test_every_token_of_the_last_step_arrives(checkpoint, tokenizer, stop_at):
+    """With drafts a step may end a request at any of its tokens: those before it are text as well."""
+    prompt = [7, 7, 7]
+    text = LLM(TextEngine(make_engine(checkpoint), tokenizer)).generate(prompt, PARAMS)[0].completions[0].token_ids
+    drafter = Oracle([prompt + text], accuracy=1.0)
+    engine = make_engine(checkpoint, drafter=drafter, policy=Always(TreeShape(6, 1, 5)))
+    ends = (text[stop_at],) if stop_at else ()
+    expected = text[: text.index(ends[0]) + 1] if ends else text
+    deltas = list(LLM(TextEngine(engine, tokenizer)).stream(prompt, replace(PARAMS, stop_token_ids=ends)))
+    assert [delta.token_id for delta in deltas] == expected
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(expected) - 1) + ["stop" if ends else "length"]
 
 
 def test_leaving_a_stream_early_frees_the_blocks(llm):

@@ -22,11 +22,13 @@ FAMILIES = {
 }
 
 
-def speculate(checkpoint, wanted, policy, *, accuracy=0.8, read_lag=0, **limits):
+def speculate(checkpoint, wanted, policy, *, accuracy=0.8, read_lag=0, most_repeats=1, **limits):
     """Run all of `wanted` together with drafts; return (requests, expected outputs)."""
     expected = [alone(checkpoint, request_params) for request_params in wanted]
     texts = [prompt + output for (prompt, *_), output in zip(wanted, expected, strict=True)]
-    engine = make_engine(checkpoint, read_lag, drafter=Oracle(texts, accuracy), policy=policy, **limits)
+    engine = make_engine(
+        checkpoint, read_lag, most_repeats, drafter=Oracle(texts, accuracy), policy=policy, **limits
+    )  # fmt: skip
     return run(engine, wanted), expected
 
 
@@ -45,7 +47,7 @@ def test_every_family_says_what_it_says_without_drafts(tmp_path, family, shape):
     assert sum(policy.emitted) > 1.5 * len(policy.emitted), "the drafts were never right, so nothing was tested"
 
 
-@pytest.mark.parametrize("read_lag", [0, 1, 2])
+@pytest.mark.parametrize(("read_lag", "most_repeats"), [(0, 1), (1, 1), (2, 1), (0, 3), (1, 4)])
 @pytest.mark.parametrize(
     "limits",
     [
@@ -56,11 +58,13 @@ def test_every_family_says_what_it_says_without_drafts(tmp_path, family, shape):
         pytest.param({"block_size": 96, "num_blocks": 4}, id="one block per request"),
     ],
 )
-def test_batch_chunks_preemption_and_lag_change_nothing(checkpoint, limits, read_lag):
+def test_batch_chunks_preemption_and_lag_change_nothing(checkpoint, limits, read_lag, most_repeats):
     rng = random.Random(11)
     wanted = [random_request(rng) for _ in range(14)]
     policy = Always(SHAPES[1], SHAPES[0], None)
-    requests, expected = speculate(checkpoint, wanted, policy, read_lag=read_lag, **limits)
+    requests, expected = speculate(
+        checkpoint, wanted, policy, read_lag=read_lag, most_repeats=most_repeats, **limits
+    )  # fmt: skip
     assert outputs(requests) == expected
     assert policy.emitted
 

@@ -71,8 +71,15 @@ def make_tokenizer(folder: Path, template: str | None = TEMPLATE) -> Tokenizer:
 
 
 def make_engine(
-    checkpoint: Checkpoint, read_lag: int = 0, *, drafter=None, policy=None, prefix_reuse=True, **limits: int
+    checkpoint: Checkpoint,
+    read_lag: int = 0,
+    most_repeats: int = 1,
+    *,
+    drafter=None,
+    policy=None,
+    prefix_reuse=True,
+    **limits: int,
 ) -> Engine:
     """An fp64 engine that ends texts at EOS; `limits` replace fields of PLAN."""
-    backend = make_backend(checkpoint, replace(PLAN, **limits), drafter=drafter, read_lag=read_lag)
+    backend = make_backend(checkpoint, replace(PLAN, **limits), drafter, read_lag, most_repeats=most_repeats)
     return Engine(backend, frozenset([EOS]), policy, prefix_reuse)

@@ -1,0 +1,1 @@
+"""What the CUDA engine reaches on an NVIDIA GPU, beside baselines taken in the same process."""

@@ -1,0 +1,25 @@
+// Loads and stores that see other blocks' without ordering anything else: for words that say themselves what they hold.
+#pragma once
+
+__device__ __forceinline__ unsigned load_relaxed(const unsigned* global) {
+    unsigned value;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(global) : "memory");
+    return value;
+}
+
+// 16 bytes, 16-byte aligned; each of the four words is as new as it is, not all of them together.
+__device__ __forceinline__ uint4 load_relaxed16(const unsigned* global) {
+    uint4 value;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(global)
+                 : "memory");
+    return value;
+}
+
+__device__ __forceinline__ void store_relaxed(unsigned* global, unsigned value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
+}
+
+// In a loop that waits for another block's word: lets the emulator's other threads go on. Nothing on a GPU.
+__device__ __forceinline__ void spin_pause() {}

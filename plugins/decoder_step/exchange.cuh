@@ -1,0 +1,80 @@
+// How blocks hand each other the results of a phase: through words in global memory that say themselves whether they
+// have been written. Every word starts a step as EMPTY, a pattern that no result has, and a reader asks again until it
+// sees another one. That needs neither barrier nor fence, and a reader goes on as soon as what it needs is there.
+//
+// Each layer has its own words, so nothing is overwritten within a step. There are two sets: a step uses one and empties
+// the other, which the step before used and the next one will.
+//
+// Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (R, H) float |
+// activated (R, I) bfloat16 | output (R, H) float. `middle` and `output` are the residual stream after each half.
+#pragma once
+
+#include "element.cuh"
+#include "grid.cuh"
+#include "relaxed.cuh"
+#include "shape.cuh"
+
+constexpr unsigned EMPTY = 0xFFFFFFFFu;      // a NaN, and two NaNs as bfloat16
+constexpr unsigned WRITTEN_NAN = 0x7FFFFFFFu;  // stands for it where a result is that very NaN
+
+constexpr int QKV_WORDS = MAX_ROWS * QKV_SIZE;
+constexpr int ATTENDED_WORDS = MAX_ROWS * Q_SIZE / 2;
+constexpr int RESIDUAL_WORDS = MAX_ROWS * HIDDEN;
+constexpr int ACTIVATED_WORDS = MAX_ROWS * INTERMEDIATE / 2;
+constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * RESIDUAL_WORDS;
+constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS;  // of one set
+static_assert(QKV_SIZE % 4 == 0, "rows of 16-byte packets");
+
+struct LayerExchange {
+  unsigned* qkv;
+  unsigned* attended;
+  unsigned* middle;
+  unsigned* activated;
+  unsigned* output;
+};
+
+__device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
+  unsigned* words = set + (long long)layer * LAYER_WORDS;
+  LayerExchange exchange;
+  exchange.qkv = words;
+  exchange.attended = exchange.qkv + QKV_WORDS;
+  exchange.middle = exchange.attended + ATTENDED_WORDS;
+  exchange.activated = exchange.middle + RESIDUAL_WORDS;
+  exchange.output = exchange.activated + ACTIVATED_WORDS;
+  return exchange;
+}
+
+__device__ inline bool is_written(const uint4& packet) {
+  return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
+}
+
+__device__ inline void await(uint4& packet, const unsigned* words) {
+  while (!is_written(packet)) {
+    spin_pause();
+    packet = load_relaxed16(words);
+  }
+}
+
+__device__ inline float await_float(const unsigned* word) {
+  unsigned value = load_relaxed(word);
+  while (value == EMPTY) {
+    spin_pause();
+    value = load_relaxed(word);
+  }
+  return __uint_as_float(value);
+}
+
+__device__ inline void publish(unsigned* word, unsigned value) {
+  store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
+}
+
+__device__ inline void publish(unsigned* word, float value) { publish(word, __float_as_uint(value)); }
+
+// Empty this block's share of a set; to be called by all consumers.
+__device__ inline void empty_set(unsigned* set) {
+  const uint4 packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+  uint4* packets = reinterpret_cast<uint4*>(set);
+  const long long stride = 1LL * gridDim.x * CONSUMERS;
+  for (long long at = 1LL * blockIdx.x * CONSUMERS + threadIdx.x; at < EXCHANGE_WORDS / 4; at += stride)
+    packets[at] = packet;
+}

@@ -1,0 +1,1 @@
+"""What changes a request's logits by its own text before a token is drawn: biases, penalties, grammars."""

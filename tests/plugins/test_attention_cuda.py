@@ -1,0 +1,186 @@
+"""The attention kernels against float64, on ragged batches, trees, windows and a poisoned cache."""
+
+import pytest
+import torch
+
+from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.cuda.errors import KernelError
+from tests.plugins.paged import make_case, random_tree
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+# u, half the spacing of numbers just above 1. Weights are rounded to the cache's dtype before they meet the values, and
+# the output once more: an element is off by at most u (sum p |v|) + u |out|, and sum p |v| <= max |v|.
+ROUNDOFF = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+
+
+def run(case, window=None, max_query_len=None, out=None):
+    head_dim, block_size = case.q.shape[2], case.k_cache.shape[2]
+    shape = AttentionShape(case.q.shape[1], case.k_cache.shape[1], block_size, window, head_dim)
+    plan = plan_attention(
+        shape, case.query_starts, case.context_lens, case.block_tables, case.q.dtype, case.ancestors, len(case.q),
+        max_query_len,
+    )  # fmt: skip
+    out = torch.full_like(case.q, float("nan")) if out is None else out
+    return attention(case.q, case.k_cache, case.v_cache, plan, head_dim**-0.5, out)
+
+
+def check(case, window=None, max_query_len=None):
+    got = run(case, window, max_query_len).double()
+    expected = case.expected(case.q.shape[2] ** -0.5, window)
+    unit = ROUNDOFF[case.q.dtype]
+    largest = max(
+        float(v.abs().max()) for v in (case.keys_of(r)[1] for r in range(len(case.context_lens))) if v.numel()
+    )
+    assert (got - expected).abs().max() <= 2 * unit * largest + 1e-5
+    # Roundings of many weights are independent, so that whole rows are nearer than their worst element.
+    assert (got - expected).norm() <= 2 * unit * expected.norm()
+
+
+SIZES = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "block_size": 16, "dtype": torch.bfloat16, "device": "cuda"}
+CASES = {
+    "one decode": ([1], [1]),
+    "decode at edges of blocks, chunks and splits": ([1] * 9, [15, 16, 17, 63, 64, 65, 255, 256, 257]),
+    "ragged decode": ([1] * 6, [1, 700, 33, 1025, 2, 512]),
+    "requests without queries": ([1, 0, 1, 0], [40, 0, 300, 17]),
+    "whole prompts": ([5, 16, 90, 64, 65], [5, 16, 90, 64, 65]),
+    "prefill chunks over a past": ([4, 130, 64, 33], [1000, 700, 64, 33]),
+    "prefill and decode in one batch": ([1, 200, 1, 6, 1], [400, 513, 9, 30, 2000]),
+    "a long prompt": ([777], [777]),
+}
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference(name, dtype, head_dim):
+    check(make_case(*CASES[name], **SIZES | {"dtype": dtype, "head_dim": head_dim}))
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 128, 1024])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 1), (9, 3), (14, 2), (32, 1)], ids=str)
+def test_any_group_and_block_size(heads, block_size):
+    sizes = SIZES | {"num_heads": heads[0], "num_kv_heads": heads[1], "block_size": block_size}
+    check(make_case([1, 6, 1, 100], [12, 600, 3000, 150], **sizes))
+
+
+@pytest.mark.parametrize("window", [1, 5, 16, 255, 256, 1000])
+def test_a_sliding_window_hides_older_keys(window):
+    check(make_case([1, 6, 1, 64, 150], [12, 600, 3000, 64, 400], **SIZES), window)
+
+
+@pytest.mark.parametrize("window", [None, 3, 12, 300])
+@pytest.mark.parametrize("num_nodes", [12, 32, 64])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_trees_beside_chains(num_nodes, window, head_dim):
+    generator = torch.Generator().manual_seed(num_nodes)
+    ancestors = [random_tree(num_nodes, generator), [0] * num_nodes, random_tree(num_nodes, generator), [0] * num_nodes]
+    query_lens, contexts = [num_nodes, 5, num_nodes, 100], [num_nodes + 700, 9, num_nodes, 400]
+    check(make_case(query_lens, contexts, **SIZES | {"head_dim": head_dim}, ancestors=ancestors), window)
+
+
+def test_128k_keys():
+    check(make_case([1, 4], [131072, 100003], **SIZES))
+
+
+def test_queries_and_output_may_be_slices():
+    case = make_case([3, 1, 70], [100, 257, 90], **SIZES)
+    wide = torch.full((74, 8 + 4, 64 + 16), float("nan"), dtype=torch.bfloat16, device="cuda")
+    expected = run(case)
+    wide[:, 2:10, 8:72] = case.q
+    case.q = wide[:, 2:10, 8:72]
+    target = torch.full_like(wide, 7.0)
+    assert torch.equal(run(case, out=target[:, 2:10, 8:72]), expected)
+    target[:, 2:10, 8:72] = 7.0
+    assert bool((target == 7.0).all()), "wrote beside the output"
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_row_is_the_same_among_1_2_13_or_64(head_dim, window):
+    """Bit for bit, whatever rows and requests are beside it, as a chain or as a tree that is one."""
+    past = 1000
+    whole = make_case([64], [past + 64], **SIZES | {"head_dim": head_dim})
+    expected = run(whole, window)
+    for rows in (1, 2, 13, 64):
+        for first in range(0, 64 - rows + 1, max(rows - 1, 1)):
+            case = make_case([64], [past + 64], **SIZES | {"head_dim": head_dim})
+            case.q = whole.q[first : first + rows]
+            case.query_starts = torch.tensor([0, rows], device="cuda")
+            case.context_lens = torch.tensor([past + first + rows], device="cuda")
+            assert torch.equal(run(case, window), expected[first : first + rows]), (rows, first)
+            chain = [(2 << row) - 1 for row in range(rows)]
+            case.ancestors = torch.tensor([[b - 2**64 if b >= 2**63 else b for b in chain]], device="cuda")
+            assert torch.equal(run(case, window), expected[first : first + rows]), (rows, first)
+            if first > 70:
+                break
+
+
+def test_a_request_is_the_same_alone_and_in_a_batch():
+    case = make_case([1] * 40, [37 * i + 1 for i in range(40)], **SIZES)
+    together = run(case)
+    for request in (0, 13, 39):
+        alone = make_case([1] * 40, [37 * i + 1 for i in range(40)], **SIZES)
+        alone.q, alone.query_starts = case.q[request : request + 1], case.query_starts[:2]
+        alone.context_lens = case.context_lens[request : request + 1].clone()
+        alone.block_tables = case.block_tables[request : request + 1].clone()
+        assert torch.equal(run(alone)[0], together[request])
+
+
+def test_a_captured_plan_serves_other_lengths():
+    """One graph of plan and attention, replayed after everything on the device has changed."""
+    first = make_case([1, 1, 1], [700, 5, 64], **SIZES)
+    run(first)  # loads the kernels
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = run(first)
+        again = run(first)
+    for lens in ([700, 5, 64], [3, 651, 1], [1, 1, 1]):
+        first.context_lens.copy_(torch.tensor(lens))
+        out.fill_(float("nan"))
+        graph.replay()
+        case = make_case([1, 1, 1], [700, 5, 64], **SIZES)
+        case.context_lens = torch.tensor(lens, device="cuda")
+        expected = run(_readable(case, first))
+        assert torch.equal(out, expected)
+        assert torch.equal(again, expected)
+
+
+def _readable(case, of):
+    """`case` over the cache of `of`, whose blocks hold finite keys wherever either looks."""
+    for cache in (of.k_cache, of.v_cache):
+        cache.nan_to_num_(0.5, 0.5, 0.5)
+    case.k_cache, case.v_cache, case.q = of.k_cache, of.v_cache, of.q
+    case.block_tables.clamp_(max=len(of.k_cache) - 1)
+    of.block_tables.clamp_(max=len(of.k_cache) - 1)
+    return case
+
+
+REFUSED = {
+    "head_dim is 80": {"head_dim": 80},
+    "block_size is 24": {"block_size": 24},
+    "block_size is 8": {"block_size": 8},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_sizes_without_a_kernel_are_refused(message):
+    with pytest.raises(KernelError, match=message):
+        run(make_case([1], [10], **SIZES | REFUSED[message]))
+
+
+def test_mixed_dtypes_are_refused():
+    case = make_case([1], [10], **SIZES)
+    case.k_cache = case.k_cache.half()
+    with pytest.raises(KernelError, match="all must be bfloat16, or all float16"):
+        run(case)
+
+
+def test_misaligned_queries_are_refused():
+    case = make_case([1], [10], **SIZES)
+    case.q = torch.zeros(1, 8, 68, dtype=torch.bfloat16, device="cuda")[:, :, 4:]
+    with pytest.raises(KernelError, match="aligned to 16 bytes"):
+        run(case, out=torch.empty(1, 8, 64, dtype=torch.bfloat16, device="cuda"))
