@@ -1,7 +1,7 @@
 """Time attention on this GPU: `python -m plugins.attention.bench OUT.jsonl`; one line per case, and a table.
 
-Each figure is the median over replays of a CUDA graph that goes through as many layers' caches as overflow the L2 cache,
-divided by the layers: launches, plan and all fixed costs but the host's are in it. Beside it torch's SDPA over
+Each figure is the median over replays of a CUDA graph that goes through as many layers' caches as overflow the L2
+cache, divided by the layers: launches, plan and all fixed costs but the host's are in it. Beside it torch's SDPA over
 contiguous keys of the same sizes, and how fast this GPU reads memory.
 """
 
@@ -10,7 +10,9 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,16 +46,18 @@ class Case:
         return 4 * self.batch * self.num_heads * self.head_dim * seen
 
 
+_DECODE = ((1, 256), (1, 1024), (1, 4096), (1, 32768), (1, 131072), (8, 1024), (8, 4096), (32, 1024), (64, 4096))
+_TREES = [(nodes, batch, context) for nodes in (12, 32, 64) for batch, context in ((1, 1024), (8, 4096))]
 CASES = [
-    *(Case(f"decode b{b} {c}", b, 1, c, head_dim=d) for d in (128, 64) for b, c in ((1, 256), (1, 1024), (1, 4096), (1, 32768), (1, 131072), (8, 1024), (8, 4096), (32, 1024), (64, 4096))),
-    *(Case(f"tree {n} b{b} {c}", b, n, c, tree=True, head_dim=d) for d in (128, 64) for n in (12, 32, 64) for b, c in ((1, 1024), (8, 4096))),
+    *(Case(f"decode b{b} {c}", b, 1, c, head_dim=d) for d in (128, 64) for b, c in _DECODE),
+    *(Case(f"tree {n} b{b} {c}", b, n, c, tree=True, head_dim=d) for d in (128, 64) for n, b, c in _TREES),
     *(Case(f"prefill {c}", 1, c, c, head_dim=d) for d in (128, 64) for c in (512, 2048, 8192)),
     Case("chunk 512 of 8192", 1, 512, 8192),
     Case("chunk 64 of 8192", 1, 64, 8192),
-]  # fmt: skip
+]
 
 
-def median_ms(step: Callable[[], None], replays: int = 20) -> float:
+def median_ms(step: Callable[[], object], replays: int = 20) -> float:
     """Milliseconds of one replay of `step` as a graph."""
     step()
     graph = torch.cuda.CUDAGraph()
@@ -65,7 +69,7 @@ def median_ms(step: Callable[[], None], replays: int = 20) -> float:
         event.record()
         graph.replay()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
+    return float(statistics.median(a.elapsed_time(b) for a, b in pairwise(events)))
 
 
 def time_kernel(case: Case, num_layers: int) -> float:
@@ -126,15 +130,21 @@ def main() -> None:
         for case in CASES:
             if arguments.only not in case.name:
                 continue
-            num_layers = max(2, min(48, -(-_COLD_BYTES // case.kv_bytes)))
-            ours, sdpa = time_kernel(case, num_layers), time_sdpa(case, num_layers)
-            row = {**device, **asdict(case), "us": ours, "sdpa_us": sdpa, "tb_s": case.kv_bytes / ours / 1e6,
-                   "tflop_s": case.flop / ours / 1e6, "read_tb_s": bandwidth}  # fmt: skip
+            row = {**device, **measure(case), "read_tb_s": bandwidth}
             file.write(json.dumps(row) + "\n")
             print(
-                f"{case.name:20} d{case.head_dim:<4}{ours:9.1f} us {row['tb_s']:6.2f} TB/s {row['tflop_s']:6.0f} TFLOP/s   sdpa {sdpa:9.1f} us",
+                f"{case.name:20} d{case.head_dim:<4}{row['us']:9.1f} us {row['tb_s']:6.2f} TB/s "
+                f"{row['tflop_s']:6.0f} TFLOP/s   sdpa {row['sdpa_us']:9.1f} us",
                 flush=True,
             )
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """One case's figures, with its sizes."""
+    num_layers = max(2, min(48, -(-_COLD_BYTES // case.kv_bytes)))
+    us, sdpa_us = time_kernel(case, num_layers), time_sdpa(case, num_layers)
+    rates = {"tb_s": case.kv_bytes / us / 1e6, "tflop_s": case.flop / us / 1e6}
+    return {**asdict(case), "us": us, "sdpa_us": sdpa_us, **rates}
 
 
 if __name__ == "__main__":

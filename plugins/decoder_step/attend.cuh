@@ -409,7 +409,6 @@ __device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows
 __device__ inline void attend(
     const AttentionLayer& layer, const StepRows& rows, const AttentionScratch& scratch, int first_item) {
   const int items = rows.item_starts[rows.num_requests];
-  if (first_item < items) named_sync(CONSUMER_BARRIER, CONSUMERS);  // the activations lie where the scratch does
   for (int index = first_item; index < items; index += gridDim.x)
     attend_item(layer, rows, find_item(rows, index), scratch);
 }

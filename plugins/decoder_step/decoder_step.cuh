@@ -64,10 +64,12 @@ __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(
 constexpr int ACTIVATION_BYTES = MAX_ROWS * ACTIVATION_PITCH;
 constexpr int SCRATCH_BYTES = align_up(ACTIVATION_BYTES > ATTENTION_BYTES ? ACTIVATION_BYTES : ATTENTION_BYTES, 128);
 constexpr int PARTIAL_BYTES = 2 * CONSUMER_WARPS * ROW_BLOCKS * 32 * 16;
-constexpr int SQUARE_BYTES = align_up(CONSUMER_WARPS * MAX_ROWS * 4, 16);
+constexpr int SQUARE_BYTES = align_up(2 * CONSUMER_WARPS * MAX_ROWS * 4, 16);
 constexpr int ROWS_BYTES = align_up(sizeof(StepRows), 16);
 constexpr int SHARED_BYTES =
     SCRATCH_BYTES + PARTIAL_BYTES + STAGES * STAGE_BYTES + SQUARE_BYTES + ROWS_BYTES + 2 * STAGES * 8;
+
+static_assert(SHARED_BYTES <= LAUNCH_SHARED_BYTES, "plan.py asks for less than the kernel uses");
 
 struct SharedLayout {
   Workspace work;
@@ -145,11 +147,12 @@ __device__ inline void stream_step(const DecoderStepParams& params, const Ring& 
 
 struct Consumer {
   const DecoderStepParams& params;
-  const SharedLayout& layout;
+  SharedLayout layout;
   unsigned* set;  // of the exchange
   RingCursor cursor;
   Deal deal;
   int turn = 0;
+  int normed = 0;  // phases of this block that began with a norm
 
   __device__ AttentionLayer attention_layer(const LayerWeights& weights, const LayerExchange& exchange, int layer) {
     AttentionLayer attention;
@@ -184,6 +187,15 @@ struct Consumer {
       prefetch_l2(weights.qkv_bias + column);
   }
 
+  // The last warp of the phase before may still read its sums of squares, that of the one before it no more.
+  template <class Op>
+  __device__ void next_squares(int first_tile) {
+    if (first_tile >= Op::TILES) return;
+    const int offset = CONSUMER_WARPS * MAX_ROWS;
+    layout.work.squares += normed % 2 == 0 ? offset : -offset;
+    ++normed;
+  }
+
   __device__ void run_layer(int layer, const Residual& input) {
     const LayerWeights weights = params.layers[layer];
     const LayerExchange exchange = layer_exchange(set, layer);
@@ -193,6 +205,7 @@ struct Consumer {
     prefetch_keys(attention, *layout.rows, first_item);
     prefetch_norms(layer + 1);
     trace(layer, 0);
+    next_squares<QkvLinear>(qkv_tile);
     run_linear<QkvLinear>(
         work, cursor, turn, qkv_tile, QkvEpilogue{&work, weights.qkv_bias, exchange.qkv, params.norm_eps},
         [&](int) { load_residual(work, input, weights.input_norm); trace(layer, 1); });
@@ -204,8 +217,10 @@ struct Consumer {
         [&](int panel) { load_published<Q_SIZE>(work, exchange.attended, panel); trace(layer, 4); });
     trace(layer, 5);
     const Residual middle{exchange.middle, nullptr, nullptr};
+    const int gate_up_tile = deal.first_tile<GateUpLinear>();
+    next_squares<GateUpLinear>(gate_up_tile);
     run_linear<GateUpLinear>(
-        work, cursor, turn, deal.first_tile<GateUpLinear>(), GateUpEpilogue{&work, exchange.activated, params.norm_eps},
+        work, cursor, turn, gate_up_tile, GateUpEpilogue{&work, exchange.activated, params.norm_eps},
         [&](int) { load_residual(work, middle, weights.post_norm); trace(layer, 6); });
     trace(layer, 7);
     run_linear<DownLinear>(
@@ -216,22 +231,20 @@ struct Consumer {
 
   __device__ void run_head(const Residual& last) {
     const Workspace& work = layout.work;
+    const int head_tile = deal.first_tile<HeadLinear>(), tiles = min(HeadLinear::TILES, int(gridDim.x));
+    next_squares<HeadLinear>(head_tile);
     run_linear<HeadLinear>(
-        work, cursor, turn, deal.first_tile<HeadLinear>(), HeadEpilogue{&work, params.logits, params.norm_eps},
+        work, cursor, turn, head_tile, HeadEpilogue{&work, params.logits, params.norm_eps},
         [&](int) { load_residual(work, last, params.final_norm); trace(NUM_LAYERS, 1); });
     trace(NUM_LAYERS, 2);
-    // A block that has no tile of the head has not seen the sums of squares, so row r is written by one that has.
-    const int tiles = min(HeadLinear::TILES, int(gridDim.x));
-    const int at = (int(blockIdx.x) - head_offset + int(gridDim.x)) % int(gridDim.x);
-    if (at >= tiles) return;
-    for (int row = at; row < params.num_rows; row += tiles) {
+    // Only blocks that have a tile of the head have the sums of squares.
+    if (head_tile >= tiles) return;
+    for (int row = head_tile; row < params.num_rows; row += tiles) {
       const float factor = inverse_rms(work, row, params.norm_eps);
       for (int column = threadIdx.x; column < HIDDEN; column += CONSUMERS)
         params.hidden[row * HIDDEN + column] = last.at(row, column) * factor * to_float(params.final_norm[column]);
     }
   }
-
-  int head_offset = 0;
 
   __device__ void run() {
     Residual residual{nullptr, params.embedding, layout.rows->token_ids};
@@ -239,7 +252,6 @@ struct Consumer {
       run_layer(layer, residual);
       residual = Residual{layer_exchange(set, layer).output, nullptr, nullptr};
     }
-    head_offset = deal.offset;
     run_head(residual);
   }
 };

@@ -55,7 +55,7 @@ __device__ inline void stream_weights(const Ring& ring, RingCursor& cursor, int 
 struct Workspace {
   Ring ring;
   char* activations;  // MAX_ROWS x PANEL bfloat16, ACTIVATION_PITCH bytes apart
-  float* squares;     // CONSUMER_WARPS x MAX_ROWS: parts of the sum of squares of each row
+  float* squares;     // CONSUMER_WARPS x MAX_ROWS: parts of the sum of squares of each row; one of two, in turn
   float4* partials;   // 2 x CONSUMER_WARPS x ROW_BLOCKS x 32: the warps' sums of a tile, in turn in two halves
   int num_rows;
 };
@@ -116,7 +116,8 @@ __device__ inline TileSums reduce_tile(const Workspace& work, const Accumulator&
   return total;
 }
 
-// All consumers. `load_panel(first column)` fills the activations; `Epilogue` has prepare(tile), called before the
+// All consumers. That all have passed the barrier of a tile's reduction says that the activations may be overwritten.
+// `load_panel(first column)` fills the activations; `Epilogue` has prepare(tile), called before the
 // tile's products so that what it reads is on its way, and finish(tile, sums), both by one warp.
 template <class Op, class Epilogue, class LoadPanel>
 __device__ inline void run_linear(
@@ -135,7 +136,7 @@ __device__ inline void run_linear(
 #pragma unroll 1
     for (int panel = 0; panel < Op::COLUMNS; panel += PANEL) {
       if (Op::PANELS > 1 || group == first_tile) {
-        named_sync(CONSUMER_BARRIER, CONSUMERS);  // the last readers of what lies there are done
+        if (panel > 0) named_sync(CONSUMER_BARRIER, CONSUMERS);
         load_panel(panel);
         named_sync(CONSUMER_BARRIER, CONSUMERS);
       }

@@ -23,7 +23,7 @@ class StepPlan(NamedTuple):
     split_keys: int
 
 
-def plan_step(spec: StepSpec, rows: int, shared_bytes: int = SHARED_BYTES, split_keys: int = 256) -> StepPlan | str:
+def plan_step(spec: StepSpec, rows: int, limit_bytes: int = SHARED_BYTES, split_keys: int = 256) -> StepPlan | str:
     """Lay out a step of at most `rows` rows; a string is the reason why the kernel cannot take it."""
     columns = {"hidden_size": spec.hidden_size, "num_heads * head_dim": spec.num_heads * spec.head_dim,
                "intermediate_size": spec.intermediate_size}  # fmt: skip
@@ -39,7 +39,7 @@ def plan_step(spec: StepSpec, rows: int, shared_bytes: int = SHARED_BYTES, split
     if rows * _row_pitch(panel) > _SCRATCH_BUDGET:
         panel = _round_up(spec.hidden_size, chunk)
     fixed = _fixed_bytes(spec, rows, panel)
-    stages = min((shared_bytes - fixed) // (16 * _row_pitch(chunk) + 16), 16)
+    stages = min((limit_bytes - fixed) // (16 * _row_pitch(chunk) + 16), 16)
     if stages < _FEWEST_STAGES:
         return f"{rows} rows of hidden size {spec.hidden_size} leave no room in shared memory for weights"
     return StepPlan(rows, stages, chunk, panel, split_keys)
@@ -62,9 +62,14 @@ def defines(spec: StepSpec, plan: StepPlan, block_size: int) -> dict[str, str]:
         "MODEL_QKV_BIAS": int(spec.qkv_bias), "MODEL_QK_NORM": int(spec.qk_norm),
         "MODEL_WINDOW": spec.sliding_window or 0, "CACHE_BLOCK_SIZE": block_size, "ROWS": plan.rows,
         "RING_STAGES": plan.stages, "RING_CHUNK": plan.chunk, "ACTIVATION_PANEL": plan.panel,
-        "ATTENTION_SPLIT": plan.split_keys,
+        "ATTENTION_SPLIT": plan.split_keys, "LAUNCH_SHARED_BYTES": shared_bytes(spec, plan),
     }  # fmt: skip
     return {name: str(value) for name, value in values.items()}
+
+
+def shared_bytes(spec: StepSpec, plan: StepPlan) -> int:
+    """Shared memory that a block of the kernel is launched with."""
+    return _fixed_bytes(spec, plan.rows, plan.panel) + plan.stages * (16 * _row_pitch(plan.chunk) + 16)
 
 
 def _fixed_bytes(spec: StepSpec, rows: int, panel: int) -> int:
@@ -73,7 +78,7 @@ def _fixed_bytes(spec: StepSpec, rows: int, panel: int) -> int:
     attention = 16 * _row_pitch(spec.head_dim) + _WARPS * query_rows * (spec.head_dim * 4 + 8) + 16
     scratch = _round_up(max(rows * _row_pitch(panel), attention), 128)
     partials = 2 * _WARPS * -(-rows // 8) * 32 * 16
-    return scratch + partials + _round_up(_WARPS * rows * 4, 16) + 32 * rows + 64
+    return scratch + partials + 2 * _WARPS * rows * 4 + 32 * rows + 64
 
 
 def _row_pitch(columns: int) -> int:

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.attention.cuda import attention_cuda, plan_attention_cuda
 from plugins.cuda.errors import KernelError
+from tests.plugins.cuda.emulator.run import emulate, needs_emulator
 from tests.plugins.paged import make_case, random_tree
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+on_gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 # u, half the spacing of numbers just above 1. Weights are rounded to the cache's dtype before they meet the values, and
 # the output once more: an element is off by at most u (sum p |v|) + u |out|, and sum p |v| <= max |v|.
@@ -20,12 +20,32 @@ ROUNDOFF = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 def run(case, window=None, max_query_len=None, out=None):
     head_dim, block_size = case.q.shape[2], case.k_cache.shape[2]
     shape = AttentionShape(case.q.shape[1], case.k_cache.shape[1], block_size, window, head_dim)
-    plan = plan_attention(
+    # CPU tensors are for the emulator: the public functions would give them to the CPU's implementation.
+    make_plan, attend = (plan_attention, attention) if case.q.is_cuda else (plan_emulated, attention_cuda)
+    plan = make_plan(
         shape, case.query_starts, case.context_lens, case.block_tables, case.q.dtype, case.ancestors, len(case.q),
         max_query_len,
     )  # fmt: skip
     out = torch.full_like(case.q, float("nan")) if out is None else out
-    return attention(case.q, case.k_cache, case.v_cache, plan, head_dim**-0.5, out)
+    attend(case.q, case.k_cache, case.v_cache, plan, head_dim**-0.5, out)
+    return out
+
+
+def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest):
+    return plan_attention_cuda(shape, query_starts, context_lens, block_tables, *rest)
+
+
+@pytest.fixture(params=[False, True], ids=["first thread first", "last thread first"])
+def emulated(request, monkeypatch):
+    """Launches go to the host emulator."""
+
+    def launch(kernel, grid, block, shared_bytes, params, stream):
+        source, entry = kernel
+        emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=request.param)
+
+    monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
+    monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
+    monkeypatch.setattr("plugins.attention.cuda.launch", launch)
 
 
 def check(case, window=None, max_query_len=None):
@@ -53,6 +73,53 @@ CASES = {
 }
 
 
+TINY = SIZES | {"num_heads": 4, "device": "cpu"}
+TINY_CASES = {
+    "decode": ([1, 1, 0, 1, 1], [1, 17, 0, 257, 520]),
+    "prefill and decode in one batch": ([5, 1, 66, 20], [5, 40, 80, 270]),
+}
+
+
+@needs_emulator
+@pytest.mark.usefixtures("emulated")
+class TestEmulated:
+    """What a GPU then confirms: indices, masks, folds, and that nothing outside a request's keys matters."""
+
+    @pytest.mark.parametrize("window", [None, 50])
+    @pytest.mark.parametrize("name", TINY_CASES)
+    def test_equals_the_reference(self, name, window):
+        check(make_case(*TINY_CASES[name], **TINY), window)
+
+    @pytest.mark.parametrize(("head_dim", "dtype"), [(96, torch.float16), (128, torch.bfloat16), (256, torch.float16)])
+    def test_head_dims_and_dtypes(self, head_dim, dtype):
+        check(make_case([1, 9, 65], [270, 9, 70], **TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}))
+
+    @pytest.mark.parametrize("window", [None, 3])
+    def test_trees_beside_chains(self, window):
+        generator = torch.Generator().manual_seed(0)
+        ancestors = [random_tree(12, generator), [0] * 12, random_tree(12, generator)]
+        check(make_case([12, 5, 12], [300, 9, 12], **TINY, ancestors=ancestors), window)
+
+    def test_a_row_is_the_same_in_every_kernel_and_batch(self):
+        whole = make_case([40, 1], [300, 20], **TINY)
+        expected = run(whole)
+        for rows, first in ((1, 0), (1, 39), (3, 10)):
+            case = make_case([40, 1], [300, 20], **TINY)
+            case.q, case.query_starts = whole.q[first : first + rows], torch.tensor([0, rows])
+            case.context_lens, case.block_tables = torch.tensor([260 + first + rows]), case.block_tables[:1].clone()
+            assert torch.equal(run(case), expected[first : first + rows])
+
+    def test_many_requests_share_few_blocks_of_the_grid(self, monkeypatch):
+        monkeypatch.setattr("plugins.attention.cuda.MAX_BLOCKS", 3)
+        check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
+
+    def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
+        monkeypatch.setattr("plugins.attention.cuda.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
+        check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
+
+
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
 @pytest.mark.parametrize("name", CASES)
@@ -60,6 +127,8 @@ def test_equals_the_reference(name, dtype, head_dim):
     check(make_case(*CASES[name], **SIZES | {"dtype": dtype, "head_dim": head_dim}))
 
 
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("block_size", [16, 32, 128, 1024])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1), (9, 3), (14, 2), (32, 1)], ids=str)
 def test_any_group_and_block_size(heads, block_size):
@@ -67,11 +136,15 @@ def test_any_group_and_block_size(heads, block_size):
     check(make_case([1, 6, 1, 100], [12, 600, 3000, 150], **sizes))
 
 
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("window", [1, 5, 16, 255, 256, 1000])
 def test_a_sliding_window_hides_older_keys(window):
     check(make_case([1, 6, 1, 64, 150], [12, 600, 3000, 64, 400], **SIZES), window)
 
 
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("window", [None, 3, 12, 300])
 @pytest.mark.parametrize("num_nodes", [12, 32, 64])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
@@ -82,10 +155,14 @@ def test_trees_beside_chains(num_nodes, window, head_dim):
     check(make_case(query_lens, contexts, **SIZES | {"head_dim": head_dim}, ancestors=ancestors), window)
 
 
+@on_gpu
+@needs_gpu
 def test_128k_keys():
     check(make_case([1, 4], [131072, 100003], **SIZES))
 
 
+@on_gpu
+@needs_gpu
 def test_queries_and_output_may_be_slices():
     case = make_case([3, 1, 70], [100, 257, 90], **SIZES)
     wide = torch.full((74, 8 + 4, 64 + 16), float("nan"), dtype=torch.bfloat16, device="cuda")
@@ -98,6 +175,8 @@ def test_queries_and_output_may_be_slices():
     assert bool((target == 7.0).all()), "wrote beside the output"
 
 
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("window", [None, 100])
 def test_a_row_is_the_same_among_1_2_13_or_64(head_dim, window):
@@ -119,6 +198,8 @@ def test_a_row_is_the_same_among_1_2_13_or_64(head_dim, window):
                 break
 
 
+@on_gpu
+@needs_gpu
 def test_a_request_is_the_same_alone_and_in_a_batch():
     case = make_case([1] * 40, [37 * i + 1 for i in range(40)], **SIZES)
     together = run(case)
@@ -130,6 +211,8 @@ def test_a_request_is_the_same_alone_and_in_a_batch():
         assert torch.equal(run(alone)[0], together[request])
 
 
+@on_gpu
+@needs_gpu
 def test_a_captured_plan_serves_other_lengths():
     """One graph of plan and attention, replayed after everything on the device has changed."""
     first = make_case([1, 1, 1], [700, 5, 64], **SIZES)
@@ -166,12 +249,16 @@ REFUSED = {
 }
 
 
+@on_gpu
+@needs_gpu
 @pytest.mark.parametrize("message", REFUSED)
 def test_sizes_without_a_kernel_are_refused(message):
     with pytest.raises(KernelError, match=message):
         run(make_case([1], [10], **SIZES | REFUSED[message]))
 
 
+@on_gpu
+@needs_gpu
 def test_mixed_dtypes_are_refused():
     case = make_case([1], [10], **SIZES)
     case.k_cache = case.k_cache.half()
@@ -179,6 +266,8 @@ def test_mixed_dtypes_are_refused():
         run(case)
 
 
+@on_gpu
+@needs_gpu
 def test_misaligned_queries_are_refused():
     case = make_case([1], [10], **SIZES)
     case.q = torch.zeros(1, 8, 68, dtype=torch.bfloat16, device="cuda")[:, :, 4:]

@@ -2,6 +2,11 @@
 // Own types rather than cuda_bf16.h: NVRTC takes seconds to read that header.
 #pragma once
 
+#ifdef __CUDACC_RTC__  // NVRTC has neither math.h nor GCC's built-in functions
+#define INFINITY __builtin_bit_cast(float, 0x7f800000)
+#define __builtin_huge_valf() INFINITY
+#endif
+
 struct bfloat16 {
     unsigned short bits;
 };
