@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive sign export-hf serve ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive sign deploy-files export-hf serve ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -74,6 +74,9 @@ archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 
 sign: $(READY) ## Sign a bundle, its provenance and what its checks found: KEY=<EC private key.pem>
 	@$(ENGINEWRIGHT) sign '$(BUNDLE)' --key '$(KEY)' $(ARGS)
+
+deploy-files: $(READY) ## Write what deploys a bundle: container, Kubernetes, KServe, Ray Serve: OUT=<new folder>
+	@$(ENGINEWRIGHT) deploy-files '$(BUNDLE)' '$(or $(OUT),$(HOME_DIR)/deploy)' $(ARGS)
 
 serve: $(READY) ## Answer OpenAI's API with the latest bundle, chat page at / (PORT=8000)
 	@$(ENGINEWRIGHT) serve '$(BUNDLE)' $(if $(PORT),--port $(PORT)) $(ARGS)

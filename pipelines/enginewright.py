@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.deploy.options import add_options, options_of
 from runtime.cli import add_commands, run_command
 from runtime.errors import EnginewrightError
 
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     sign.add_argument("bundle", type=Path, nargs="?", default=latest, help="its folder (default: the latest)")
     sign.add_argument("--key", type=Path, required=True, help="an EC private key in PEM")
     sign.add_argument("--builder", default="urn:enginewright:local", help="URI of who built it (default: %(default)s)")
+    add_options(add(commands, "deploy-files", deploy_command, "write what deploys a bundle"), latest)
     clean = add(commands, "clean-cache", clean_command, "remove cached stages and leftovers; bundles stay")
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
     clean.add_argument("--max-gb", type=float, help="then the least recently used, until the rest is at most this")
@@ -131,6 +133,13 @@ def sign_command(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise EnginewrightError(f"signing needs the extra trust ({error}): pip install enginewright[trust]") from error
     print(sign_bundle(options.bundle, options.key, options.builder))
+
+
+def deploy_command(options: argparse.Namespace) -> None:
+    from pipelines.deploy.files import write_deploy_files
+
+    write_deploy_files(options.bundle, options.out, options_of(options))
+    print(options.out)
 
 
 def clean_command(options: argparse.Namespace) -> None:
