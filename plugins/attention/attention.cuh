@@ -58,6 +58,7 @@ struct AttentionConfig {
     static constexpr int ROW_TILES = ROW_TILES_;  // of 16 rows, per warp
     static constexpr int CHUNK = CHUNK_;          // keys
     static constexpr int STAGES = STAGES_;
+    static constexpr bool TREES = KEY_WARPS > 1;  // long requests are chains
     static constexpr int ROWS = 16 * ROW_TILES * ROW_WARPS;
     static constexpr int GROUP_THREADS = 32 * ROW_WARPS;  // that share a chunk
     static constexpr int THREADS = GROUP_THREADS * KEY_WARPS;
@@ -90,40 +91,58 @@ struct AttentionTask {
     int key_end;
 };
 
-// What one packed row sees: keys in [low, high), and key root + j where bit j of nodes is set.
-struct VisibleKeys {
+// What one packed row of a chain sees: the keys before `high` that the window reaches.
+struct ChainKeys {
+    int high;
+
+    __device__ __forceinline__ ChainKeys() {}
+    __device__ __forceinline__ ChainKeys(const AttentionParams& params, const AttentionTask& task, int row) {
+        const int token = (task.first_row + row) / (params.num_heads / params.num_kv_heads);
+        high = task.request.context - task.request.rows + token + 1;
+    }
+
+    __device__ __forceinline__ bool sees(int key, const AttentionParams& params) const {
+        return key < high && key >= high - params.window;
+    }
+};
+
+// What one packed row of a chain or tree sees: keys in [low, high), and key root + j where bit j of nodes is set.
+struct TreeKeys {
     int low;
     int high;
     int root;
     unsigned long long nodes;
 
-    __device__ __forceinline__ bool sees(int key) const {
+    __device__ __forceinline__ TreeKeys() {}
+    __device__ __forceinline__ TreeKeys(const AttentionParams& params, const AttentionTask& task, int row) {
+        const int token = (task.first_row + row) / (params.num_heads / params.num_kv_heads);
+        root = task.request.context - task.request.rows;
+        high = root + token + 1;
+        low = high - params.window;
+        nodes = 0;
+        if (!task.request.is_tree || row >= task.num_rows) return;
+        nodes = params.ancestors[static_cast<long long>(task.request_index) * params.num_nodes + token];
+        // Ancestors lie before their descendants, so a window of depths is the highest set bits.
+        const int num_seen = __popcll(nodes);
+        for (int excess = num_seen - params.window; excess > 0; --excess) nodes &= nodes - 1;
+        high = root;
+        low = root + num_seen - params.window;
+    }
+
+    __device__ __forceinline__ bool sees(int key, const AttentionParams&) const {
         const unsigned node = static_cast<unsigned>(key - root);
         return (key >= low && key < high) || (node < 64 && (nodes >> node & 1));
     }
 };
 
-__device__ __forceinline__ VisibleKeys visible_keys(const AttentionParams& params, const AttentionTask& task, int row) {
-    const int group = params.num_heads / params.num_kv_heads;
-    const int token = (task.first_row + row) / group;
-    const int root = task.request.context - task.request.rows;
-    VisibleKeys keys = {0, 0, root, 0};
-    if (row >= task.num_rows) return keys;
-    if (!task.request.is_tree) {
-        keys.high = root + token + 1;
-        keys.low = keys.high - params.window;
-        return keys;
-    }
-    // Ancestors lie before their descendants, so a window of depths is the highest set bits.
-    unsigned long long nodes = params.ancestors[static_cast<long long>(task.request_index) * params.num_nodes + token];
-    int depth = -1;
-    for (unsigned long long rest = nodes; rest != 0; rest &= rest - 1) ++depth;
-    for (int excess = depth + 1 - params.window; excess > 0; --excess) nodes &= nodes - 1;
-    keys.high = root;
-    keys.low = root + depth + 1 - params.window;
-    keys.nodes = nodes;
-    return keys;
-}
+template <bool TREES>
+struct VisibleKeys {
+    using Type = TreeKeys;
+};
+template <>
+struct VisibleKeys<false> {
+    using Type = ChainKeys;
+};
 
 template <class S>
 struct AttentionTile {
@@ -142,7 +161,7 @@ struct AttentionTile {
     float acc[S::ROW_TILES][N_STEPS][4];
     float row_max[S::ROW_TILES][2];  // scaled; one of rows lane / 4 and lane / 4 + 8
     float row_sum[S::ROW_TILES][2];  // of this thread's columns
-    VisibleKeys visible[S::ROW_TILES][2];
+    typename VisibleKeys<S::TREES>::Type visible[S::ROW_TILES][2];
     int all_see_from, all_see_until;  // every existing row sees the keys between
 
     __device__ __forceinline__ AttentionTile(const AttentionParams& params_, const AttentionTask& task_,
@@ -227,7 +246,7 @@ struct AttentionTile {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = (row_warp * S::ROW_TILES + m) * 16 + half * 8 + lane / 4;
-                visible[m][half] = visible_keys(params, task, row);
+                visible[m][half] = {params, task, row};
                 row_max[m][half] = MINUS_INFINITY;
                 row_sum[m][half] = 0.0f;
             }
@@ -291,7 +310,7 @@ struct AttentionTile {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-                    if (!visible[m][i / 2].sees(key)) scores[m][n][i] = MINUS_INFINITY;
+                    if (!visible[m][i / 2].sees(key, params)) scores[m][n][i] = MINUS_INFINITY;
                 }
             }
         }

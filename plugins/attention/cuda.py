@@ -146,7 +146,7 @@ def plan_attention_cuda(
         max_blocks * shape.block_size, settings.window, SPLIT_LEN, settings.num_slots, num_counters,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, 1, _PLAN_THREADS, 0, params, current_stream())
+    launch(kernel, 1, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(settings)]
 
@@ -180,7 +180,8 @@ def attention_cuda(
 def _launch(kind: Variant, settings: _Settings, items: int, dtype: torch.dtype, params: _Params) -> None:
     kernel = get_kernel(source(dtype, settings.head_dim), kind.entry, _Params)
     grid = min(items * settings.num_kv_heads, MAX_BLOCKS)
-    launch(kernel, grid, kind.threads, kind.shared_bytes(settings.head_dim), params, current_stream())
+    shared_bytes = kind.shared_bytes(settings.head_dim)
+    launch(kernel, grid, kind.threads, shared_bytes, params, current_stream(), dependent=True)
 
 
 def current_stream() -> int:

@@ -98,7 +98,9 @@ class DecoderStep:
                 raise ValueError("the batch must be contiguous int64 tensors on the cache's device")
         for out, width in ((logits, spec.vocab_size), (hidden, spec.hidden_size)):
             if out.shape != (num_rows, width) or out.dtype != torch.float32 or not out.is_contiguous():
-                raise ValueError(f"an output is {tuple(out.shape)} {out.dtype}; it must be ({num_rows}, {width}) float32")
+                raise ValueError(
+                    f"an output is {tuple(out.shape)} {out.dtype}; it must be ({num_rows}, {width}) float32"
+                )
         params = DecoderStepParams(
             layers=_pointer(self._layers), embedding=_pointer(self._weights.embedding),
             final_norm=_pointer(self._weights.final_norm), head=_pointer(self._weights.head),

@@ -26,55 +26,56 @@ constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS;  // of one 
 static_assert(QKV_SIZE % 4 == 0, "rows of 16-byte packets");
 
 struct LayerExchange {
-  unsigned* qkv;
-  unsigned* attended;
-  unsigned* middle;
-  unsigned* activated;
-  unsigned* output;
+    unsigned* qkv;
+    unsigned* attended;
+    unsigned* middle;
+    unsigned* activated;
+    unsigned* output;
 };
 
 __device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
-  unsigned* words = set + (long long)layer * LAYER_WORDS;
-  LayerExchange exchange;
-  exchange.qkv = words;
-  exchange.attended = exchange.qkv + QKV_WORDS;
-  exchange.middle = exchange.attended + ATTENDED_WORDS;
-  exchange.activated = exchange.middle + RESIDUAL_WORDS;
-  exchange.output = exchange.activated + ACTIVATED_WORDS;
-  return exchange;
+    unsigned* words = set + (long long)layer * LAYER_WORDS;
+    LayerExchange exchange;
+    exchange.qkv = words;
+    exchange.attended = exchange.qkv + QKV_WORDS;
+    exchange.middle = exchange.attended + ATTENDED_WORDS;
+    exchange.activated = exchange.middle + RESIDUAL_WORDS;
+    exchange.output = exchange.activated + ACTIVATED_WORDS;
+    return exchange;
 }
 
 __device__ inline bool is_written(const uint4& packet) {
-  return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
+    return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
 }
 
-__device__ inline void await(uint4& packet, const unsigned* words) {
-  while (!is_written(packet)) {
-    spin_pause();
-    packet = load_relaxed16(words);
-  }
+// Ask again until `packet`, once asked for, is there.
+__device__ inline uint4 await(uint4 packet, const unsigned* words) {
+    while (!is_written(packet)) {
+        spin_pause();
+        packet = load_relaxed16(words);
+    }
+    return packet;
 }
 
-__device__ inline float await_float(const unsigned* word) {
-  unsigned value = load_relaxed(word);
-  while (value == EMPTY) {
-    spin_pause();
-    value = load_relaxed(word);
-  }
-  return __uint_as_float(value);
+__device__ inline unsigned await(unsigned value, const unsigned* word) {
+    while (value == EMPTY) {
+        spin_pause();
+        value = load_relaxed(word);
+    }
+    return value;
 }
 
 __device__ inline void publish(unsigned* word, unsigned value) {
-  store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
+    store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
 }
 
 __device__ inline void publish(unsigned* word, float value) { publish(word, __float_as_uint(value)); }
 
 // Empty this block's share of a set; to be called by all consumers.
 __device__ inline void empty_set(unsigned* set) {
-  const uint4 packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
-  uint4* packets = reinterpret_cast<uint4*>(set);
-  const long long stride = 1LL * gridDim.x * CONSUMERS;
-  for (long long at = 1LL * blockIdx.x * CONSUMERS + threadIdx.x; at < EXCHANGE_WORDS / 4; at += stride)
-    packets[at] = packet;
+    const uint4 packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+    uint4* packets = reinterpret_cast<uint4*>(set);
+    const long long stride = 1LL * gridDim.x * CONSUMERS;
+    for (long long at = 1LL * blockIdx.x * CONSUMERS + threadIdx.x; at < EXCHANGE_WORDS / 4; at += stride)
+        packets[at] = packet;
 }

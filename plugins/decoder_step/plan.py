@@ -23,7 +23,7 @@ class StepPlan(NamedTuple):
     split_keys: int
 
 
-def plan_step(spec: StepSpec, rows: int, limit_bytes: int = SHARED_BYTES, split_keys: int = 256) -> StepPlan | str:
+def plan_step(spec: StepSpec, rows: int, limit_bytes: int = SHARED_BYTES, split_keys: int = 128) -> StepPlan | str:
     """Lay out a step of at most `rows` rows; a string is the reason why the kernel cannot take it."""
     columns = {"hidden_size": spec.hidden_size, "num_heads * head_dim": spec.num_heads * spec.head_dim,
                "intermediate_size": spec.intermediate_size}  # fmt: skip
@@ -75,7 +75,7 @@ def shared_bytes(spec: StepSpec, plan: StepPlan) -> int:
 def _fixed_bytes(spec: StepSpec, rows: int, panel: int) -> int:
     """Shared memory besides the ring: see decoder_step.cuh."""
     query_rows = min(16, rows * spec.num_heads // spec.num_kv_heads)
-    attention = 16 * _row_pitch(spec.head_dim) + _WARPS * query_rows * (spec.head_dim * 4 + 8) + 16
+    attention = (16 + 2 * rows) * _row_pitch(spec.head_dim) + _WARPS * query_rows * (spec.head_dim * 4 + 24) + 16
     scratch = _round_up(max(rows * _row_pitch(panel), attention), 128)
     partials = 2 * _WARPS * -(-rows // 8) * 32 * 16
     return scratch + partials + 2 * _WARPS * rows * 4 + 32 * rows + 64

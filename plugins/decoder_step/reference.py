@@ -44,7 +44,9 @@ def decoder_step_reference(
                 cache[(2 * index, where[0], slice(None), where[1])] = k[row]
                 cache[(2 * index + 1, where[0], slice(None), where[1])] = v[row]
             for row in rows:
-                keys = [_where(block_tables[request], key, cache.shape[3]) for key in visible[request][row - rows.start]]
+                keys = [
+                    _where(block_tables[request], key, cache.shape[3]) for key in visible[request][row - rows.start]
+                ]
                 blocks, offsets = (torch.tensor(part, device=cache.device) for part in zip(*keys, strict=True))
                 for head in range(spec.num_heads):
                     kv_head = head // (spec.num_heads // spec.num_kv_heads)

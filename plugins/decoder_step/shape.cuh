@@ -36,7 +36,7 @@ constexpr int THREADS = CONSUMERS + 32;  // and the warp that fills the ring
 constexpr int CONSUMER_BARRIER = 1;      // id of their named barrier
 
 static_assert(HIDDEN % STEP_COLUMNS == 0 && Q_SIZE % STEP_COLUMNS == 0 && INTERMEDIATE % STEP_COLUMNS == 0,
-              "columns are taken 32 at a time");
+                            "columns are taken 32 at a time");
 static_assert(CHUNK % STEP_COLUMNS == 0 && PANEL % CHUNK == 0, "a panel is whole chunks, a chunk whole steps");
 static_assert(HEAD_DIM % 16 == 0 && NUM_HEADS % NUM_KV_HEADS == 0, "heads");
 static_assert(SPLIT_KEYS % (16 * CONSUMER_WARPS) == 0, "every warp takes 16 keys at a time");

@@ -11,10 +11,10 @@ class TwoPartLinear:
     """x (R, in) float32 -> (R, out) float32. Aliases the weight (out, in), bfloat16 or float16, that it is given."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self._weight = weight
+        self.weight = weight
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        high = x.to(self._weight.dtype)
-        low = (x - high.float()).to(self._weight.dtype)
-        both = torch.mm(torch.cat([high, low]), self._weight.t(), out_dtype=torch.float32)
+        high = x.to(self.weight.dtype)
+        low = (x - high.float()).to(self.weight.dtype)
+        both = torch.mm(torch.cat([high, low]), self.weight.t(), out_dtype=torch.float32)
         return both[: len(x)] + both[len(x) :]

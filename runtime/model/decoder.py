@@ -51,20 +51,20 @@ class Decoder:
         self._dtype = dtype
         weights = {name: tensor.to(device, dtype) for name, tensor in checkpoint.tensors()}
         # On the CPU a weight may lie in the mapped file, which a copy lets go of.
-        self._embedding = weights[EMBEDDING] if weights[EMBEDDING].is_cuda else weights[EMBEDDING].clone()
-        self._layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
+        self.embedding = weights[EMBEDDING] if weights[EMBEDDING].is_cuda else weights[EMBEDDING].clone()
+        self.layers = [_pack_layer(self.spec, weights, index, linear) for index in range(self.spec.num_layers)]
         # The residual stream and the logits are float32 at least: bfloat16 would round the sum of every layer, and its
         # logits of size 25 are 1/8 apart, so that rounding would decide near ties.
         wide = torch.promote_types(dtype, torch.float32)
-        self._final_norm = weights[FINAL_NORM].to(wide, copy=True)
+        self.final_norm = weights[FINAL_NORM].to(wide, copy=True)
         head = weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
-        self._head = pack_head(linear, head)
+        self.head = pack_head(linear, head)
         # Nodes of a draft tree at a text's end lie past it.
-        self._rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype, device)
+        self.rope = rope_table(self.spec, max_seq_len + MAX_NODES, dtype, device)
 
     def empty_hidden(self) -> torch.Tensor:
         """(0, H), of the dtype and device of `DecoderOutput.hidden`."""
-        return self._final_norm.new_empty(0, self.spec.hidden_size)
+        return self.final_norm.new_empty(0, self.spec.hidden_size)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput:
@@ -75,28 +75,28 @@ class Decoder:
             shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors,
             len(batch.token_ids),
         )  # fmt: skip
-        cos, sin = self._rope.cos[batch.positions], self._rope.sin[batch.positions]
+        cos, sin = self.rope.cos[batch.positions], self.rope.sin[batch.positions]
         kv_rows = cache.rows(batch.token_blocks(cache.block_size), batch.cache_positions)
-        embedded = self._embedding[batch.token_ids]
-        hidden = embedded.to(self._final_norm.dtype)
+        embedded = self.embedding[batch.token_ids]
+        hidden = embedded.to(self.final_norm.dtype)
         normed = torch.empty_like(embedded)
         query = embedded.new_empty(len(hidden), spec.num_heads, spec.head_dim)
         context = torch.empty_like(query)
         activated = embedded.new_empty(len(hidden), spec.intermediate_size)
-        for layer, (k_cache, v_cache) in zip(self._layers, cache.layers, strict=True):
+        for layer, (k_cache, v_cache) in zip(self.layers, cache.layers, strict=True):
             rms_norm(hidden, layer.input_norm, spec.norm_eps, normed)
             rope_kv_write(
                 layer.qkv(normed), cos, sin, kv_rows, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
             )
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
-            if layer is self._layers[-1]:  # past the last keys and values, only rows that get logits matter
+            if layer is self.layers[-1]:  # past the last keys and values, only rows that get logits matter
                 hidden, context = hidden[batch.logit_rows], context[batch.logit_rows]
-                normed, activated = normed[: len(hidden)], activated[: len(hidden)]
+                normed, activated = (like.new_empty(len(hidden), like.shape[1]) for like in (normed, activated))
             hidden += layer.dense(context.flatten(1))
             rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
             hidden += layer.down(silu_mul(layer.gate_up(normed), activated))
-        final = rms_norm(hidden, self._final_norm, spec.norm_eps, torch.empty_like(hidden))
-        return DecoderOutput(self._head(final), final)
+        final = rms_norm(hidden, self.final_norm, spec.norm_eps, torch.empty_like(hidden))
+        return DecoderOutput(self.head(final), final)
 
 
 def _pack_layer(spec: ModelSpec, weights: dict[str, torch.Tensor], index: int, linear: LinearKind) -> LayerWeights:

@@ -39,7 +39,7 @@ def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest)
 def emulated(request, monkeypatch):
     """Launches go to the host emulator."""
 
-    def launch(kernel, grid, block, shared_bytes, params, stream):
+    def launch(kernel, grid, block, shared_bytes, params, stream, dependent):
         source, entry = kernel
         emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=request.param)
 

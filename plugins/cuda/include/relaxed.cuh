@@ -22,4 +22,15 @@ __device__ __forceinline__ void store_relaxed(unsigned* global, unsigned value) 
 }
 
 // In a loop that waits for another block's word: lets the emulator's other threads go on. Nothing on a GPU.
-__device__ __forceinline__ void spin_pause() {}
+__device__ __forceinline__ void spin_pause() {
+#ifdef SPIN_NANOSECONDS
+    __nanosleep(SPIN_NANOSECONDS);
+#endif
+}
+
+// Add 1, or go back to 0 from `last`; returns the old value. Ordered both ways, as add_acquire_release.
+__device__ __forceinline__ unsigned increment_wrap(unsigned* global, unsigned last) {
+    unsigned old;
+    asm volatile("atom.inc.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(global), "r"(last) : "memory");
+    return old;
+}
