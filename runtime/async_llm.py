@@ -37,7 +37,7 @@ class AsyncLLM:
         bundle: str | Path | TextEngine,
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
-        trust: Path | None = None,
+        trust: str | Path | None = None,
     ) -> None:
         if not isinstance(bundle, TextEngine):
             bundle = load_bundle(bundle, target, speculation, trust=trust)

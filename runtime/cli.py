@@ -70,7 +70,7 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     add_options(serve)
     _add_speculation(serve)
     verify_signature = commands.add_parser("verify-signature", help="say whether the owner of a key signed a bundle")
-    verify_signature.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
+    _add_bundle(verify_signature, bundle)
     verify_signature.add_argument("--public-key", type=Path, required=True, dest="require_signature", metavar="FILE")
     verify_signature.set_defaults(command=lambda options: print(f"{options.bundle}: signed by this key, unchanged"))
     diff = commands.add_parser("diff", help="compare two bundles", description=DIFF)
@@ -93,16 +93,20 @@ def add_bundle_command(
 ) -> argparse.ArgumentParser:
     """Add one command on a bundle."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    if bundle is None:
-        parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
-    else:
-        parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
+    _add_bundle(parser, bundle)
     parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
     key = os.environ.get("ENGINEWRIGHT_REQUIRE_SIGNATURE")
     text = "run only what the owner of this key signed (default: ENGINEWRIGHT_REQUIRE_SIGNATURE)"
     parser.add_argument("--require-signature", type=Path, metavar="PUBLIC_KEY", default=key and Path(key), help=text)
     parser.set_defaults(command=function)
     return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser, bundle: Path | None) -> None:
+    if bundle is None:
+        parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
+    else:
+        parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ def load_bundle(
     target: str = "cpu",
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
-    trust: Path | None = None,
+    trust: str | Path | None = None,
 ) -> TextEngine:
     """Open and check a bundle, unless it is open, and load its engine for `target`, with a drafter where it has one.
 
@@ -28,10 +28,9 @@ def load_bundle(
     Raises:
         EnginewrightError: the bundle is damaged or not to be trusted, or has no engine that runs here.
     """
-    if not isinstance(bundle, Bundle):
-        bundle = open_bundle(Path(bundle), trust)
-    elif trust is not None:
-        bundle = open_bundle(bundle.path, trust)
+    if not isinstance(bundle, Bundle) or trust is not None:
+        path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+        bundle = open_bundle(path, Path(trust) if trust is not None else None)
     tokenizer = bundle.tokenizer()
     engine = load_engine(
         bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse
@@ -53,7 +52,7 @@ class LLM:
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         prefix_reuse: bool = True,
-        trust: Path | None = None,
+        trust: str | Path | None = None,
     ) -> None:
         """Load a bundle's folder, as `load_bundle` does, or take an engine that is loaded already."""
         if not isinstance(bundle, TextEngine):
