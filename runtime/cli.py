@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime.benchmark.settings import SuiteSettings
 from runtime.errors import EnginewrightError
 from runtime.server.options import add_options, serve_command
 
@@ -59,10 +60,10 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     _add_sampling(chat)
     command("verify", _verify, "check the engine against the reference in the bundle, on this machine")
     bench = command("bench", _bench, "measure the engine on this machine")
-    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8], metavar="B")
-    bench.add_argument("--prompt-lens", type=int, nargs="+", default=[32, 512], metavar="S")
-    bench.add_argument("--new-tokens", type=int, default=32)
-    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--batch-sizes", type=int, nargs="+", default=SuiteSettings.batch_sizes, metavar="B")
+    bench.add_argument("--prompt-lens", type=int, nargs="+", default=SuiteSettings.prompt_lens, metavar="S")
+    bench.add_argument("--new-tokens", type=int, default=SuiteSettings.new_tokens)
+    bench.add_argument("--repeats", type=int, default=SuiteSettings.repeats)
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
     inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
@@ -203,7 +204,6 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from runtime.benchmark.suite import SuiteSettings
     from runtime.commands import bench_bundle
 
     settings = SuiteSettings(
