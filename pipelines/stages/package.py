@@ -49,7 +49,8 @@ class PackageStage:
                 _say_not_run(folder / report, stage)
         context.progress.advance(0.5, text="hashing")
         plan = EnginePlan.read(inputs["compile"].path)
-        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries())
+        draft_fetched = inputs["draft_fetch"].path if "draft_fetch" in inputs else None
+        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries(), draft_fetched)
         write_manifest(out_dir, _model(config, inputs), {"cpu": _compatibility(plan)}, _provenance(inputs))
         context.progress.advance(0.8, text="opening the bundle")
         bundle = open_bundle(out_dir)
