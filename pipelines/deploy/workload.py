@@ -15,6 +15,7 @@ from runtime.server.settings import ServerSettings
 
 NAME_LEN = 40  # of a Kubernetes name, with room for what is appended to it
 LOAD_BYTES_PER_S = 50e6  # a slow network disk
+CUDA_BYTES = 3_000_000_000  # assumed of CUDA's context and libraries in the process
 MIB = 2**20
 
 
@@ -28,7 +29,7 @@ class Workload:
     target: str
     cpus: int
     replicas: int
-    memory_bytes: int  # weights, KV cache, draft and libraries
+    memory_bytes: int  # of the host: weights, KV cache, draft and libraries
     stored_bytes: int  # pages of the weights' file, which may go again
     start_s: int  # after which a replica that is not ready is given up
     drain_s: int
@@ -54,6 +55,7 @@ def workload(bundle: Bundle, options: DeployOptions) -> Workload:
         raise EnginewrightError(
             f"{bundle.path}: what its engine needs cannot be told ({error!r}); build it again"
         ) from error
+    held = CUDA_BYTES if options.target == "cuda" else need.weights + need.kv_cache  # what is on the GPU is not here
     draft = sum(path.stat().st_size for path in (bundle.path / DRAFT_DIR).rglob("*") if path.is_file())
     stored = (bundle.path / WEIGHTS_FILE).stat().st_size + draft
     settings = ServerSettings()
@@ -64,7 +66,7 @@ def workload(bundle: Bundle, options: DeployOptions) -> Workload:
         target=options.target,
         cpus=options.cpus,
         replicas=options.replicas,
-        memory_bytes=TORCH_BYTES + need.weights + need.kv_cache + draft,
+        memory_bytes=TORCH_BYTES + held + draft,
         stored_bytes=stored,
         start_s=60 + math.ceil(stored / LOAD_BYTES_PER_S),
         drain_s=math.ceil(settings.drain_timeout_s),

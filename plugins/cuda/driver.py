@@ -3,10 +3,9 @@
 from functools import cache
 from typing import Any
 
+from plugins.cuda.archs import MINIMUM_DRIVER
 from plugins.cuda.errors import KernelError
 
-# The oldest driver branch that loads cubins of CUDA 13.0.
-MINIMUM_DRIVER = 580
 MINIMUM_CUDA = 13000
 _REMEDIES = {
     "CUDA_ERROR_OUT_OF_MEMORY": "lower the batch, the context or kv_cache_fraction",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from plugins.cuda.archs import device_archs
 from plugins.cuda.driver import check, driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
@@ -108,12 +109,6 @@ def _check_params(source: KernelSource, entry: str, params_type: type[ctypes.Str
             f"{entry} of {source.id} takes {size.value} bytes of parameters, this Enginewright passes {expected}: "
             "the engine was built by another version; rebuild it"
         )
-
-
-def device_archs(capability: tuple[int, int]) -> list[str]:
-    """Return the archs whose images run on a GPU, best first: its own, older ones of its major version, then PTX."""
-    major, minor = capability
-    return [f"sm_{major}{minor}a", *(f"sm_{major}{m}" for m in range(minor, -1, -1)), "compute_80"]
 
 
 def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:

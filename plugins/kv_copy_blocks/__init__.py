@@ -7,6 +7,7 @@ from plugins.library import define, implement
 
 define("kv_copy_blocks(Tensor(a!) storage, Tensor src, Tensor dst) -> ()")
 implement("kv_copy_blocks", "CPU", kv_copy_blocks_cpu)
+implement("kv_copy_blocks", "CUDA", kv_copy_blocks_cpu)
 
 
 def kv_copy_blocks(storage: torch.Tensor, src: torch.Tensor, dst: torch.Tensor) -> None:

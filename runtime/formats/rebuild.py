@@ -10,7 +10,8 @@ from runtime.formats.attestations import BENCH_SUMMARY
 from runtime.formats.bundle import DRAFT_DIR, DRAFT_FILE, ENGINES_DIR
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size", "linear")
+PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
+OWN_SETTINGS = {"cpu": "linear", "cuda": "kv_cache_fraction"}
 RECIPE_FILE = "recipe.json"  # of a draft head
 BENCH_SETTINGS = ("batch_sizes", "prompt_lens", "new_tokens")
 
@@ -65,7 +66,8 @@ def _plan(folder: Path) -> dict[str, Any]:
     """The settings of an engine's plan that a build takes; none where the plan cannot be read."""
     try:
         plan = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
-        settings = {name: plan[name] for name in PLAN_SETTINGS}
+        own = OWN_SETTINGS[plan.get("target", "cpu")]
+        settings = {name: plan[name] for name in (*PLAN_SETTINGS, own)}
         return {**settings, "kv_cache_tokens": plan["num_blocks"] * plan["block_size"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
