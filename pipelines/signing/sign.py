@@ -35,7 +35,8 @@ def sign_bundle(path: Path, key_path: Path, builder: str) -> Path:
     signer = _read_key(key_path)
     bundle = open_bundle(path.resolve())
     folder = bundle.path / SIGNATURES_DIR
-    temporary = folder.with_name(f".signatures.{os.getpid()}.tmp")
+    temporary = folder.with_name(".signatures.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
     reports = [name for name in attested_files(bundle.path) if not Path(name).is_relative_to(SIGNATURES_DIR)]
     try:
         temporary.mkdir(parents=True)

@@ -13,11 +13,11 @@ from runtime.formats.attestations import VERIFY_REPORT, read_verified
 from runtime.formats.bundle import MANIFEST_FILE, Bundle
 from runtime.formats.digest import sha256_file
 from runtime.formats.rebuild import rebuild_command
+from runtime.trust.signatures import EVIDENCE_TYPE
 
 BUILD_TYPE = "urn:enginewright:build:1"
 PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
 TEST_RESULT_TYPE = "https://in-toto.io/attestation/test-result/v0.1"
-REFERENCE_TYPE = "https://in-toto.io/attestation/reference/v0.1"
 
 
 def provenance(bundle: Bundle, builder: str) -> bytes:
@@ -52,7 +52,7 @@ def gate_result(bundle: Bundle) -> bytes | None:
 def evidence(bundle: Bundle, builder: str, files: Mapping[str, Path]) -> bytes:
     """The digest of every file that the manifest does not vouch for, by its path in the bundle."""
     references = [_file(name, sha256_file(path)) for name, path in sorted(files.items())]
-    return _statement(bundle, REFERENCE_TYPE, {"attester": {"id": builder}, "references": references})
+    return _statement(bundle, EVIDENCE_TYPE, {"attester": {"id": builder}, "references": references})
 
 
 def _statement(bundle: Bundle, predicate_type: str, predicate: dict[str, Any]) -> bytes:

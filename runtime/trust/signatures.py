@@ -19,6 +19,7 @@ from runtime.formats.digest import sha256_file
 SIGNATURES_DIR = Path(ATTESTATIONS_DIR, "signatures")
 MODEL_SIGNATURE = "model.sig"
 EVIDENCE = "evidence.intoto.json"
+EVIDENCE_TYPE = "https://in-toto.io/attestation/reference/v0.1"
 STATEMENTS = "*.intoto.json"
 
 
@@ -40,6 +41,8 @@ def require_signature(bundle: Path, public_key: Path) -> Path:
     folder = bundle_folder(bundle).resolve()
     signatures = folder / SIGNATURES_DIR
     evidence = read_statement(signatures / EVIDENCE, key)
+    if evidence["predicateType"] != EVIDENCE_TYPE:
+        raise EnginewrightError(f"{signatures / EVIDENCE}: another statement of the signer; get the bundle again")
     _check_attestations(folder, evidence["predicate"]["references"])
     check_model(folder, signatures / MODEL_SIGNATURE, public_key)
     digest = {"sha256": sha256_file(folder / MANIFEST_FILE)}

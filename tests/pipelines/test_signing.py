@@ -143,8 +143,23 @@ def test_signatures_of_another_bundle_do_not_carry_over(bundle: Path, keys: Path
         require_signature(other, keys / "mine.pub")
 
 
+def test_one_statement_does_not_stand_for_another(bundle: Path, keys: Path) -> None:
+    shutil.copyfile(bundle / SIGNATURES / "verify.intoto.json", bundle / SIGNATURES / "evidence.intoto.json")
+    with pytest.raises(EnginewrightError, match=r"evidence.intoto.json: another statement of the signer"):
+        require_signature(bundle, keys / "mine.pub")
+
+
+def test_a_link_in_the_place_of_a_file_is_refused(bundle: Path, keys: Path, tmp_path: Path) -> None:
+    shutil.move(bundle / "weights.safetensors", tmp_path / "weights")
+    (bundle / "weights.safetensors").symlink_to(tmp_path / "weights")
+    with pytest.raises(EnginewrightError, match=r"not what was signed: .*weights.safetensors.*symlink"):
+        require_signature(bundle, keys / "mine.pub")
+
+
 def test_signing_again_replaces_the_signatures(bundle: Path, keys: Path) -> None:
     (bundle / SIGNATURES / "leftover").touch()
+    (bundle / "attestations/.signatures.tmp").mkdir()
+    (bundle / "attestations/.signatures.tmp/model.sig").touch()  # of a run that was killed
     sign_bundle(bundle, keys / "other.pem", BUILDER)
     require_signature(bundle, keys / "other.pub")
     assert sorted(path.name for path in (bundle / "attestations").iterdir()) == ["bench", "signatures", "verify"]
