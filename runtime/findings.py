@@ -15,3 +15,4 @@ class Finding:
     level: Level
     text: str
     fix: Mapping[str, str | int] = field(default_factory=dict)  # settings to build with instead; none: the same again
+    rebuilding_helps: bool = True  # else it is the machine that must change

@@ -13,7 +13,9 @@ def gpu_findings(needs: Mapping[str, Any], machine: Machine) -> Iterator[Finding
     """Every check of a GPU, of the first one: it is the one that an engine takes."""
     if not machine.gpus:
         has = f"driver {machine.driver}, but no GPU answers" if machine.driver else "none, and no driver"
-        yield Finding("GPU", "fails", f"an NVIDIA GPU is needed; here: {has}; run it with --target cpu")
+        yield Finding(
+            "GPU", "fails", f"an NVIDIA GPU is needed; here: {has}; run it with --target cpu", rebuilding_helps=False
+        )
         return
     gpu, archs = machine.gpus[0], [str(arch) for arch in needs.get("archs", [])]
     major, minor = gpu.compute_capability
@@ -28,7 +30,7 @@ def gpu_findings(needs: Mapping[str, Any], machine: Machine) -> Iterator[Finding
     else:
         yield Finding("GPU", "ok", f"{text}: takes {taken}")
     if reason := old_driver(machine.driver):
-        yield Finding("driver", "fails", reason)
+        yield Finding("driver", "fails", reason, rebuilding_helps=False)
     else:
         yield Finding("driver", "ok", f"{machine.driver or 'unknown'} (>= {needs.get('minimum_driver')})")
     yield _torch_with_cuda()
@@ -39,10 +41,11 @@ def _torch_with_cuda() -> Finding:
     try:
         import torch
     except ImportError as error:
-        return Finding("torch's CUDA", "fails", f"torch cannot be imported ({error})")
+        return Finding("torch's CUDA", "fails", f"torch cannot be imported ({error})", rebuilding_helps=False)
     if torch.version.cuda is None:
         text = f"torch {torch.__version__} was built without CUDA; install torch from its index for CUDA 13.0 (cu130)"
-        return Finding("torch's CUDA", "fails", text)
+        return Finding("torch's CUDA", "fails", text, rebuilding_helps=False)
     if not torch.cuda.is_available():
-        return Finding("torch's CUDA", "fails", f"torch {torch.__version__} sees no GPU; check CUDA_VISIBLE_DEVICES")
+        text = f"torch {torch.__version__} sees no GPU; check CUDA_VISIBLE_DEVICES"
+        return Finding("torch's CUDA", "fails", text, rebuilding_helps=False)
     return Finding("torch's CUDA", "ok", torch.version.cuda)

@@ -186,7 +186,10 @@ def as_text(readiness: Readiness) -> str:
     lines = [f"{finding.check:{width}}  {finding.level:5}  {finding.text}" for finding in readiness.findings]
     if readiness.runs:
         return "\n".join([*lines, f"yes: {readiness.bundle} runs here"])
-    reasons = "; ".join(finding.text for finding in readiness.findings if finding.level == "fails")
+    failures = [finding for finding in readiness.findings if finding.level == "fails"]
+    reasons = "; ".join(finding.text for finding in failures)
+    if not any(finding.rebuilding_helps for finding in failures):
+        return "\n".join([*lines, f"no: {readiness.bundle} does not run here: {reasons}"])
     remedy = f"build it again with:\n  {readiness.rebuild}" if readiness.rebuild else (
         "its manifest cannot be read, so the command that built it is not known; copy the bundle again")  # fmt: skip
     return "\n".join([*lines, f"no: {readiness.bundle} does not run here: {reasons}", remedy])

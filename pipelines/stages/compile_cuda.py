@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from runtime.spec import ModelSpec
 
 PLUGINS = Path(__file__).resolve().parent.parent.parent / "plugins"
-SPILLS_SHOWN = 3
 
 
 class CompileCudaStage:
@@ -48,7 +47,7 @@ class CompileCudaStage:
         write_images(images, out_dir / KERNELS_DIR)
         write_kernel_list(images, out_dir)
         plan.write(out_dir)
-        spilling = list(spills(images))
+        spilling = spills(images)
         for line in spilling:
             context.log.warning("registers are spilled: %s", line)
         for line in _report(images):
@@ -120,8 +119,7 @@ def _summary(images: Sequence["Built"], spilling: Sequence[str], plan: "EnginePl
     text += f", {sum(len(image.compiled.image) for image in images) / 1e6:.1f} MB, context {plan.max_seq_len}, "
     text += f"batch {plan.max_batch_size}"
     if spilling:
-        more = f" and {len(spilling) - SPILLS_SHOWN} more" if len(spilling) > SPILLS_SHOWN else ""
-        text += f"; WARNING: registers spill in {'; '.join(spilling[:SPILLS_SHOWN])}{more}"
+        text += f"; WARNING: registers spill in {'; '.join(spilling)}"
     return text
 
 

@@ -11,17 +11,17 @@ using Chunk = AttentionConfig<ELEMENT, HEAD_DIM, 1, HEAD_DIM <= 128 ? 4 : 8, HEA
 extern "C" __global__ void __launch_bounds__(Decode::THREADS) attention_decode_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend_short<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Tree::THREADS) attention_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend_short<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Chunk::THREADS) attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend_long<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
 }

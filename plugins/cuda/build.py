@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +73,18 @@ def write_images(images: Sequence[Built], folder: Path) -> None:
         path.write_bytes(image.compiled.image)
 
 
-def spills(images: Sequence[Built]) -> Iterator[str]:
-    """Name every kernel that spills registers."""
+def spills(images: Sequence[Built]) -> list[str]:
+    """Say of every kernel that spills registers, on which architectures and how many bytes a thread at most."""
+    worst: dict[str, dict[str, int]] = {}
     for image in images:
-        for entry, usage in sorted(image.compiled.usage.items()):
+        for entry, usage in image.compiled.usage.items():
             if usage.spill_bytes:
-                yield f"{entry} of {image.source.id} for {image.compiled.arch}: {usage.spill_bytes} bytes"
+                archs = worst.setdefault(entry, {})
+                archs[image.compiled.arch] = max(archs.get(image.compiled.arch, 0), usage.spill_bytes)
+    return [
+        f"{entry} ({', '.join(f'{arch} {count} bytes' for arch, count in archs.items())})"
+        for entry, archs in sorted(worst.items())
+    ]
 
 
 def _build(source: KernelSource, arch: str, cache: Path) -> Built:

@@ -35,7 +35,7 @@ def driver() -> Any:
     try:
         (status,) = bindings.cuInit(0)
     except Exception as error:  # the loader has its own exception types
-        raise KernelError(f"there is no NVIDIA driver here: {str(error).splitlines()[0]}") from error
+        raise KernelError("there is no NVIDIA driver here (libcuda.so.1 is not found)") from error
     if int(status) != 0:
         raise KernelError(f"the CUDA driver does not start: {_describe(bindings, status)}")
     status, version = bindings.cuDriverGetVersion()

@@ -81,6 +81,12 @@ def get_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Struct
     return kernel
 
 
+def has_image(source: KernelSource) -> bool:
+    """Whether the engine has this kernel for torch's current device; where there is no engine, it can be compiled."""
+    archs = device_archs(torch.cuda.get_device_capability())
+    return _compile_missing or any(_image_path(folder, arch, source).is_file() for folder in _folders for arch in archs)
+
+
 def _load_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Structure] | None, device: int) -> Kernel:
     cuda = driver()
     library = _libraries.get((source, device))
@@ -115,8 +121,7 @@ def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
     archs = device_archs(capability)
     for folder in _folders:
         for arch in archs:
-            suffix = "ptx" if arch.startswith("compute_") else "cubin"
-            path = folder / arch / f"{source.id}.{suffix}"
+            path = _image_path(folder, arch, source)
             if path.is_file():
                 return _Image(f"{arch}/{path.name}", path.read_bytes())
     if not _compile_missing:
@@ -125,6 +130,10 @@ def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
             "rebuild it with target.archs naming this one"
         )
     return _compile_here(source, capability)
+
+
+def _image_path(folder: Path, arch: str, source: KernelSource) -> Path:
+    return folder / arch / f"{source.id}.{'ptx' if arch.startswith('compute_') else 'cubin'}"
 
 
 @cache

@@ -9,39 +9,47 @@
 
 // The residual stream at some point: what a half of a layer published, or at first the tokens' embeddings.
 struct Residual {
-    const unsigned* words;      // (R, H) float, or null for embeddings
+    const unsigned* words;      // (R, H) float, this block's copy, or null for embeddings
     const bfloat16* embedding;  // (V, H)
     const int* token_ids;       // (R,)
 
     __device__ const bfloat16* embedded(int row) const { return embedding + (long long)token_ids[row] * HIDDEN; }
 
-    // One column or four, asked for but perhaps not yet there.
+    // One column, asked for but perhaps not yet there.
     __device__ unsigned request(int row, int column) const {
         if (words) return load_relaxed(words + row * HIDDEN + column);
         return __float_as_uint(to_float(embedded(row)[column]));
     }
 
-    __device__ uint4 request4(int row, int column) const {
-        if (words) return load_relaxed16(words + row * HIDDEN + column);
-        const uint2 packed = *reinterpret_cast<const uint2*>(embedded(row) + column);
-        const float2 first = unpack2<bfloat16>(packed.x), second = unpack2<bfloat16>(packed.y);
-        return make_uint4(__float_as_uint(first.x), __float_as_uint(first.y), __float_as_uint(second.x),
-                          __float_as_uint(second.y));
-    }
-
     __device__ float receive(unsigned word, int row, int column) const {
         return __uint_as_float(words ? await(word, words + row * HIDDEN + column) : word);
     }
-
-    __device__ float4 receive4(uint4 packet, int row, int column) const {
-        if (words) packet = await(packet, words + row * HIDDEN + column);
-        return make_float4(__uint_as_float(packet.x), __uint_as_float(packet.y), __uint_as_float(packet.z),
-                           __uint_as_float(packet.w));
-    }
 };
+
+// Four columns of an embedding, as published words would be.
+__device__ inline uint4 embedded_packet(const bfloat16* columns) {
+    const uint2 packed = *reinterpret_cast<const uint2*>(columns);
+    const float2 first = unpack2<bfloat16>(packed.x), second = unpack2<bfloat16>(packed.y);
+    return make_uint4(__float_as_uint(first.x), __float_as_uint(first.y), __float_as_uint(second.x),
+                      __float_as_uint(second.y));
+}
+
+__device__ inline Residual published_residual(const unsigned* copies) {
+    return Residual{copies + blockIdx.x % COPIES * RESIDUAL_WORDS, nullptr, nullptr};
+}
 
 __device__ inline char* activation_at(const Workspace& work, int row, int column) {
     return work.activations + row * ACTIVATION_PITCH + column * 2;
+}
+
+// Four columns x weight to `out`; returns their sum of squares.
+__device__ inline float norm_packet(const uint4& packet, const uint2& weights, char* out) {
+    const float x = __uint_as_float(packet.x), y = __uint_as_float(packet.y);
+    const float z = __uint_as_float(packet.z), w = __uint_as_float(packet.w);
+    const float2 low = unpack2<bfloat16>(weights.x), high = unpack2<bfloat16>(weights.y);
+    *reinterpret_cast<uint2*>(out) =
+        make_uint2(pack2<bfloat16>(x * low.x, y * low.y), pack2<bfloat16>(z * high.x, w * high.y));
+    return x * x + y * y + z * z + w * w;
 }
 
 // x * weight into the activations, and each row's sum of squares in parts.
@@ -57,29 +65,31 @@ __device__ inline void load_residual(const Workspace& work, const Residual& resi
     }
 #pragma unroll 1
     for (int first = 0; first < work.num_rows; first += BATCH) {
-        uint4 packets[BATCH][PACKETS];
+        const auto column_of = [](int index) { return 4 * (int(threadIdx.x) + index % PACKETS * CONSUMERS); };
+        const auto is_real = [&](int index) {
+            return first + index / PACKETS < work.num_rows && column_of(index) < HIDDEN;
+        };
+        uint4 packets[BATCH * PACKETS];
+        if (residual.words) {
+            await_all(packets, [&](int index) {
+                const int at = (first + index / PACKETS) * HIDDEN + column_of(index);
+                return is_real(index) ? residual.words + at : nullptr;
+            });
+        } else {
 #pragma unroll
-        for (int row = 0; row < BATCH; ++row)
-#pragma unroll
-            for (int at = 0; at < PACKETS; ++at) {
-                const int column = 4 * (int(threadIdx.x) + at * CONSUMERS);
-                if (first + row < work.num_rows && column < HIDDEN)
-                    packets[row][at] = residual.request4(first + row, column);
-            }
+            for (int index = 0; index < BATCH * PACKETS; ++index)
+                if (is_real(index))
+                    packets[index] = embedded_packet(residual.embedded(first + index / PACKETS) + column_of(index));
+        }
 #pragma unroll
         for (int row = 0; row < BATCH; ++row) {
             if (first + row >= work.num_rows) break;
             float squares = 0.0f;
 #pragma unroll
-            for (int at = 0; at < PACKETS; ++at) {
-                const int column = 4 * (int(threadIdx.x) + at * CONSUMERS);
-                if (column >= HIDDEN) continue;
-                const float4 x = residual.receive4(packets[row][at], first + row, column);
-                const float2 low = unpack2<bfloat16>(weights[at].x), high = unpack2<bfloat16>(weights[at].y);
-                squares += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
-                *reinterpret_cast<uint2*>(activation_at(work, first + row, column)) = make_uint2(
-                    pack2<bfloat16>(x.x * low.x, x.y * low.y), pack2<bfloat16>(x.z * high.x, x.w * high.y));
-            }
+            for (int at = 0; at < PACKETS; ++at)
+                if (is_real(row * PACKETS + at))
+                    squares += norm_packet(packets[row * PACKETS + at], weights[at],
+                                           activation_at(work, first + row, column_of(at)));
             squares = warp_sum(squares);
             if (lane_id() == 0) work.squares[warp_id() * MAX_ROWS + first + row] = squares;
         }
@@ -96,25 +106,22 @@ __device__ inline float inverse_rms(const Workspace& work, int row, float eps) {
 // One panel of published bfloat16 rows of `columns` into the activations.
 __device__ inline void load_published(
     const Workspace& work, const unsigned* words, int columns, int first_column, int num_columns) {
-    constexpr int BATCH = 4;
+    constexpr int BATCH = 4;  // packets that a thread asks for at once
     const int packets_per_row = num_columns / 8, packets = work.num_rows * packets_per_row;
     const auto row_of = [=](int index) { return MAX_ROWS == 1 ? 0 : index / packets_per_row; };
 #pragma unroll 1
     for (int first = threadIdx.x; first < packets; first += BATCH * CONSUMERS) {
         uint4 packet[BATCH];
-#pragma unroll
-        for (int at = 0; at < BATCH; ++at) {
+        await_all(packet, [&](int at) {
             const int index = first + at * CONSUMERS, row = row_of(index);
             const int column = first_column + 8 * (index - row * packets_per_row);
-            if (index < packets) packet[at] = load_relaxed16(words + (row * columns + column) / 2);
-        }
+            return index < packets ? words + (row * columns + column) / 2 : nullptr;
+        });
 #pragma unroll
         for (int at = 0; at < BATCH; ++at) {
             const int index = first + at * CONSUMERS, row = row_of(index);
-            const int column = 8 * (index - row * packets_per_row);
-            if (index >= packets) break;
-            *reinterpret_cast<uint4*>(activation_at(work, row, column)) =
-                await(packet[at], words + (row * columns + first_column + column) / 2);
+            if (index < packets)
+                *reinterpret_cast<uint4*>(activation_at(work, row, 8 * (index - row * packets_per_row))) = packet[at];
         }
     }
 }
@@ -164,7 +171,10 @@ struct Epilogue {
             if (HAS_QKV_BIAS) value += to_float(bias[column]);
             publish(words + row * QKV_SIZE + column, value);
         } else if (column < HIDDEN) {
-            publish(words + row * HIDDEN + column, before.receive(residual, row, column) + value);
+            const float sum = before.receive(residual, row, column) + value;
+#pragma unroll
+            for (int copy = 0; copy < COPIES; ++copy)
+                publish(words + copy * RESIDUAL_WORDS + row * HIDDEN + column, sum);
         }
     }
 
@@ -189,7 +199,7 @@ struct Epilogue {
 #pragma unroll
             for (int index = 0; index < 2; ++index) {
                 const float fc = sums.value[block][index];
-                activated[index] = fc / (1.0f + exp2_fast(-LOG2_E * fc)) * sums.value[block][index + 2];
+                activated[index] = fc * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * fc)) * sums.value[block][index + 2];
             }
             // A word is two columns, which two threads have: the even one writes its first row's, the odd its second's.
             const float other = shfl_xor(is_odd ? activated[0] : activated[1], 4);

@@ -3,7 +3,8 @@
 // An item is one request, one key/value head and SPLIT_KEYS keys; a block takes whole items. The query heads of the
 // group times the request's rows are the 16 rows of operand A. Each warp has 16 of the keys, whose K and V it takes from
 // the cache straight into mma operands, the old ones before the queries are even there; the warps' results are added in
-// shared memory. Where a request has several splits, the block that ends last adds their results in the keys' order.
+// shared memory. Where a request has several splits, one block adds their results in the keys' order: that of the last
+// keys if the splits are few, which waits for the others' words; otherwise the one that ends last.
 // The item whose keys include a new token's writes that token's K and V; every item rotates the queries it needs.
 #pragma once
 
@@ -69,9 +70,9 @@ struct AttentionLayer {
     int max_blocks;
     float norm_eps;
     float scale;             // of the logits, times log2(e)
-    float* split_outputs;    // (R, N, max_splits, D)
-    float* split_softmax;    // (R, N, max_splits, 2)
-    unsigned* split_counts;  // (R, N_kv), all 0 between uses
+    unsigned* exchanged_parts;  // (R, N, EXCHANGED_SPLITS, PART_WORDS), published
+    unsigned* split_parts;      // (R, N, max_splits, PART_WORDS), for contexts of more splits
+    unsigned* split_counts;     // (R, N_kv), all 0 between uses
     int max_splits;
 };
 
@@ -118,33 +119,30 @@ __device__ inline void take_head(
     const bool is_rotated = position >= 0;
     const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
     const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
-    unsigned words[2][PAIRS];
+    unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
     float cosine[PAIRS], sine[PAIRS];
     float squares = 0.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
-        words[0][pair] = at < HALF ? load_relaxed(head + at) : 0;
-        words[1][pair] = at < HALF ? load_relaxed(head + HALF + at) : 0;
         // The second halves are the same but for sin's sign.
         cosine[pair] = is_rotated && at < HALF ? to_float(cos[HALF + at]) : 1.0f;
         sine[pair] = is_rotated && at < HALF ? to_float(sin[HALF + at]) : 0.0f;
+        words[2 * pair] = words[2 * pair + 1] = 0;
     }
+    await_all(words, [&](int index) {
+        const int at = int(lane_id()) + 32 * (index / 2);
+        return at < HALF ? head + index % 2 * HALF + at : nullptr;
+    });
 #pragma unroll
-    for (int pair = 0; pair < PAIRS; ++pair) {
-        const int at = int(lane_id()) + 32 * pair;
-        words[0][pair] = await(words[0][pair], head + at);
-        words[1][pair] = await(words[1][pair], head + HALF + at);
-        const float x = __uint_as_float(words[0][pair]), y = __uint_as_float(words[1][pair]);
-        squares += x * x + y * y;
-    }
+    for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
     const float factor =
         HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
         if (at >= HALF) continue;
-        float x = __uint_as_float(words[0][pair]), y = __uint_as_float(words[1][pair]);
+        float x = __uint_as_float(words[2 * pair]), y = __uint_as_float(words[2 * pair + 1]);
         if (HAS_QK_NORM && is_rotated) {
             x *= factor * to_float(norm[at]);
             y *= factor * to_float(norm[HALF + at]);
@@ -252,16 +250,16 @@ __device__ inline void load_new_keys(
     }
 }
 
-// Whether a row sees a key, both of one request.
-__device__ inline bool is_visible(const StepRows& rows, const AttentionItem& item, int row, int key) {
-    if (key >= item.end_key) return false;
-    const unsigned long long seen = rows.seen[row];
+// Whether a row that sees the new tokens `seen` sees a key of its request.
+__device__ inline bool is_visible(
+    const StepRows& rows, const AttentionItem& item, unsigned long long seen, int key) {
     const int node = key - item.first_new;
-    if (node >= 0 && !((seen >> node) & 1)) return false;
-    if (WINDOW == 0) return true;
+    const bool is_seen = node < 0 || (seen >> (node & (LONGEST_TREE - 1))) & 1;
+    if (WINDOW == 0) return is_seen && key < item.end_key;
     // A node's position in the text is the root's plus its depth, the number of its ancestors.
-    const int depth = node < 0 ? node : __popcll(rows.seen[item.first_row + node]) - 1;
-    return depth > __popcll(seen) - 1 - WINDOW;
+    const int row = item.first_row + max(0, min(node, item.num_rows - 1));
+    const int depth = node < 0 ? node : __popcll(rows.seen[row]) - 1;
+    return is_seen && key < item.end_key && depth > __popcll(seen) - 1 - WINDOW;
 }
 
 // queries . K^T: scores[half] has keys 8 half + 2 (lane % 4) and + 1 for rows lane / 4 and + 8.
@@ -291,12 +289,13 @@ __device__ inline void weigh_scores(
     for (int low = 0; low < 2; ++low) {
         const int at = int(lane_id()) / 4 + 8 * low;
         const int row = item.first_row + min(first_query + at, item.num_rows * GROUP - 1) / GROUP;
+        const unsigned long long seen = rows.seen[row];
         float maximum = -INFINITY;
 #pragma unroll
         for (int index = 0; index < 4; ++index) {
             float& score = scores[index / 2][2 * low + index % 2];
             const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
-            score = is_visible(rows, item, row, key) ? score * layer.scale : -INFINITY;
+            score = is_visible(rows, item, seen, key) ? score * layer.scale : -INFINITY;
             maximum = fmaxf(maximum, score);
         }
         maximum = fmaxf(maximum, shfl_xor(maximum, 1));
@@ -350,6 +349,12 @@ __device__ inline void weigh_values(const float (&weights)[2][4], const WarpKeys
     }
 }
 
+__device__ inline unsigned* parts_of(const AttentionLayer& layer, const AttentionItem& item, int row, int head) {
+    const bool is_exchanged = item.num_splits <= EXCHANGED_SPLITS;
+    return (is_exchanged ? layer.exchanged_parts : layer.split_parts) +
+           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.max_splits) * PART_WORDS;
+}
+
 // Add the warps' results of a query tile; publish them, or leave them as this split's.
 __device__ inline void combine_warps(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch, int first_query) {
@@ -358,61 +363,76 @@ __device__ inline void combine_warps(
 #pragma unroll 1
     for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += CONSUMERS) {
         const int at = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
+        float2 softmax[CONSUMER_WARPS], outputs[CONSUMER_WARPS];
         float maximum = -INFINITY;
-        for (int warp = 0; warp < warps; ++warp) maximum = fmaxf(maximum, scratch.softmax[warp * QUERY_ROWS + at].x);
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const int part = min(warp, warps - 1) * QUERY_ROWS + at;
+            softmax[warp] = scratch.softmax[part];
+            outputs[warp] = *reinterpret_cast<const float2*>(scratch.outputs + part * OUTPUT_PITCH + column);
+            maximum = fmaxf(maximum, softmax[warp].x);
+        }
         const float shift = maximum == -INFINITY ? 0.0f : maximum;
         float sum = 0.0f, first = 0.0f, second = 0.0f;
-#pragma unroll 4
-        for (int warp = 0; warp < warps; ++warp) {
-            const float2 part = scratch.softmax[warp * QUERY_ROWS + at];
-            const float* output = scratch.outputs + (warp * QUERY_ROWS + at) * OUTPUT_PITCH + column;
-            const float weight = exp2_fast(part.x - shift);
-            sum += weight * part.y;
-            first += weight * output[0];
-            second += weight * output[1];
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const float weight = warp < warps ? exp2_fast(softmax[warp].x - shift) : 0.0f;
+            sum += weight * softmax[warp].y;
+            first += weight * outputs[warp].x;
+            second += weight * outputs[warp].y;
         }
         const int query = first_query + at, row = item.first_row + query / GROUP;
         const int head = item.head * GROUP + query % GROUP;
         if (item.num_splits == 1) {
+            const float factor = reciprocal_fast(sum);
             publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
-                    pack2<bfloat16>(first / sum, second / sum));
+                    pack2<bfloat16>(first * factor, second * factor));
         } else {
-            const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits + item.split;
-            *reinterpret_cast<float2*>(layer.split_outputs + slot * HEAD_DIM + column) = make_float2(first, second);
-            if (column == 0) *reinterpret_cast<float2*>(layer.split_softmax + slot * 2) = make_float2(maximum, sum);
+            unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
+            publish(part + column, first, second);
+            if (column == 0) publish(part + HEAD_DIM, maximum, sum);
         }
     }
 }
 
-__device__ inline float load_relaxed_float(const float* address) {
-    return __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(address)));
+__device__ inline float2 to_floats(const uint2& pair) {
+    return make_float2(__uint_as_float(pair.x), __uint_as_float(pair.y));
 }
 
-// By the block that ends a request's last split: add the splits in order and publish.
+// Add a request's splits in order and publish; what is not there yet is waited for.
 __device__ inline void combine_splits(const AttentionLayer& layer, const AttentionItem& item) {
 #pragma unroll 1
     for (int index = threadIdx.x; index < item.num_rows * GROUP * (HEAD_DIM / 2); index += CONSUMERS) {
         const int query = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
         const int row = item.first_row + query / GROUP, head = item.head * GROUP + query % GROUP;
-        const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits;
-        const float* softmax = layer.split_softmax + slot * 2;
-        const float* output = layer.split_outputs + slot * HEAD_DIM + column;
+        const unsigned* parts = parts_of(layer, item, row, head);
         float maximum = -INFINITY, sum = 0.0f, first = 0.0f, second = 0.0f;
-#pragma unroll 4
-        for (int split = 0; split < item.num_splits; ++split)
-            maximum = fmaxf(maximum, load_relaxed_float(softmax + 2 * split));
-#pragma unroll 4
-        for (int split = 0; split < item.num_splits; ++split) {
-            const float weight = exp2_fast(load_relaxed_float(softmax + 2 * split) - maximum);
-            sum += weight * load_relaxed_float(softmax + 2 * split + 1);
-            first += weight * load_relaxed_float(output + split * HEAD_DIM);
-            second += weight * load_relaxed_float(output + split * HEAD_DIM + 1);
+#pragma unroll 1
+        for (int begin = 0; begin < item.num_splits; begin += EXCHANGED_SPLITS) {
+            uint2 pairs[2 * EXCHANGED_SPLITS];  // of each split outputs, then maximum and sum
+            await_all(pairs, [&](int at) {
+                const unsigned* part = parts + (begin + at / 2) * PART_WORDS + (at % 2 ? HEAD_DIM : column);
+                return begin + at / 2 < item.num_splits ? part : nullptr;
+            });
+#pragma unroll
+            for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
+                if (begin + at >= item.num_splits) break;
+                const float2 output = to_floats(pairs[2 * at]), state = to_floats(pairs[2 * at + 1]);
+                const float larger = fmaxf(maximum, state.x), shift = larger == -INFINITY ? 0.0f : larger;
+                const float old_weight = exp2_fast(maximum - shift), new_weight = exp2_fast(state.x - shift);
+                sum = sum * old_weight + state.y * new_weight;
+                first = first * old_weight + output.x * new_weight;
+                second = second * old_weight + output.y * new_weight;
+                maximum = larger;
+            }
         }
+        const float factor = reciprocal_fast(sum);
         publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
-                pack2<bfloat16>(first / sum, second / sum));
+                pack2<bfloat16>(first * factor, second * factor));
     }
 }
 
+// Where a request has many splits: the block that ends last adds them.
 __device__ inline void finish_split(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
     // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
@@ -422,7 +442,6 @@ __device__ inline void finish_split(
     }
     named_sync(CONSUMER_BARRIER, CONSUMERS);
     if (*scratch.is_last) combine_splits(layer, item);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
 }
 
 __device__ inline void attend_item(
@@ -443,10 +462,9 @@ __device__ inline void attend_item(
         }
         named_sync(CONSUMER_BARRIER, CONSUMERS);
         combine_warps(layer, item, scratch, first_query);
-        if (first_query + QUERY_TILE < item.num_rows * GROUP || item.num_splits > 1)
-            named_sync(CONSUMER_BARRIER, CONSUMERS);
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
     }
-    if (item.num_splits > 1) finish_split(layer, item, scratch);
+    if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
 }
 
 // Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
@@ -462,13 +480,18 @@ __device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows
     }
 }
 
-// All consumers: this block's items of a layer. The scratch lies where the activations do.
+// All consumers: this block's items of a layer, and then what waits for other blocks' items, so that no two wait for
+// each other. The scratch lies where the activations do.
 __device__ inline void attend(
     const AttentionLayer& layer, const StepRows& rows, const AttentionScratch& scratch, int first_item) {
     const int items = rows.item_starts[rows.num_requests];
 #pragma unroll 1
-    for (int index = first_item; index < items; index += gridDim.x) {
+    for (int index = first_item; index < items; index += gridDim.x)
         attend_item(layer, rows, find_item(rows, index), scratch);
-        named_sync(CONSUMER_BARRIER, CONSUMERS);
+#pragma unroll 1
+    for (int index = first_item; index < items; index += gridDim.x) {
+        const AttentionItem item = find_item(rows, index);
+        const bool is_last_of_few = item.split == item.num_splits - 1 && item.num_splits <= EXCHANGED_SPLITS;
+        if (is_last_of_few && item.num_splits > 1) combine_splits(layer, item);
     }
 }

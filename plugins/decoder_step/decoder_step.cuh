@@ -43,8 +43,7 @@ struct DecoderStepParams {
     float* hidden;                  // (R, H), after the final norm
     unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
     unsigned* launches;             // (blocks,), 0 before the first launch
-    float* split_outputs;           // (R, N, max_splits, D)
-    float* split_softmax;           // (R, N, max_splits, 2)
+    unsigned* split_parts;          // (R, N, max_splits, PART_WORDS)
     unsigned* split_counts;         // (R, N_kv), 0 before the first launch
     long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
     int num_rows;
@@ -56,18 +55,20 @@ struct DecoderStepParams {
     float scale;  // of attention's logits
     int unused;
 };
-static_assert(sizeof(DecoderStepParams) == 21 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(DecoderStepParams) == 20 * 8 + 8 * 4, "mirrored in cuda.py");
 
 __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(bytes, to) * to; }
 
-// Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | barriers.
+// Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | layers |
+// barriers.
 constexpr int ACTIVATION_BYTES = MAX_ROWS * ACTIVATION_PITCH;
 constexpr int SCRATCH_BYTES = align_up(ACTIVATION_BYTES > ATTENTION_BYTES ? ACTIVATION_BYTES : ATTENTION_BYTES, 128);
 constexpr int PARTIAL_BYTES = 2 * CONSUMER_WARPS * ROW_BLOCKS * 32 * 16;
 constexpr int SQUARE_BYTES = align_up(2 * CONSUMER_WARPS * MAX_ROWS * 4, 16);
 constexpr int ROWS_BYTES = align_up(sizeof(StepRows), 16);
+constexpr int TABLE_BYTES = align_up(NUM_LAYERS * sizeof(LayerWeights), 16);
 constexpr int SHARED_BYTES =
-        SCRATCH_BYTES + PARTIAL_BYTES + STAGES * STAGE_BYTES + SQUARE_BYTES + ROWS_BYTES + 2 * STAGES * 8;
+        SCRATCH_BYTES + PARTIAL_BYTES + STAGES * STAGE_BYTES + SQUARE_BYTES + ROWS_BYTES + TABLE_BYTES + 2 * STAGES * 8;
 
 static_assert(SHARED_BYTES <= LAUNCH_SHARED_BYTES, "plan.py asks for less than the kernel uses");
 
@@ -75,6 +76,7 @@ struct SharedLayout {
     Workspace work;
     AttentionScratch attention;
     StepRows* rows;
+    LayerWeights* layers;  // a copy of the table, which is read at the start of every phase
 };
 
 __device__ inline SharedLayout shared_layout(int num_rows) {
@@ -92,33 +94,52 @@ __device__ inline SharedLayout shared_layout(int num_rows) {
     at += SQUARE_BYTES;
     layout.rows = reinterpret_cast<StepRows*>(at);
     at += ROWS_BYTES;
+    layout.layers = reinterpret_cast<LayerWeights*>(at);
+    at += TABLE_BYTES;
     layout.work.ring.full = reinterpret_cast<Mbarrier*>(at);
     layout.work.ring.empty = layout.work.ring.full + STAGES;
     return layout;
 }
 
-// One thread: what the step's rows are, out of the batch.
-__device__ inline void describe_rows(const DecoderStepParams& params, StepRows& rows) {
-    rows.num_requests = params.num_requests;
-    rows.starts[0] = rows.item_starts[0] = 0;
-    for (int request = 0; request < params.num_requests; ++request) {
-        const int start = params.query_starts[request], end = params.query_starts[request + 1];
-        const int context = params.context_lens[request];
-        const int first_key = WINDOW > 0 ? max(0, context - (end - start) - WINDOW + 1) : 0;
-        rows.starts[request + 1] = end;
-        rows.contexts[request] = context;
-        rows.first_splits[request] = first_key / SPLIT_KEYS;
-        rows.item_starts[request + 1] =
-                rows.item_starts[request] + (ceil_div(context, SPLIT_KEYS) - first_key / SPLIT_KEYS) * NUM_KV_HEADS;
-        const long long* bits = params.ancestors ? params.ancestors + (long long)request * params.max_nodes : nullptr;
-        const bool is_tree = bits && bits[0] != 0;
-        for (int row = start; row < end; ++row)
-            rows.seen[row] = is_tree ? bits[row - start] : ~0ull >> (LONGEST_TREE - 1 - (row - start));
+__device__ inline unsigned long long seen_by(const DecoderStepParams& params, const StepRows& rows, int row) {
+    int request = 0;
+    while (row >= rows.starts[request + 1]) ++request;
+    const int node = row - rows.starts[request];
+    const unsigned long long chain = ~0ull >> (LONGEST_TREE - 1 - node);
+    if (!params.ancestors) return chain;
+    const long long* bits = params.ancestors + request * params.max_nodes;
+    return bits[0] != 0 ? bits[node] : chain;
+}
+
+__device__ inline void deal_items(StepRows& rows, int num_requests) {
+    rows.num_requests = num_requests;
+    rows.item_starts[0] = 0;
+#pragma unroll 1
+    for (int request = 0; request < num_requests; ++request) {
+        const int context = rows.contexts[request], first_row = context - (rows.starts[request + 1] - rows.starts[request]);
+        rows.first_splits[request] = WINDOW > 0 ? max(0, first_row - WINDOW + 1) / SPLIT_KEYS : 0;
+        const int splits = ceil_div(context, SPLIT_KEYS) - rows.first_splits[request];
+        rows.item_starts[request + 1] = rows.item_starts[request] + splits * NUM_KV_HEADS;
     }
-    for (int row = 0; row < params.num_rows; ++row) {
-        rows.token_ids[row] = params.token_ids[row];
-        rows.positions[row] = params.positions[row];
+}
+
+// All consumers: what the step's rows are, out of the batch, and where the layers' weights are.
+__device__ inline void describe_step(const DecoderStepParams& params, const SharedLayout& layout) {
+    StepRows& rows = *layout.rows;
+    const int at = threadIdx.x, num_requests = params.num_requests;
+    if (at <= num_requests) rows.starts[at] = params.query_starts[at];
+    if (at < num_requests) rows.contexts[at] = params.context_lens[at];
+    if (at < params.num_rows) {
+        rows.token_ids[at] = params.token_ids[at];
+        rows.positions[at] = params.positions[at];
     }
+    constexpr int TABLE_WORDS = NUM_LAYERS * sizeof(LayerWeights) / 8;
+    for (int word = at; word < TABLE_WORDS; word += CONSUMERS)
+        reinterpret_cast<long long*>(layout.layers)[word] = reinterpret_cast<const long long*>(params.layers)[word];
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    if (at < params.num_rows) rows.seen[at] = seen_by(params, rows, at);
+    if (at == 0) deal_items(rows, num_requests);
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
 }
 
 // The warp that fills the ring: every weight tile of this block, in the order of the phases. Lane r names row r % 16 of a
@@ -175,8 +196,8 @@ struct Consumer {
             if (phase == QKV) prefetch_layer(layer, exchange);
             if (phase == DENSE) attend(attention_layer(layer, exchange), *layout.rows, layout.attention, deal.first_item());
             run_phase(layer, phase, exchange, residual);
-            if (phase == DENSE) residual = Residual{exchange.middle, nullptr, nullptr};
-            if (phase == DOWN) residual = Residual{exchange.output, nullptr, nullptr};
+            if (phase == DENSE) residual = published_residual(exchange.middle);
+            if (phase == DOWN) residual = published_residual(exchange.output);
         }
     }
 
@@ -230,7 +251,7 @@ struct Consumer {
 
     __device__ const bfloat16* norm_of(int layer, int phase) const {
         if (phase == HEAD) return params.final_norm;
-        return phase == QKV ? params.layers[layer].input_norm : params.layers[layer].post_norm;
+        return phase == QKV ? layout.layers[layer].input_norm : layout.layers[layer].post_norm;
     }
 
     __device__ Epilogue make_epilogue(
@@ -238,7 +259,7 @@ struct Consumer {
         Epilogue epilogue;
         epilogue.phase = phase;
         epilogue.before = residual;
-        epilogue.bias = HAS_QKV_BIAS && phase == QKV ? params.layers[layer].qkv_bias : nullptr;
+        epilogue.bias = HAS_QKV_BIAS && phase == QKV ? layout.layers[layer].qkv_bias : nullptr;
         epilogue.words = phase == QKV       ? exchange.qkv
                          : phase == DENSE   ? exchange.middle
                          : phase == GATE_UP ? exchange.activated
@@ -261,16 +282,16 @@ struct Consumer {
         attention.attended = exchange.attended;
         attention.k_cache = params.cache + 2 * layer * params.layer_stride;
         attention.v_cache = attention.k_cache + params.layer_stride;
-        attention.q_norm = HAS_QK_NORM ? params.layers[layer].q_norm : nullptr;
-        attention.k_norm = HAS_QK_NORM ? params.layers[layer].k_norm : nullptr;
+        attention.q_norm = HAS_QK_NORM ? layout.layers[layer].q_norm : nullptr;
+        attention.k_norm = HAS_QK_NORM ? layout.layers[layer].k_norm : nullptr;
         attention.cos = params.cos;
         attention.sin = params.sin;
         attention.block_tables = params.block_tables;
         attention.max_blocks = params.max_blocks;
         attention.norm_eps = params.norm_eps;
         attention.scale = params.scale * 1.4426950408889634f;
-        attention.split_outputs = params.split_outputs;
-        attention.split_softmax = params.split_softmax;
+        attention.exchanged_parts = exchange.parts;
+        attention.split_parts = params.split_parts;
         attention.split_counts = params.split_counts;
         attention.max_splits = params.max_splits;
         return attention;
@@ -282,7 +303,7 @@ struct Consumer {
         after.next(QKV);
         prefetch_keys(attention_layer(layer, exchange), *layout.rows, after.first_item());
         if (int(blockIdx.x) != layer % int(gridDim.x) || layer + 1 == NUM_LAYERS) return;
-        const LayerWeights& next = params.layers[layer + 1];
+        const LayerWeights& next = layout.layers[layer + 1];
         for (int column = 64 * threadIdx.x; column < HIDDEN; column += 64 * CONSUMERS) {
             prefetch_l2(next.input_norm + column);
             prefetch_l2(next.post_norm + column);
@@ -312,9 +333,8 @@ __device__ inline void decoder_step(const DecoderStepParams& params) {
         return;
     }
     const unsigned launch = params.launches[blockIdx.x];
-    if (threadIdx.x == 0) describe_rows(params, *layout.rows);
+    describe_step(params, layout);
     empty_set(params.exchange + (1 - launch % 2) * EXCHANGE_WORDS);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
     Consumer consumer{params, layout, params.exchange + launch % 2 * EXCHANGE_WORDS};
     consumer.run();
     if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;

@@ -30,18 +30,21 @@ __device__ inline int tiles_of(int phase) {
 
 // Deals tiles to blocks round robin, going on where the phase before stopped, so that all stream the same bytes.
 struct Deal {
+    int grid = gridDim.x;
     int offset = 0;
+    int remainders[3] = {tiles_of(QKV) % grid, tiles_of(DENSE) % grid, tiles_of(GATE_UP) % grid};
 
     // The first of this block's tiles of a phase; the others are one grid apart.
     __device__ int next(int phase) {
         const int first = first_item();
-        offset = (offset + tiles_of(phase)) % int(gridDim.x);
+        offset += phase == QKV ? remainders[0] : phase == GATE_UP ? remainders[2] : remainders[1];
+        if (offset >= grid) offset -= grid;
         return first;
     }
 
     __device__ int first_item() const {
         const int first = int(blockIdx.x) - offset;
-        return first < 0 ? first + int(gridDim.x) : first;
+        return first < 0 ? first + grid : first;
     }
 };
 

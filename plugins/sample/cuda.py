@@ -50,10 +50,5 @@ def sample_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
     pointers = [values.data_ptr() for values in per_row]
     params = SampleParams(logits.data_ptr(), *pointers, bests.data_ptr(), out.data_ptr(), vocab_size, num_chunks)
     chunks, rows = (get_kernel(SOURCE, f"sample_{part}_kernel", SampleParams) for part in ("chunks", "rows"))
-    stream = _stream()
-    launch(chunks, (num_chunks, num_rows), THREADS, SHARED_BYTES, params, stream, dependent=True)
-    launch(rows, num_rows, THREADS, SHARED_BYTES, params, stream, dependent=True)
-
-
-def _stream() -> int:
-    return int(torch.cuda.current_stream().cuda_stream)
+    launch(chunks, (num_chunks, num_rows), THREADS, SHARED_BYTES, params, dependent=True)
+    launch(rows, num_rows, THREADS, SHARED_BYTES, params, dependent=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from plugins.cuda.archs import ARCHS
 from runtime.formats.attestations import BENCH_SUMMARY
 from runtime.formats.bundle import DRAFT_DIR, DRAFT_FILE, ENGINES_DIR
 
@@ -16,21 +17,32 @@ RECIPE_FILE = "recipe.json"  # of a draft head
 BENCH_SETTINGS = ("batch_sizes", "prompt_lens", "new_tokens")
 
 
-def rebuild_command(folder: Path, manifest: Mapping[str, Any], target: str = "cpu", **changes: str | int) -> str:
+def rebuild_command(folder: Path, manifest: Mapping[str, Any], target: str = "", **changes: str | int) -> str:
     """The exact `make engine` line; one with the name of a local source leaves its place to the reader.
 
     Args:
+        target: one that the bundle is to have, besides those that it has.
         changes: settings of the target that differ from the bundle's, such as `linear="torch"`.
     """
     origin, dtype = manifest["provenance"], str(changes.pop("dtype", manifest["model"]["spec"].get("dtype")))
-    limits = manifest["targets"].get(target, {}).get("limits", {})
-    settings = {**limits, **_plan(folder / ENGINES_DIR / target), **changes}
+    targets = sorted({*manifest["targets"], target} - {""})
     overrides = [f"package.name={manifest['model']['name']}"]
-    overrides += [f"target.{target}.{name}={value}" for name, value in sorted(settings.items())]
+    for name in targets:
+        overrides += _settings(folder, manifest, name, changes if name == target else {})
     overrides += [*_draft(folder / DRAFT_DIR, origin), *_bench(folder), *_pin("model", origin["source"])]
-    parts = ["make engine", f"MODEL={shlex.quote(_address(origin['source']))}", f"TARGET={target}"]
+    parts = ["make engine", f"MODEL={shlex.quote(_address(origin['source']))}", f"TARGET={','.join(targets)}"]
     parts += [f"PRECISION={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []
     return " ".join([*parts, f"ARGS={shlex.quote(' '.join(overrides))}"])
+
+
+def _settings(folder: Path, manifest: Mapping[str, Any], target: str, changes: Mapping[str, str | int]) -> list[str]:
+    """One target's overrides."""
+    needs = manifest["targets"].get(target, {})
+    settings = {**needs.get("limits", {}), **_plan(folder / ENGINES_DIR / target), **changes}
+    archs = needs.get("archs", [])
+    if target == "cuda" and archs and sorted(archs) != sorted(ARCHS):
+        settings["archs"] = f"[{','.join(archs)}]"
+    return [f"target.{target}.{name}={value}" for name, value in sorted(settings.items())]
 
 
 def _address(source: Mapping[str, Any]) -> str:

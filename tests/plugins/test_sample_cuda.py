@@ -42,12 +42,11 @@ def compare(logits, filters):
 
 @pytest.fixture
 def emulated(monkeypatch):
-    def launch(kernel, grid, block, shared_bytes, params, stream, dependent):
+    def launch(kernel, grid, block, shared_bytes, params, dependent):
         source, entry = kernel
         emulate(source, grid, block, shared_bytes, params, entry=entry)
 
     monkeypatch.setattr("plugins.sample.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
-    monkeypatch.setattr("plugins.sample.cuda._stream", lambda: 0)
     monkeypatch.setattr("plugins.sample.cuda.launch", launch)
 
 

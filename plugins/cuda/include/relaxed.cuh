@@ -7,7 +7,16 @@ __device__ __forceinline__ unsigned load_relaxed(const unsigned* global) {
     return value;
 }
 
-// 16 bytes, 16-byte aligned; each of the four words is as new as it is, not all of them together.
+// 8 or 16 bytes, aligned; each word is as new as it is, not all of them together.
+__device__ __forceinline__ uint2 load_relaxed8(const unsigned* global) {
+    uint2 value;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(value.x), "=r"(value.y)
+                 : "l"(global)
+                 : "memory");
+    return value;
+}
+
 __device__ __forceinline__ uint4 load_relaxed16(const unsigned* global) {
     uint4 value;
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"

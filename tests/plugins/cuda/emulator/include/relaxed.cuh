@@ -5,6 +5,11 @@
 
 inline unsigned load_relaxed(const unsigned* global) { return *global; }
 
+inline uint2 load_relaxed8(const unsigned* global) {
+    emulator::check_global("load_relaxed8", global, 8);
+    return *reinterpret_cast<const uint2*>(global);
+}
+
 inline uint4 load_relaxed16(const unsigned* global) {
     emulator::check_global("load_relaxed16", global, 16);
     return *reinterpret_cast<const uint4*>(global);
