@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf serve ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf publish pull serve ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -71,6 +71,12 @@ export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<n
 
 archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 	@$(ENGINEWRIGHT) archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
+
+publish: $(READY) ## Send a bundle to places: TO='<folder, file.tar.zst, oci:, triton:, hub:, mlflow:, s3://...> ...'
+	@$(ENGINEWRIGHT) publish '$(BUNDLE)' $(TO) $(ARGS)
+
+pull: $(READY) ## Bring a published bundle back: FROM=<place> OUT=<new folder>
+	@$(ENGINEWRIGHT) pull '$(FROM)' '$(OUT)'
 
 serve: $(READY) ## Answer OpenAI's API with the latest bundle, chat page at / (PORT=8000)
 	@$(ENGINEWRIGHT) serve '$(BUNDLE)' $(if $(PORT),--port $(PORT)) $(ARGS)

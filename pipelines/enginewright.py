@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.publish.commands import add_publish_commands
 from runtime.cli import add_commands, run_command
 
 DESCRIPTION = "From an LLM checkpoint to a verified engine bundle."
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     latest = Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "bundles", "latest")
     add_commands(commands, latest)
+    add_publish_commands(commands, add)
     doctor = add(commands, "doctor", doctor_command, "say what can be built and run here, or whether a bundle can")
     doctor.add_argument("--bundle", type=Path, help="will this bundle run here? exits with 1 if not")
     doctor.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")

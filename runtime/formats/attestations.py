@@ -14,6 +14,7 @@ from runtime.formats.bundle import ATTESTATIONS_DIR
 NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
 VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")
 BENCH_SUMMARY = Path(ATTESTATIONS_DIR, "bench", "summary.json")
+PLAIN_DECODING = "off"  # the drafter of a benchmark's rows that were decoded without one
 
 
 def not_run(report: Path) -> str:
@@ -86,6 +87,16 @@ def read_measured(bundle: Path) -> Measured | None:
     except (KeyError, TypeError, AttributeError):
         return None
     return measured
+
+
+def read_accepted_lengths(bundle: Path) -> dict[str, float]:
+    """Tokens per target step over all prompts of the benchmark, by drafter; empty where drafting was not measured."""
+    summary = _read(bundle / BENCH_SUMMARY)
+    try:
+        rows = [row for row in summary["speculation"] if row["kind"] == "all" and row["drafting"] != PLAIN_DECODING]
+        return {str(row["drafting"]): float(row["accepted_length"]) for row in rows}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def device(hardware: Mapping[str, Any] | None, fallback: str = "") -> str:

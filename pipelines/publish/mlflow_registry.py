@@ -1,0 +1,182 @@
+"""MLflow's model registry, `mlflow:[<name>]`: the bundle as a logged model that MLflow can serve, and a version of it.
+
+The model is READY, and a version names it, once all its files are there. One bundle has one version, found by its tag
+`bundle_id`; the alias `candidate` points at the version published last. promotion.py moves `champion`.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipelines.config import PathsConfig, TrackingConfig
+from pipelines.publish.errors import no_bundle, place_errors
+from pipelines.publish.folder import inside
+from pipelines.publish.host_files import REQUIREMENTS, code_files, default_target
+from pipelines.publish.publication import Outcome, Publication, PublishedFile, file_here
+from pipelines.tracking_store import Store
+from runtime.formats.bundle import ATTESTATIONS_DIR, Bundle
+from runtime.formats.digest import sha256_file
+
+BUNDLE = "artifacts/bundle/"
+ATTESTATIONS = f"{BUNDLE}{ATTESTATIONS_DIR}/"
+CODE = "mlflow_model.py"
+MLMODEL = "MLmodel"
+CANDIDATE = "candidate"
+ID_TAG = "bundle_id"
+MODEL_TAG = "model_id"  # the store does not tell it of a version that it made
+PUBLISHED_TAG = "published_bundle_id"  # of a logged model; `bundle_id` is on the one that the build recorded
+
+
+class MlflowRegistry:
+    """A registered model; without a name, that of the bundle. `<name>@<alias>` says which version is pulled."""
+
+    def __init__(self, name: str, tracking: TrackingConfig, paths: PathsConfig) -> None:
+        self.location = f"mlflow:{name}"
+        self.name, _, self.alias = name.partition("@")
+        self.tracking, self.paths = tracking, paths
+
+    def publish(self, publication: Publication, replace: bool) -> Outcome:
+        name = self.name or publication.name
+        with place_errors(self.location):
+            store = Store(self.tracking, self.paths)
+            found = find_version(store.client, name, publication.bundle.bundle_id)
+            if found is None:
+                model_id = _begin_model(store, publication)
+                with TemporaryDirectory() as made:
+                    sent = _send(store, model_id, [*_bundle_files(publication), *_model_files(publication, Path(made))])
+                store.client.finalize_logged_model(model_id, "READY")
+                found = _register(store.client, name, model_id, publication.bundle)
+            else:
+                sent = _send(store, found.tags[MODEL_TAG], _bundle_files(publication))
+            store.client.set_registered_model_alias(name, CANDIDATE, found.version)
+        note = f"; version {found.version} of {name} is {CANDIDATE}"
+        return Outcome([file.name for file in sent], sum(file.size_bytes for file in sent), note=note)
+
+    def pull(self, folder: Path) -> None:
+        with place_errors(self.location):
+            store = Store(self.tracking, self.paths)
+            found = store.client.get_model_version_by_alias(self.name, self.alias or CANDIDATE)
+            files = _listing(store.client, found.tags[MODEL_TAG], BUNDLE.rstrip("/"))
+            if not files:
+                raise no_bundle(self.location, f"version {found.version} has no {BUNDLE}")
+            for name in files:
+                inside(folder, name.removeprefix(BUNDLE), self.location)
+            download(store, found.tags[MODEL_TAG], BUNDLE.rstrip("/"), folder)
+
+
+def find_version(client: Any, name: str, bundle_id: str) -> Any | None:
+    """The version of a registered model that has this bundle."""
+    found = client.search_model_versions(f"name = '{name}' and tag.{ID_TAG} = '{bundle_id}'")
+    return found[0] if found else None
+
+
+def download(store: Store, model_id: str, path: str, folder: Path) -> None:
+    """Bring a folder of a logged model's files into a folder here."""
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        uri = f"{store.client.get_logged_model(model_id).artifact_location}/{path}"
+        found = store.mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary)
+        for item in Path(found).iterdir():
+            item.rename(folder / item.name)
+
+
+def _begin_model(store: Store, publication: Publication) -> str:
+    """The id of a logged model without files; one that was begun and never finished goes on."""
+    bundle_id = publication.bundle.bundle_id
+    query = f"tags.{PUBLISHED_TAG} = '{bundle_id}'"
+    begun = store.client.search_logged_models([store.experiment_id], query, max_results=1)
+    if begun:
+        return str(begun[0].model_id)
+    built = store.client.search_logged_models([store.experiment_id], f"tags.{ID_TAG} = '{bundle_id}'", max_results=1)
+    model = store.client.create_logged_model(
+        store.experiment_id,
+        name=publication.name.replace(".", "-"),  # MLflow takes no dots here
+        source_run_id=built[0].source_run_id if built else None,
+        tags={PUBLISHED_TAG: bundle_id},
+        params=dict(built[0].params) if built else {},
+        model_type="engine",
+    )
+    return str(model.model_id)
+
+
+def _send(store: Store, model_id: str, files: Sequence[PublishedFile]) -> list[PublishedFile]:
+    """Upload what is missing or of another size, and attestations that differ, in this order."""
+    there = _listing(store.client, model_id)
+    attested = _attested(store, model_id) if any(name.startswith(ATTESTATIONS) for name in there) else {}
+    missing = [
+        file
+        for file in files
+        if there.get(file.name) != file.size_bytes or attested.get(file.name, file.sha256) != file.sha256
+    ]
+    for file in missing:
+        folder = file.name.rpartition("/")[0]
+        store.client.log_model_artifact(model_id, str(file.path), folder or None)
+    return missing
+
+
+def _attested(store: Store, model_id: str) -> dict[str, str]:
+    """Sha256 of the attestations that a model has, by name."""
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary, "there")
+        folder.mkdir()
+        download(store, model_id, ATTESTATIONS.rstrip("/"), folder)
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        return {ATTESTATIONS + path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
+
+
+def _listing(client: Any, model_id: str, folder: str | None = None) -> dict[str, int]:
+    """Bytes of every file of a logged model by its path."""
+    found: dict[str, int] = {}
+    for entry in client.list_logged_model_artifacts(model_id, folder):
+        found |= _listing(client, model_id, entry.path) if entry.is_dir else {entry.path: int(entry.file_size)}
+    return found
+
+
+def _bundle_files(publication: Publication) -> list[PublishedFile]:
+    return [file._replace(name=BUNDLE + file.name) for file in publication.files]
+
+
+def _model_files(publication: Publication, folder: Path) -> Iterator[PublishedFile]:
+    """What makes a model of MLflow's of the bundle; those that are not there yet are written to `folder`."""
+    yield from code_files("code/")
+    yield file_here(CODE, Path(__file__).with_name(CODE))
+    (folder / "requirements.txt").write_text("\n".join([*REQUIREMENTS, f"mlflow=={version('mlflow')}", ""]))
+    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
+    (folder / "python_env.yaml").write_text(json.dumps(environment))  # which is YAML
+    _write_mlmodel(publication, folder / MLMODEL)
+    yield from (file_here(name, folder / name) for name in ("requirements.txt", "python_env.yaml", MLMODEL))
+
+
+def _write_mlmodel(publication: Publication, path: Path) -> None:
+    """Describe the model. MLflow's own way to save an agent would load and run it, on a machine that only publishes."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import add_to_model
+    from mlflow.types.responses import RESPONSES_AGENT_INPUT_SCHEMA, RESPONSES_AGENT_OUTPUT_SCHEMA
+
+    model = Model(
+        signature=ModelSignature(RESPONSES_AGENT_INPUT_SCHEMA, RESPONSES_AGENT_OUTPUT_SCHEMA),
+        metadata={"task": "agent/v1/responses"},
+        model_size_bytes=sum(file.size_bytes for file in publication.files),
+    )
+    add_to_model(
+        model,
+        loader_module="mlflow.pyfunc.loaders.code_model",
+        code="code",
+        python_env="python_env.yaml",
+        model_config={"target": default_target(publication.bundle)},
+        model_code_path=CODE,
+        artifacts={"bundle": {"path": BUNDLE.rstrip("/"), "uri": BUNDLE.rstrip("/")}},
+        streamable=True,
+    )
+    model.save(str(path))
+
+
+def _register(client: Any, name: str, model_id: str, bundle: Bundle) -> Any:
+    """A version of the registered model, which is made where it is missing."""
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    tags = {ID_TAG: bundle.bundle_id, MODEL_TAG: model_id}
+    return client.create_model_version(name, f"models:/{model_id}", tags=tags, model_id=model_id)

@@ -1,0 +1,153 @@
+"""A tree of files on any file system that fsspec knows: a folder, s3://, gs://, memory://.
+
+`mirror` makes it hold one bundle and nothing else:
+
+1. What is there is looked at. Only files of a bundle, whole, interrupted or about to be replaced, may be there.
+2. Another bundle's manifest is renamed, so that the place no longer looks whole, and then its files are removed.
+3. Missing and differing files are sent, the manifest last.
+
+Killed anywhere in between, the place has no manifest, and the next call goes on: a file with the right digest stays.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.publish.errors import another_bundle, shown
+from pipelines.publish.publication import Outcome, PublishedFile
+from runtime.errors import EnginewrightError
+from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE, expected_files
+
+CHUNK_BYTES = 2**20
+IGNORED_PART = "__pycache__"
+
+
+class Tree:
+    """Files below one URL or folder, by their path from there."""
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+
+        self.fs: Any
+        self.fs, root = url_to_fs(url)
+        self.root = str(root).rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file by name; empty where nothing is there."""
+        self.fs.invalidate_cache()
+        if not self.fs.exists(self.root):
+            return {}
+        found = self.fs.find(self.root, detail=True)
+        names = {path.removeprefix(self.root).lstrip("/"): int(info["size"]) for path, info in found.items()}
+        return {name: size for name, size in names.items() if IGNORED_PART not in name.split("/")}
+
+    def read(self, name: str) -> bytes:
+        data: bytes = self.fs.cat_file(self.path(name))
+        return data
+
+    def digest(self, name: str) -> str:
+        """Sha256 of a file, which is read for it."""
+        digest = hashlib.sha256()
+        with self.fs.open(self.path(name), "rb") as file:
+            while data := file.read(CHUNK_BYTES):
+                digest.update(data)
+        return digest.hexdigest()
+
+    def send(self, file: PublishedFile) -> None:
+        self.fs.makedirs(self.path(file.name).rpartition("/")[0], exist_ok=True)
+        self.fs.put_file(str(file.path), self.path(file.name))
+
+    def rename(self, name: str, new: str) -> None:
+        self.fs.mv(self.path(name), self.path(new))
+
+    def remove(self, name: str) -> None:
+        self.fs.rm_file(self.path(name))
+
+    def fetch(self, name: str, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.fs.get_file(self.path(name), str(path))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where in a tree a bundle lies, and what lies beside it.
+
+    prefix: the bundle's folder, with its `/`. beside: names, and folders with their `/`, that a publication writes too.
+    """
+
+    prefix: str = ""
+    beside: tuple[str, ...] = ()
+
+    @property
+    def manifest(self) -> str:
+        return self.prefix + MANIFEST_FILE
+
+    @property
+    def replaced(self) -> str:
+        """Name of the manifest of a bundle that is giving way."""
+        return self.manifest + ".replaced"
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """Names and folders that no manifest vouches for: two copies of one bundle may differ there."""
+        return (f"{self.prefix}{ATTESTATIONS_DIR}/", *self.beside)
+
+
+PLAIN = Layout()
+
+
+def mirror(
+    tree: Tree, location: str, files: Sequence[PublishedFile], replace: bool, layout: Layout = PLAIN
+) -> Outcome:  # fmt: skip
+    """Make a tree hold these files and no other; they are sent in their order, so what makes it whole comes last.
+
+    Raises:
+        EnginewrightError: the tree has another bundle, or files that are no bundle's.
+    """
+    wanted = {file.name: file for file in files}
+    there = tree.sizes()
+    is_whole = layout.manifest in there and tree.digest(layout.manifest) == wanted[layout.manifest].sha256
+    _refuse_foreign(tree, location, set(there) - set(wanted), layout, is_whole)
+    if layout.manifest in there and not is_whole:
+        if not replace:
+            raise another_bundle(location, tree.digest(layout.manifest), wanted[layout.manifest].sha256)
+        tree.rename(layout.manifest, layout.replaced)
+        there[layout.replaced] = there.pop(layout.manifest)
+    trusts_sizes = is_whole and not tree.is_local  # it was whole once; reading it all again is for `pull`
+    missing = [file for file in files if not _is_there(tree, file, there, layout, trusts_sizes)]
+    stale = sorted(set(there) - set(wanted), key=lambda name: (name == layout.replaced, name))
+    for name in stale:
+        if name != layout.replaced:
+            tree.remove(name)
+    for file in missing:
+        if file.name == layout.manifest and layout.replaced in there:
+            tree.remove(layout.replaced)
+        tree.send(file)
+    return Outcome([file.name for file in missing], sum(file.size_bytes for file in missing), stale)
+
+
+def _refuse_foreign(tree: Tree, location: str, unknown: set[str], layout: Layout, is_whole: bool) -> None:
+    """Refuse a tree that holds what no publication wrote: it is not ours to remove."""
+    for old in (layout.replaced, layout.manifest):
+        if old in unknown or (old == layout.manifest and not is_whole and tree.fs.exists(tree.path(old))):
+            named = expected_files(tree.read(old), Path(tree.path(old)))
+            unknown = unknown - {old} - {layout.prefix + name for name in named}
+    if foreign := sorted(name for name in unknown if not name.startswith(layout.varying)):
+        raise EnginewrightError(
+            f"{shown(location)}: has files that are not of this bundle ({foreign[0]}); empty it, or name another place"
+        )
+
+
+def _is_there(tree: Tree, file: PublishedFile, there: dict[str, int], layout: Layout, trusts_sizes: bool) -> bool:
+    if there.get(file.name) != file.size_bytes:
+        return False
+    if trusts_sizes and not file.name.startswith(layout.varying):
+        return True
+    return tree.digest(file.name) == file.sha256
