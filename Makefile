@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf publish pull serve ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf publish pull promote rollback serve ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -77,6 +77,12 @@ publish: $(READY) ## Send a bundle to places: TO='<folder, file.tar.zst, oci:, t
 
 pull: $(READY) ## Bring a published bundle back: FROM=<place> OUT=<new folder>
 	@$(ENGINEWRIGHT) pull '$(FROM)' '$(OUT)'
+
+promote: $(READY) ## Make the registry's candidate, or VERSION=, its champion if it passes the gates: NAME=
+	@$(ENGINEWRIGHT) promote $(if $(NAME),--name '$(NAME)') $(if $(VERSION),--version '$(VERSION)') $(ARGS)
+
+rollback: $(READY) ## Make the previous champion the champion again: NAME=
+	@$(ENGINEWRIGHT) rollback $(if $(NAME),--name '$(NAME)')
 
 serve: $(READY) ## Answer OpenAI's API with the latest bundle, chat page at / (PORT=8000)
 	@$(ENGINEWRIGHT) serve '$(BUNDLE)' $(if $(PORT),--port $(PORT)) $(ARGS)

@@ -60,7 +60,7 @@ class MlflowRegistry:
         with place_errors(self.location):
             store = Store(self.tracking, self.paths)
             found = store.client.get_model_version_by_alias(self.name, self.alias or CANDIDATE)
-            files = _listing(store.client, found.tags[MODEL_TAG], BUNDLE.rstrip("/"))
+            files = listing(store.client, found.tags[MODEL_TAG], BUNDLE.rstrip("/"))
             if not files:
                 raise no_bundle(self.location, f"version {found.version} has no {BUNDLE}")
             for name in files:
@@ -75,12 +75,21 @@ def find_version(client: Any, name: str, bundle_id: str) -> Any | None:
 
 
 def download(store: Store, model_id: str, path: str, folder: Path) -> None:
-    """Bring a folder of a logged model's files into a folder here."""
+    """Bring a file, or what is in a folder, of a logged model into a folder here, which is made where it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as temporary:
         uri = f"{store.client.get_logged_model(model_id).artifact_location}/{path}"
-        found = store.mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary)
-        for item in Path(found).iterdir():
+        found = Path(store.mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary))
+        for item in [found] if found.is_file() else list(found.iterdir()):
             item.rename(folder / item.name)
+
+
+def listing(client: Any, model_id: str, folder: str | None = None) -> dict[str, int]:
+    """Bytes of every file of a logged model by its path."""
+    found: dict[str, int] = {}
+    for entry in client.list_logged_model_artifacts(model_id, folder):
+        found |= listing(client, model_id, entry.path) if entry.is_dir else {entry.path: int(entry.file_size)}
+    return found
 
 
 def _begin_model(store: Store, publication: Publication) -> str:
@@ -104,7 +113,7 @@ def _begin_model(store: Store, publication: Publication) -> str:
 
 def _send(store: Store, model_id: str, files: Sequence[PublishedFile]) -> list[PublishedFile]:
     """Upload what is missing or of another size, and attestations that differ, in this order."""
-    there = _listing(store.client, model_id)
+    there = listing(store.client, model_id)
     attested = _attested(store, model_id) if any(name.startswith(ATTESTATIONS) for name in there) else {}
     missing = [
         file
@@ -121,18 +130,9 @@ def _attested(store: Store, model_id: str) -> dict[str, str]:
     """Sha256 of the attestations that a model has, by name."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary, "there")
-        folder.mkdir()
         download(store, model_id, ATTESTATIONS.rstrip("/"), folder)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         return {ATTESTATIONS + path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
-
-
-def _listing(client: Any, model_id: str, folder: str | None = None) -> dict[str, int]:
-    """Bytes of every file of a logged model by its path."""
-    found: dict[str, int] = {}
-    for entry in client.list_logged_model_artifacts(model_id, folder):
-        found |= _listing(client, model_id, entry.path) if entry.is_dir else {entry.path: int(entry.file_size)}
-    return found
 
 
 def _bundle_files(publication: Publication) -> list[PublishedFile]:
