@@ -85,11 +85,20 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         "convert",
         *(["draft_convert"] if "draft_convert" in made else []),
     )
-    run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
+    if config.target.cpu is not None:
+        run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
+    if config.target.cuda is not None:
+        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert")
+    on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
-        run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", "compile")
-    if config.bench.enabled:
+        run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
+        if "compile_cuda" in made:
+            node = Node(f"{stages}.verify_cuda", config.verify, target="cuda")
+            run("verify_cuda", node, "convert", "compile_cuda", "verify")
+    if config.bench.enabled and on_cpu:
         run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
+    if config.bench.enabled and "compile_cuda" in made:
+        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 

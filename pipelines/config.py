@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
 
+from plugins.cuda.archs import ARCHS
 from runtime.errors import EnginewrightError
 
 
@@ -135,14 +136,43 @@ class CpuTargetConfig:
 
 
 @dataclass(frozen=True)
+class CudaTargetConfig:
+    max_batch_size: int = 64
+    max_seq_len: int = 0  # 0: the model's own limit
+    max_num_tokens: int = 2048  # packed tokens in one step
+    block_size: int = 32  # tokens in one block of the KV cache
+    kv_cache_tokens: int = 0  # 0: what kv_cache_fraction of the GPU's free memory holds when the engine is loaded
+    kv_cache_fraction: float = 0.9
+    archs: tuple[str, ...] = ARCHS
+
+    def __post_init__(self) -> None:
+        require_counts("target.cuda", self, ["max_batch_size", "max_num_tokens"])
+        require_counts("target.cuda", self, ["max_seq_len", "kv_cache_tokens"], minimum=0)
+        size = self.block_size
+        bound = "16, 32, 64 or another power of two from 16 on"
+        require(size >= 16 and size & (size - 1) == 0, "target.cuda.block_size", size, bound)
+        bound = "above 0 and below 1"
+        require(0 < self.kv_cache_fraction < 1, "target.cuda.kv_cache_fraction", self.kv_cache_fraction, bound)
+        bound = f"some of {', '.join(ARCHS)}"
+        require(bool(self.archs) and set(self.archs) <= set(ARCHS), "target.cuda.archs", self.archs, bound)
+        bound = f"at least target.cuda.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, "target.cuda.max_num_tokens", self.max_num_tokens, bound)
+        if self.kv_cache_tokens:
+            longest = max(self.max_seq_len, size)
+            bound = f"0 or at least {longest}, what one request of target.cuda.max_seq_len needs"
+            require(self.kv_cache_tokens >= longest, "target.cuda.kv_cache_tokens", self.kv_cache_tokens, bound)
+
+
+@dataclass(frozen=True)
 class TargetConfig:
     """One field for each target that this version builds; None where it was not chosen."""
 
     cpu: CpuTargetConfig | None = None
+    cuda: CudaTargetConfig | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("cpu",) if self.cpu is not None else ()
+        return tuple(name for name in ("cpu", "cuda") if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -276,22 +306,25 @@ class BuildConfig:
     cache: CachePolicy = CachePolicy.on
 
     def __post_init__(self) -> None:
-        cpu = self.target.cpu
-        if cpu is None:
-            return
-        if self.bench.enabled:
-            self._check_bench(cpu)
-        if cpu.max_seq_len and self.verify.enabled:
-            bound = f"below target.cpu.max_seq_len, {cpu.max_seq_len}"
-            require(self.verify.num_new_tokens < cpu.max_seq_len, "verify.num_new_tokens", self.verify.num_new_tokens,
-                    bound)  # fmt: skip
+        if self.target.cuda is not None:
+            bound = "bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone"
+            require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
+        for name in self.target.names:
+            limits = getattr(self.target, name)
+            if self.bench.enabled:
+                self._check_bench(f"target.{name}", limits)
+            if limits.max_seq_len and self.verify.enabled:
+                bound = f"below target.{name}.max_seq_len, {limits.max_seq_len}"
+                new_tokens = self.verify.num_new_tokens
+                require(new_tokens < limits.max_seq_len, "verify.num_new_tokens", new_tokens, bound)
 
-    def _check_bench(self, cpu: CpuTargetConfig) -> None:
-        bound = f"at most target.cpu.max_batch_size, {cpu.max_batch_size}, or the batch would not run as one"
-        require(max(self.bench.batch_sizes) <= cpu.max_batch_size, "bench.batch_sizes", self.bench.batch_sizes, bound)
-        if cpu.max_seq_len:
-            longest = cpu.max_seq_len - self.bench.new_tokens
-            bound = f"at most {longest}, target.cpu.max_seq_len less bench.new_tokens"
+    def _check_bench(self, target: str, limits: CpuTargetConfig | CudaTargetConfig) -> None:
+        bound = f"at most {target}.max_batch_size, {limits.max_batch_size}, or the batch would not run as one"
+        sizes = self.bench.batch_sizes
+        require(max(sizes) <= limits.max_batch_size, "bench.batch_sizes", sizes, bound)
+        if limits.max_seq_len:
+            longest = limits.max_seq_len - self.bench.new_tokens
+            bound = f"at most {longest}, {target}.max_seq_len less bench.new_tokens"
             require(max(self.bench.prompt_lens) <= longest, "bench.prompt_lens", self.bench.prompt_lens, bound)
 
     @property

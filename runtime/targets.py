@@ -3,10 +3,12 @@
 Asks for installed packages by name and imports none of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from runtime.machine import Gpu, Machine
+from plugins.cuda.archs import MINIMUM_DRIVER
+from runtime.machine import Gpu, Machine, look
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Side:
 
 TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
-    Target("cuda", False, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
     Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
     Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
@@ -71,7 +73,35 @@ def _why_not_run(target: Target, machine: Machine) -> str:
         found = ", ".join(f"{gpu.name} {_sm(gpu.compute_capability)}" for gpu in machine.gpus)
         return f"needs {wanted}{' or newer' if target.or_newer else ''}; here: {found}"
     missing = [name for name in target.run_packages if not installed(name)]
-    return f"{', '.join(missing)} not installed" if missing else ""
+    if missing:
+        return f"{', '.join(missing)} not installed"
+    return old_driver(machine.driver) if target.name == "cuda" else ""
+
+
+def old_driver(driver: str) -> str:
+    """Why a driver's version, such as 580.65.06, loads no kernels of CUDA 13.0; empty where it does or is unknown."""
+    major = driver.partition(".")[0]
+    if major.isdigit() and int(major) < MINIMUM_DRIVER:
+        return f"driver {driver} is installed; needed is {MINIMUM_DRIVER} or newer"
+    return ""
+
+
+def why_not_run(name: str) -> str:
+    """Why this machine cannot run engines of a target; empty where it can."""
+    return _why_not_run(next(target for target in TARGETS if target.name == name), look())
+
+
+def choose_target(built: Sequence[str], asked: str | None, machine: Machine) -> tuple[str, str]:
+    """Return the target to run of those that a bundle has, and why in words.
+
+    The one that is asked for; without one, cuda where it runs, else cpu, and what a bundle has alone in any case.
+    """
+    if asked is not None:
+        return asked, "asked for"
+    if "cuda" not in built or len(built) == 1:
+        return (built[0], "the only one of this bundle") if len(built) == 1 else ("cpu", "this bundle has no cuda")
+    reason = _why_not_run(next(target for target in TARGETS if target.name == "cuda"), machine)
+    return ("cpu", f"cuda: {reason}") if reason else ("cuda", f"on {machine.gpus[0].name}")
 
 
 def _fits(target: Target, gpu: Gpu) -> bool:

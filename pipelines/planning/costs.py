@@ -13,6 +13,7 @@ from pipelines.hardware import fingerprint
 from pipelines.planning.model import KnownModel
 from pipelines.planning.planner import Earlier, StagePlan
 from pipelines.planning.sizes import ModelSizes
+from runtime.machine import gpu_names
 
 # Assumed of a machine that has not run the stage yet.
 NETWORK_BYTES_PER_S = 10e6
@@ -24,7 +25,10 @@ FLOPS_PER_S = 200e9  # of prefill
 PYTHON_BYTES = 200_000_000  # a process with the command line's libraries
 TORCH_BYTES = 700_000_000  # with torch and transformers too
 REPORT_BYTES = 2_000_000
-SAME_WORK = ("fetch", "convert", "compile", "package")  # whatever their settings, the bytes decide
+KERNEL_BYTES = 20_000_000  # of all architectures
+KERNEL_SECONDS = 60.0  # to compile them all on two cores
+GPU_SECONDS = 60.0  # of a check or a measurement on a GPU
+SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "package")  # whatever their settings, the bytes decide
 
 
 class Time(NamedTuple):
@@ -59,6 +63,8 @@ def measured(plan: StagePlan, converted: Sequence[Earlier], num_bytes: int | Non
             continue
         if made_from.get("hardware", fingerprint()) != fingerprint():
             continue
+        if plan.name == "compile_cuda":  # the same kernels, however large the weights
+            return Time(item.metadata.seconds, "earlier run")
         before = metrics.get("source_bytes") or metrics.get("weights_bytes")
         before = before or weights.get(made_from.get("inputs", {}).get("convert", ""))
         if not before or not num_bytes:
@@ -78,6 +84,10 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
         return Time(seconds, "formula: 10 MB/s network, 300 MB/s copy")
     if sizes is None or (stage == "draft" and config.draft.drafter == "train"):
         return None
+    if stage == "compile_cuda":
+        return Time(KERNEL_SECONDS, "formula: a minute for all architectures")
+    if stage in ("verify_cuda", "bench_cuda"):
+        return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
     formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time}
     if stage in formulas:
         time: Time = formulas[stage](sizes, config)
@@ -117,6 +127,9 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
         "draft": TORCH_BYTES + engine,
         "compile": TORCH_BYTES + engine,
+        "compile_cuda": TORCH_BYTES,
+        "verify_cuda": TORCH_BYTES + sizes.weights,
+        "bench_cuda": TORCH_BYTES + sizes.weights,
         "verify": TORCH_BYTES + 8 * sizes.parameters + engine,  # source and converted weights, both in fp32
         "bench": TORCH_BYTES + engine + (sizes.weights if config.bench.baseline else 0)
         + 2 * min(bench_tokens * sizes.kv_per_token, sizes.kv_cache),
@@ -127,6 +140,8 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int |
     """What the stage leaves; a package links to its inputs, and the bundle is a copy of the weights."""
     if stage == "fetch":
         return model.source_bytes
-    if stage in ("draft", "compile", "verify", "bench"):  # a drafting model is linked, not copied
+    if stage == "compile_cuda":
+        return KERNEL_BYTES
+    if stage.removesuffix("_cuda") in ("draft", "compile", "verify", "bench"):  # a drafting model is linked, not copied
         return REPORT_BYTES
     return sizes.weights if sizes else None

@@ -22,7 +22,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.bounds:
         context = plan.bounds[0].context_tokens
         console.print(f"\nDecode on GPUs, tokens/s at {context} tokens of context.", highlight=False)
-        console.print("The bound that memory bandwidth sets, not a promise; no engine of this version runs there yet.")
+        console.print("The bound that memory bandwidth sets, not a promise.")
         console.print(bound_table(plan))
 
 

@@ -1,7 +1,7 @@
 """Package: everything an engine needs in one folder, with a manifest that is the same whenever the inputs are."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "draft", "compile")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda")
+# Each target's compile stage.
+COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda"}
 # Stages that a build may leave out, and the file in which each says what it found.
 ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
+CUDA_ATTESTING_STAGES = {"verify_cuda": "report.json", "bench_cuda": "summary.json"}
 
 
 class PackageStage:
@@ -29,28 +32,30 @@ class PackageStage:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The bill of materials names what the stages before ran with."""
-        return (*_determining_libraries(), SBOM_LIBRARY)
+        return (*_determining_libraries(DETERMINING_STAGES), SBOM_LIBRARY)
 
     def run(
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
         """Write the bundle and open it as a user would."""
         from runtime.formats.bundle import ATTESTATIONS_DIR, DRAFT_DIR, ENGINES_DIR, open_bundle, write_manifest
-        from runtime.formats.engine_plan import EnginePlan
 
         link_tree(inputs["convert"].path, out_dir)
         link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
-        link_tree(inputs["compile"].path, out_dir / ENGINES_DIR / "cpu")
-        for stage, report in ATTESTING_STAGES.items():
+        targets = {target: stage for target, stage in COMPILING_STAGES.items() if stage in inputs}
+        for target, stage in targets.items():
+            link_tree(inputs[stage].path, out_dir / ENGINES_DIR / target)
+        for stage, report in (ATTESTING_STAGES | (CUDA_ATTESTING_STAGES if "cuda" in targets else {})).items():
             folder = out_dir / ATTESTATIONS_DIR / stage
             if stage in inputs:
                 link_tree(inputs[stage].path, folder)
             else:
                 _say_not_run(folder / report, stage)
         context.progress.advance(0.5, text="hashing")
-        plan = EnginePlan.read(inputs["compile"].path)
-        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries())
-        write_manifest(out_dir, _model(config, inputs), {"cpu": _compatibility(plan)}, _provenance(inputs))
+        determining = [stage for stage in DETERMINING_STAGES if stage in inputs]
+        needs = {target: _compatibility(inputs[stage].path) for target, stage in targets.items()}
+        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries(determining))
+        write_manifest(out_dir, _model(config, inputs), needs, _provenance(inputs, determining))
         context.progress.advance(0.8, text="opening the bundle")
         bundle = open_bundle(out_dir)
         num_bytes = sum(path.stat().st_size for path in out_dir.rglob("*") if path.is_file())
@@ -59,8 +64,8 @@ class PackageStage:
         )
 
 
-def _determining_libraries() -> tuple[str, ...]:
-    stages = [import_module(f"pipelines.stages.{stage}").STAGE for stage in DETERMINING_STAGES]
+def _determining_libraries(names: Iterable[str]) -> tuple[str, ...]:
+    stages = [import_module(f"pipelines.stages.{stage}").STAGE for stage in names]
     return tuple(sorted({library for stage in stages for library in stage.libraries}))
 
 
@@ -69,25 +74,45 @@ def _model(config: PackageConfig, inputs: Mapping[str, Artifact]) -> dict[str, A
     return {"name": config.name, "spec": checkpoint}
 
 
-def _compatibility(plan: Any) -> dict[str, Any]:
+def _compatibility(engine_dir: Path) -> dict[str, Any]:
     """What the engine needs of the machine that runs it."""
-    return {
-        "arch": "any",  # torch dispatches on the CPU it finds
+    from runtime.formats.engine_plan import EnginePlan
+
+    plan = EnginePlan.read(engine_dir)
+    common = {
         "dtype": plan.dtype,
         "limits": {name: getattr(plan, name) for name in ("max_batch_size", "max_seq_len", "max_num_tokens")},
         "topology": {"tensor_parallel": 1},
-        "requires": {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {}),
+    }
+    if plan.target == "cuda":
+        return common | _cuda_compatibility(engine_dir)
+    requires = {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {})
+    return common | {"arch": "any", "requires": requires}  # torch dispatches on the CPU it finds
+
+
+def _cuda_compatibility(engine_dir: Path) -> dict[str, Any]:
+    from runtime.formats.kernel_list import KernelList
+
+    kernels = KernelList.read(engine_dir)
+    return {
+        "arch": "nvidia",
+        "archs": list(kernels.archs),
+        "never_run": list(kernels.never_run),
+        "minimum_driver": kernels.minimum_driver,
+        "nvrtc": kernels.nvrtc,
+        "requires": {"torch": ">=2.11", "cuda-bindings": ">=13.0"},
     }
 
 
-def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+def _provenance(inputs: Mapping[str, Artifact], determining: Iterable[str]) -> dict[str, Any]:
     """Where the bytes come from: nothing that differs between two builds of the same inputs."""
     source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
     settings = [
         json.loads((inputs[stage].path / name).read_text(encoding="utf-8"))
-        for stage, name in (("convert", "config.json"), ("compile", "engine.json"))
+        for stage, name in (("convert", "config.json"), ("compile", "engine.json"), ("compile_cuda", "engine.json"))
+        if stage in inputs
     ]
-    code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in DETERMINING_STAGES}
+    code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in determining}
     drafting = {}
     if "draft_fetch" in inputs:
         drafting["draft_source"] = json.loads((inputs["draft_fetch"].path / "source.json").read_text(encoding="utf-8"))
@@ -98,7 +123,8 @@ def _provenance(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
 def _say_not_run(report: Path, stage: str) -> None:
     """A missing report could be a lost one: say that there never was any."""
     report.parent.mkdir(parents=True)
-    report.write_text(json.dumps({NOT_RUN: f"built with {stage}=off"}, indent=2) + "\n", encoding="utf-8")
+    option = stage.removesuffix("_cuda")
+    report.write_text(json.dumps({NOT_RUN: f"built with {option}=off"}, indent=2) + "\n", encoding="utf-8")
 
 
 STAGE = PackageStage()

@@ -13,11 +13,13 @@ from pipelines.config import VerifyConfig
 from pipelines.data import PROMPTS_FILE, TEXT_FILE, encode_prompt, load_prompts, load_text
 from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
+from runtime.formats.attestations import NOT_RUN
 
 if TYPE_CHECKING:
     from runtime.formats.checkpoint import Checkpoint
     from runtime.formats.reference import Reference
     from runtime.text.tokenizer import Tokenizer
+    from runtime.verification import Gates
 
 REPORT_FILE = "report.json"
 
@@ -45,9 +47,11 @@ class VerifyStage:
         tokenizer = Tokenizer(checkpoint.path / TOKENIZER_DIR)
         reference = _make_reference(config, checkpoint, tokenizer, out_dir, _part(context, 0.0, 0.5))
         conversion = _conversion(inputs["fetch"].path, checkpoint, reference, _part(context, 0.5, 0.8))
+        gates = Gates(**vars(config.gates))
+        if "compile" not in inputs:
+            return _without_engine(out_dir, gates, conversion, reference)
         engine = load_engine(checkpoint, inputs["compile"].path, tokenizer)
         figures = verify_engine(engine, reference, _part(context, 0.8, 1.0))
-        gates = Gates(**vars(config.gates))
         report = {"engine": figures_json(figures, gates), "conversion": conversion,
                   "baseline": asdict(reference.baseline), "hardware": fingerprint()}  # fmt: skip
         (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -69,6 +73,16 @@ class VerifyStage:
             summary=f"greedy agreement {logits.greedy_agreement:.2%}, KL {logits.mean_kl_nats:.1e}, error "
             f"{figures.error_ratio:.2f}x transformers', perplexity {figures.perplexity:.2f}",
         )
+
+
+def _without_engine(out_dir: Path, gates: "Gates", conversion: dict[str, Any], reference: "Reference") -> StageOutput:
+    """The report of a build without a CPU engine: the gates are for the targets that are verified where they run."""
+    engine = {NOT_RUN: "this bundle has no engine for the CPU", "gates": vars(gates)}
+    report = {"engine": engine, "conversion": conversion, "baseline": asdict(reference.baseline),
+              "hardware": fingerprint()}  # fmt: skip
+    (out_dir / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    kl = conversion["mean_kl_nats"]
+    return StageOutput(metrics={"conversion_mean_kl_nats": kl}, summary=f"no CPU engine; conversion KL {kl:.1e}")
 
 
 def _make_reference(

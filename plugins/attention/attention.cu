@@ -9,13 +9,19 @@ using Tree = AttentionConfig<ELEMENT, HEAD_DIM, 4, 2, HEAD_DIM <= 128 ? 2 : 1, 1
 using Chunk = AttentionConfig<ELEMENT, HEAD_DIM, 1, HEAD_DIM <= 128 ? 4 : 8, HEAD_DIM <= 128 ? 2 : 1, 64 , 2>;
 
 extern "C" __global__ void __launch_bounds__(Decode::THREADS) attention_decode_kernel(__grid_constant__ const AttentionParams params) {
-    attend_short<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
+    grid_dependency_wait();
+    grid_dependency_launch();
+    attend<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Tree::THREADS) attention_tree_kernel(__grid_constant__ const AttentionParams params) {
-    attend_short<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
+    grid_dependency_wait();
+    grid_dependency_launch();
+    attend<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Chunk::THREADS) attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
-    attend_long<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
+    grid_dependency_wait();
+    grid_dependency_launch();
+    attend<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
 }

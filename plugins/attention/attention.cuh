@@ -5,7 +5,7 @@
 // G = N / N_kv heads that share the keys, so K and V are read once for all of them.
 //
 // A block has S::KEY_WARPS x S::ROW_WARPS warps. Key warp w takes every KEY_WARPS-th chunk of S::CHUNK keys and keeps a
-// softmax of its own (maximum, sum, weighted values, all float32); row warps share its chunks, each for 16 * ROW_TILES
+// softmax of its own (base, sum, weighted values, all float32); row warps share its chunks, each for 16 * ROW_TILES
 // rows. At the end the key warps are folded in order. Chunks come by cp.async, S::STAGES deep, into rows padded by 16
 // bytes, which makes ldmatrix free of bank conflicts for every D here. Shared memory: S::SHARED_BYTES.
 //
@@ -28,26 +28,39 @@ struct AttentionParams {
     void* out;
     const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
-    const int* plan;                // see attention_plan.cuh
-    float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) maximum and sum
+    const int* items;               // see attention_plan.cuh
+    const int* num_items;
+    float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) base and sum
     unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
     long long q_token_stride;       // elements, as all strides
     long long q_head_stride;
     long long out_token_stride;
     long long out_head_stride;
     long long num_slots;
-    int num_requests;
+    unsigned long long group_inverse;  // 2^32 / G, rounded up: x / G is x * group_inverse >> 32 for x < 2^32 / G
+    int group;  // G = N / N_kv
     int num_heads;
     int num_kv_heads;
     int block_shift;  // log2 of block_size
     int max_blocks;
+    int max_works;    // (item, K/V head) pairs that the plan has room for
     int num_nodes;
     int window;       // keys a query sees, itself included
+    int unused;
     float log2_scale;  // scale * log2(e) > 0: scores are kept as exponents of 2
 };
-static_assert(sizeof(AttentionParams) == 9 * 8 + 5 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 10 * 4, "mirrored in cuda.py");
+
+// The token of a packed row.
+__device__ __forceinline__ int token_of(int row, const AttentionParams& params) {
+    return static_cast<int>(static_cast<unsigned>(row) * params.group_inverse >> 32);
+}
 
 constexpr float MINUS_INFINITY = -__builtin_huge_valf();
+
+constexpr float BASE_SLACK = 8.0f;  // exponents of 2
+
+constexpr int SLICE_KEYS = 16;  // lie in one block of the cache: block sizes are multiples
 
 template <class Element, int HEAD_DIM_, int KEY_WARPS_, int ROW_WARPS_, int ROW_TILES_, int CHUNK_, int STAGES_>
 struct AttentionConfig {
@@ -58,12 +71,15 @@ struct AttentionConfig {
     static constexpr int ROW_TILES = ROW_TILES_;  // of 16 rows, per warp
     static constexpr int CHUNK = CHUNK_;          // keys
     static constexpr int STAGES = STAGES_;
+    static constexpr bool TREES = KEY_WARPS > 1;  // long requests are chains
     static constexpr int ROWS = 16 * ROW_TILES * ROW_WARPS;
     static constexpr int GROUP_THREADS = 32 * ROW_WARPS;  // that share a chunk
     static constexpr int THREADS = GROUP_THREADS * KEY_WARPS;
     static constexpr int ROW_BYTES = 2 * D + 16;
     static constexpr int PIECES = D / 8;  // of 16 bytes, per row
     static constexpr int CHUNK_BYTES = CHUNK * ROW_BYTES;
+    static constexpr int SLICES = CHUNK / SLICE_KEYS;
+    static constexpr int COPIES = CHUNK * PIECES / GROUP_THREADS;  // per thread and chunk, of keys and of values each
     static constexpr int Q_BYTES = ROWS * ROW_BYTES;
     static constexpr int RING_BYTES = KEY_WARPS * STAGES * 2 * CHUNK_BYTES;
     static constexpr int MERGE_COLUMNS = ROWS == 16 ? D : 32;
@@ -71,59 +87,78 @@ struct AttentionConfig {
     static constexpr int MERGE_BYTES = KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
     static constexpr int FLAG_BYTES = 16;
+    // Splits are folded some rows at a time, some splits ahead.
+    static constexpr int FOLD_ROWS = ROWS == 16 ? 1 : 4;
+    static constexpr int FOLD_AHEAD = ROWS == 16 ? 16 : 4;
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");
+    static_assert(COPIES * GROUP_THREADS == CHUNK * PIECES, "whole rounds of copies");
+    static_assert(GROUP_THREADS <= SLICE_KEYS * PIECES, "a round of copies touches two slices at most");
     static_assert(D % MERGE_COLUMNS == 0, "whole column groups");
 };
 
-// One block's task: a tile and the keys it goes over.
+// One block's task.
 struct AttentionTask {
-    PlannedRequest request;
-    int request_index;
+    PlannedItem item;
+    int pages;  // lane l: the block of the page l after that of item.key_begin
     int kv_head;
-    int tile;
-    int split;      // index among the request's splits
     int first_row;  // packed
     int num_rows;   // packed rows of the tile that exist
-    int key_begin;  // keys outside are not read
-    int key_end;
 };
 
-// What one packed row sees: keys in [low, high), and key root + j where bit j of nodes is set.
-struct VisibleKeys {
+// What one packed row of a chain sees: the keys before `high` that the window reaches.
+struct ChainKeys {
+    int high;
+
+    __device__ __forceinline__ ChainKeys() {}
+    __device__ __forceinline__ ChainKeys(const AttentionParams& params, const AttentionTask& task, int row) {
+        const int token = token_of(task.first_row + row, params);
+        high = task.item.context - task.item.rows + token + 1;
+    }
+
+    __device__ __forceinline__ bool sees(int key, const AttentionParams& params) const {
+        return key < high && key >= high - params.window;
+    }
+};
+
+// What one packed row of a chain or tree sees: keys in [low, high), and key root + j where bit j of nodes is set.
+struct TreeKeys {
     int low;
     int high;
     int root;
     unsigned long long nodes;
 
-    __device__ __forceinline__ bool sees(int key) const {
+    __device__ __forceinline__ TreeKeys() {}
+    __device__ __forceinline__ TreeKeys(const AttentionParams& params, const AttentionTask& task, int row) {
+        const int token = token_of(task.first_row + row, params);
+        root = task.item.context - task.item.rows;
+        high = root + token + 1;
+        low = high - params.window;
+        nodes = 0;
+        if (!task.item.is_tree || row >= task.num_rows) return;
+        nodes = params.ancestors[static_cast<long long>(task.item.request) * params.num_nodes + token];
+        // Ancestors lie before their descendants, so a window of depths is the highest set bits.
+        const int num_seen = __popcll(nodes);
+        for (int excess = num_seen - params.window; excess > 0; --excess) nodes &= nodes - 1;
+        high = root;
+        low = root + num_seen - params.window;
+    }
+
+    __device__ __forceinline__ bool sees(int key, const AttentionParams&) const {
         const unsigned node = static_cast<unsigned>(key - root);
         return (key >= low && key < high) || (node < 64 && (nodes >> node & 1));
     }
 };
 
-__device__ __forceinline__ VisibleKeys visible_keys(const AttentionParams& params, const AttentionTask& task, int row) {
-    const int group = params.num_heads / params.num_kv_heads;
-    const int token = (task.first_row + row) / group;
-    const int root = task.request.context - task.request.rows;
-    VisibleKeys keys = {0, 0, root, 0};
-    if (row >= task.num_rows) return keys;
-    if (!task.request.is_tree) {
-        keys.high = root + token + 1;
-        keys.low = keys.high - params.window;
-        return keys;
-    }
-    // Ancestors lie before their descendants, so a window of depths is the highest set bits.
-    unsigned long long nodes = params.ancestors[static_cast<long long>(task.request_index) * params.num_nodes + token];
-    int depth = -1;
-    for (unsigned long long rest = nodes; rest != 0; rest &= rest - 1) ++depth;
-    for (int excess = depth + 1 - params.window; excess > 0; --excess) nodes &= nodes - 1;
-    keys.high = root;
-    keys.low = root + depth + 1 - params.window;
-    keys.nodes = nodes;
-    return keys;
-}
+template <bool TREES>
+struct VisibleKeys {
+    using Type = TreeKeys;
+};
+template <>
+struct VisibleKeys<false> {
+    using Type = ChainKeys;
+};
 
 template <class S>
 struct AttentionTile {
@@ -137,12 +172,12 @@ struct AttentionTile {
     unsigned char* q_shared;
     unsigned char* ring;  // this key warp's chunks
     int lane, key_warp, row_warp;
-    long long pages;      // lane l: the block of page first_page + l
+    int pages;            // lane l: the block of page first_page + l
     int first_page;
     float acc[S::ROW_TILES][N_STEPS][4];
-    float row_max[S::ROW_TILES][2];  // scaled; one of rows lane / 4 and lane / 4 + 8
+    float row_base[S::ROW_TILES][2];  // exponent of 2 that weights are relative to; of rows lane / 4 and lane / 4 + 8
     float row_sum[S::ROW_TILES][2];  // of this thread's columns
-    VisibleKeys visible[S::ROW_TILES][2];
+    typename VisibleKeys<S::TREES>::Type visible[S::ROW_TILES][2];
     int all_see_from, all_see_until;  // every existing row sees the keys between
 
     __device__ __forceinline__ AttentionTile(const AttentionParams& params_, const AttentionTask& task_,
@@ -152,7 +187,8 @@ struct AttentionTile {
         key_warp = warp_id() / S::ROW_WARPS;
         row_warp = warp_id() % S::ROW_WARPS;
         ring = shared + S::Q_BYTES + key_warp * (S::STAGES * 2 * S::CHUNK_BYTES);
-        first_page = -64;
+        first_page = task.item.key_begin >> params.block_shift;
+        pages = (first_page + lane) << params.block_shift < task.item.key_end ? task.pages : 0;
     }
 
     __device__ __forceinline__ void group_sync() const {
@@ -163,50 +199,80 @@ struct AttentionTile {
         }
     }
 
-    // Lane l gets the block of page `page` + l, for pages that the task reads.
+    // Lane l gets the block of page `page` + l, for pages that the task reads and that did not come with it.
     __device__ __forceinline__ void load_pages(int page) {
         first_page = page;
-        const int last = (task.key_end - 1) >> params.block_shift;
+        const int last = (task.item.key_end - 1) >> params.block_shift;
         const int mine = min(page + lane, last);
-        pages = params.block_tables[static_cast<long long>(task.request_index) * params.max_blocks + mine];
+        const long long entry = static_cast<long long>(task.item.request) * params.max_blocks + mine;
+        pages = static_cast<int>(params.block_tables[entry]);
     }
 
     // Start copying a chunk's keys and values; those outside the task's range become zeros.
     __device__ __forceinline__ void load_chunk(int chunk, int stage) {
         const int first_key = chunk * S::CHUNK;
-        const int page = max(first_key, task.key_begin) >> params.block_shift;
-        if (page < first_page || ((first_key + S::CHUNK - 1) >> params.block_shift) >= first_page + 32) load_pages(page);
-        unsigned char* keys = ring + stage * (2 * S::CHUNK_BYTES);
-        constexpr int COPIES = S::CHUNK * S::PIECES / S::GROUP_THREADS;
-        static_assert(COPIES * S::GROUP_THREADS == S::CHUNK * S::PIECES, "whole rounds");
-        const int thread = row_warp * 32 + lane;
+        // What lies past the task's keys is not read, so its pages need not be known.
+        const int last_key = min(first_key + S::CHUNK, task.item.key_end) - 1;
+        if ((last_key >> params.block_shift) >= first_page + ITEM_PAGES) load_pages(first_key >> params.block_shift);
+        long long starts[S::SLICES];
 #pragma unroll
-        for (int copy = 0; copy < COPIES; ++copy) {
-            const int index = copy * S::GROUP_THREADS + thread;
-            const int row = index / S::PIECES, piece = index % S::PIECES;
-            const int key = first_key + row;
-            const bool valid = key >= task.key_begin && key < task.key_end;
-            const long long block = shfl(pages, valid ? (key >> params.block_shift) - first_page : 0);
-            const int offset = key & ((1 << params.block_shift) - 1);
-            const long long element =
-                ((((block * params.num_kv_heads + task.kv_head) << params.block_shift) + offset) * S::D + piece * 8);
-            const long long bytes = valid ? element * 2 : 0;
+        for (int slice = 0; slice < S::SLICES; ++slice) starts[slice] = slice_start(first_key + slice * SLICE_KEYS);
+        if (first_key >= task.item.key_begin && first_key + S::CHUNK <= task.item.key_end) {
+            copy_slices<false>(starts, first_key, stage);
+        } else {
+            copy_slices<true>(starts, first_key, stage);
+        }
+    }
+
+    // Byte offset of SLICE_KEYS keys of one page, which lie one after another in the caches; any where none is needed.
+    __device__ __forceinline__ long long slice_start(int key) const {
+        const int page = min(max((key >> params.block_shift) - first_page, 0), ITEM_PAGES - 1);
+        const long long block = shfl(pages, page);
+        const int offset = key & ((1 << params.block_shift) - 1);
+        return (((block * params.num_kv_heads + task.kv_head) << params.block_shift) + offset) * (2 * S::D);
+    }
+
+    template <bool PARTIAL>
+    __device__ __forceinline__ void copy_slices(const long long (&starts)[S::SLICES], int first_key, int stage) const {
+        constexpr unsigned ROUND = S::GROUP_THREADS, SLICE_PIECES = SLICE_KEYS * S::PIECES;
+        const unsigned thread = row_warp * 32 + lane;
+        unsigned char* keys = ring + stage * (2 * S::CHUNK_BYTES);
+        const char* k_thread = static_cast<const char*>(params.k_cache) + thread * 16;
+        const char* v_thread = static_cast<const char*>(params.v_cache) + thread * 16;
+#pragma unroll
+        for (unsigned copy = 0; copy < S::COPIES; ++copy) {
+            // Where rounds are whole rows and slices, all but the thread's share is known to the compiler.
+            constexpr bool WHOLE_ROWS = ROUND % S::PIECES == 0;
+            const unsigned index = copy * ROUND + thread;
+            const unsigned row = WHOLE_ROWS ? copy * (ROUND / S::PIECES) + thread / S::PIECES : index / S::PIECES;
+            const unsigned piece = WHOLE_ROWS ? thread % S::PIECES : index % S::PIECES;
+            const unsigned low = copy * ROUND / SLICE_PIECES, high = (copy * ROUND + ROUND - 1) / SLICE_PIECES;
+            const unsigned slice = low == high ? low : index / SLICE_PIECES;
+            const long long from = (slice == low ? starts[low] : starts[high]) +
+                                   (static_cast<int>(copy * ROUND) - static_cast<int>(slice * SLICE_PIECES)) * 16;
             unsigned char* to = keys + row * S::ROW_BYTES + piece * 16;
-            copy_async16_or_zero(to, static_cast<const char*>(params.k_cache) + bytes, valid);
-            copy_async16_or_zero(to + S::CHUNK_BYTES, static_cast<const char*>(params.v_cache) + bytes, valid);
+            if constexpr (PARTIAL) {
+                const int key = first_key + static_cast<int>(row);
+                const bool valid = key >= task.item.key_begin && key < task.item.key_end;
+                copy_async16_or_zero(to, k_thread + from, valid);
+                copy_async16_or_zero(to + S::CHUNK_BYTES, v_thread + from, valid);
+            } else {
+                copy_async16(to, k_thread + from);
+                copy_async16(to + S::CHUNK_BYTES, v_thread + from);
+            }
         }
     }
 
     // All threads of the block copy the tile's queries; rows that do not exist become zeros.
     __device__ __forceinline__ void load_queries() {
-        const int group = params.num_heads / params.num_kv_heads;
-        for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
+            for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
             const int row = index / S::PIECES, piece = index % S::PIECES;
             const bool valid = row < task.num_rows;
             const int packed = task.first_row + (valid ? row : 0);
-            const long long token = task.request.first_token + packed / group;
-            const int head = task.kv_head * group + packed % group;
-            const long long element = token * params.q_token_stride + head * params.q_head_stride + piece * 8;
+            const int token = token_of(packed, params);
+            const int head = task.kv_head * params.group + packed - token * params.group;
+            const long long element =
+                (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride + piece * 8;
             copy_async16_or_zero(q_shared + row * S::ROW_BYTES + piece * 16,
                                  static_cast<const char*>(params.q) + element * 2, valid);
         }
@@ -218,17 +284,16 @@ struct AttentionTile {
     }
 
     __device__ __forceinline__ void start() {
-        const int root = task.request.context - task.request.rows;
-        const int group = params.num_heads / params.num_kv_heads;
-        all_see_from = max(task.request.context - params.window, 0);
-        all_see_until = task.request.is_tree ? root : root + task.first_row / group + 1;
+        const int root = task.item.context - task.item.rows;
+            all_see_from = max(task.item.context - params.window, 0);
+        all_see_until = task.item.is_tree ? root : root + token_of(task.first_row, params) + 1;
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = (row_warp * S::ROW_TILES + m) * 16 + half * 8 + lane / 4;
-                visible[m][half] = visible_keys(params, task, row);
-                row_max[m][half] = MINUS_INFINITY;
+                visible[m][half] = {params, task, row};
+                row_base[m][half] = MINUS_INFINITY;
                 row_sum[m][half] = 0.0f;
             }
 #pragma unroll
@@ -291,44 +356,63 @@ struct AttentionTile {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const int key = first_key + n * 8 + lane % 4 * 2 + i % 2;
-                    if (!visible[m][i / 2].sees(key)) scores[m][n][i] = MINUS_INFINITY;
+                    if (!visible[m][i / 2].sees(key, params)) scores[m][n][i] = MINUS_INFINITY;
                 }
             }
         }
     }
 
-    // scores become 2^(score - maximum so far); older sums and values are rescaled to the new maximum.
+    // scores become 2^(score - base) of the row; older sums and values are rescaled where the base moves.
     __device__ __forceinline__ void exponentiate(float (&scores)[S::ROW_TILES][KEY_STEPS][4]) {
+        float rescales[S::ROW_TILES][2];
+        bool moves = false;
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                float highest = MINUS_INFINITY;
-#pragma unroll
-                for (int n = 0; n < KEY_STEPS; ++n) {
-                    highest = fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
-                }
-                highest = fmaxf(highest, shfl_xor(highest, 1));
-                highest = fmaxf(highest, shfl_xor(highest, 2));
-                const float now = fmaxf(row_max[m][half], highest * params.log2_scale);
-                const float base = now == MINUS_INFINITY ? 0.0f : now;  // no key seen yet: all weights are 0
-                const float rescale = exp2_fast(row_max[m][half] - base);  // exactly 1 where the maximum stays
-                row_max[m][half] = now;
+                rescales[m][half] = move_base(scores[m], row_base[m][half], half);
+                moves |= rescales[m][half] != 1.0f;
                 float sum = 0.0f;
 #pragma unroll
                 for (int n = 0; n < KEY_STEPS; ++n) {
 #pragma unroll
                     for (int i = 2 * half; i < 2 * half + 2; ++i) {
-                        scores[m][n][i] = exp2_fast(fmaf(scores[m][n][i], params.log2_scale, -base));
+                        scores[m][n][i] = exp2_fast(fmaf(scores[m][n][i], params.log2_scale, -finite(row_base[m][half])));
                         sum += scores[m][n][i];
                     }
                 }
-                row_sum[m][half] = fmaf(row_sum[m][half], rescale, sum);
+                row_sum[m][half] = fmaf(row_sum[m][half], rescales[m][half], sum);
+            }
+        }
+        if (warp_ballot(moves) != 0) rescale_values(rescales);
+    }
+
+    // A row that has seen no key has base -inf, and no weight but 0.
+    static __device__ __forceinline__ float finite(float base) { return base == MINUS_INFINITY ? 0.0f : base; }
+
+    // The base follows a row's largest score, but only when that is BASE_SLACK above it: weights up to 2^BASE_SLACK do no
+    // harm, and most chunks then rescale nothing. Returns what older sums and values are to be multiplied by.
+    __device__ __forceinline__ float move_base(const float (&scores)[KEY_STEPS][4], float& base, int half) const {
+        float highest = MINUS_INFINITY;
 #pragma unroll
-                for (int n = 0; n < N_STEPS; ++n) {
-                    acc[m][n][2 * half] *= rescale;
-                    acc[m][n][2 * half + 1] *= rescale;
-                }
+        for (int n = 0; n < KEY_STEPS; ++n) {
+            highest = fmaxf(highest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+        }
+        highest = fmaxf(highest, shfl_xor(highest, 1));
+        highest = fmaxf(highest, shfl_xor(highest, 2)) * params.log2_scale;
+        if (!(highest > base + BASE_SLACK)) return 1.0f;
+        const float rescale = exp2_fast(base - highest);
+        base = highest;
+        return rescale;
+    }
+
+    __device__ __forceinline__ void rescale_values(const float (&rescales)[S::ROW_TILES][2]) {
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int n = 0; n < N_STEPS; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[m][n][i] *= rescales[m][i / 2];
             }
         }
     }
@@ -365,8 +449,8 @@ struct AttentionTile {
     // Run over the task's keys; afterwards row_sum holds whole rows' sums.
     template <class Queries>
     __device__ __forceinline__ void run() {
-        const int first = task.key_begin / S::CHUNK;
-        const int end = (task.key_end + S::CHUNK - 1) / S::CHUNK;
+        const int first = task.item.key_begin / S::CHUNK;
+        const int end = (task.item.key_end + S::CHUNK - 1) / S::CHUNK;
         // Which key warp takes a chunk depends on the chunk's index alone.
         int chunk = first + (key_warp + S::KEY_WARPS - first % S::KEY_WARPS) % S::KEY_WARPS;
         load_queries();
@@ -404,10 +488,10 @@ struct AttentionTile {
 
     // Element offset of a packed row of the tile in `out`.
     __device__ __forceinline__ long long out_offset(int row) const {
-        const int group = params.num_heads / params.num_kv_heads;
-        const int packed = task.first_row + row;
-        const long long token = task.request.first_token + packed / group;
-        return token * params.out_token_stride + (task.kv_head * group + packed % group) * params.out_head_stride;
+            const int packed = task.first_row + row;
+        const int token = token_of(packed, params);
+        const int head = task.kv_head * params.group + packed - token * params.group;
+        return (task.item.first_token + token) * params.out_token_stride + head * params.out_head_stride;
     }
 
     // One key warp: its rows are final.

@@ -5,16 +5,16 @@
 
 // Softmax over some keys, of four columns of one row.
 struct Folded {
-    float maximum;
+    float base;  // exponent of 2 that sum and values are relative to
     float sum;
     float values[4];
 
     // Add what other keys gave. A part that saw nothing changes nothing.
-    __device__ __forceinline__ void add(float other_maximum, float other_sum, const float (&other)[4]) {
-        const float now = fmaxf(maximum, other_maximum);
-        const float base = now == MINUS_INFINITY ? 0.0f : now;
-        const float mine = exp2_fast(maximum - base), theirs = exp2_fast(other_maximum - base);
-        maximum = now;
+    __device__ __forceinline__ void add(float other_base, float other_sum, const float (&other)[4]) {
+        const float now = fmaxf(base, other_base);
+        const float finite = now == MINUS_INFINITY ? 0.0f : now;
+        const float mine = exp2_fast(base - finite), theirs = exp2_fast(other_base - finite);
+        base = now;
         sum = fmaf(other_sum, theirs, sum * mine);
 #pragma unroll
         for (int i = 0; i < 4; ++i) values[i] = fmaf(other[i], theirs, values[i] * mine);
@@ -43,7 +43,7 @@ struct AttentionFold {
     using T = typename S::T;
 
     const AttentionTile<S>& tile;
-    float* merge;  // (KEY_WARPS, ROWS, MERGE_STRIDE) values, then (KEY_WARPS, ROWS, 2) maximum and sum
+    float* merge;  // (KEY_WARPS, ROWS, MERGE_STRIDE) values, then (KEY_WARPS, ROWS, 2) base and sum
     unsigned* flag;
 
     __device__ __forceinline__ AttentionFold(const AttentionTile<S>& tile_, unsigned char* shared)
@@ -55,14 +55,17 @@ struct AttentionFold {
         return merge + S::KEY_WARPS * S::ROWS * S::MERGE_STRIDE + (key_warp * S::ROWS + row) * 2;
     }
 
-    // Index of (slot, head) of a packed row in the workspace.
-    __device__ __forceinline__ long long partial_row(int row, int split) const {
+    // Index of (slot, head) of a packed row in the workspace, for split 0; a split is rows * N further.
+    __device__ __forceinline__ long long partial_row(int row) const {
         const AttentionParams& params = tile.params;
-        const int group = params.num_heads / params.num_kv_heads;
         const int packed = tile.task.first_row + row;
-        const PlannedRequest& request = tile.task.request;
-        const long long slot = static_cast<long long>(request.first_slot) + split * request.rows + packed / group;
-        return slot * params.num_heads + tile.task.kv_head * group + packed % group;
+        const int token = token_of(packed, params);
+        const int head = tile.task.kv_head * params.group + packed - token * params.group;
+        return static_cast<long long>(tile.task.item.first_slot + token) * params.num_heads + head;
+    }
+
+    __device__ __forceinline__ long long split_stride() const {
+        return static_cast<long long>(tile.task.item.rows) * tile.params.num_heads;
     }
 
     __device__ __forceinline__ float* partial_stats(long long row) const {
@@ -78,11 +81,11 @@ struct AttentionFold {
     }
 
     __device__ __forceinline__ void write_partial(int row, int column, const Folded& folded) const {
-        const long long where = partial_row(row, tile.task.split);
+        const long long where = partial_row(row) + tile.task.item.split * split_stride();
         store4(tile.params.partial + where * S::D + column, folded.values);
         if (column != 0) return;
         float* stats = partial_stats(where);
-        stats[0] = folded.maximum;
+        stats[0] = folded.base;
         stats[1] = folded.sum;
     }
 
@@ -102,7 +105,7 @@ struct AttentionFold {
                 }
                 if (COLUMN == 0 && tile.lane % 4 == 0) {
                     float* stats = merge_stats(tile.key_warp, row);
-                    stats[0] = tile.row_max[m][half];
+                    stats[0] = tile.row_base[m][half];
                     stats[1] = tile.row_sum[m][half];
                 }
             }
@@ -121,7 +124,7 @@ struct AttentionFold {
                 const float* stats = merge_stats(key_warp, row);
                 folded.add(stats[0], stats[1], values);
             }
-            if (tile.task.request.num_splits == 1) {
+            if (tile.task.item.num_splits == 1) {
                 write_output(row, first_column + column, folded);
             } else {
                 write_partial(row, first_column + column, folded);
@@ -144,11 +147,10 @@ struct AttentionFold {
     __device__ __forceinline__ bool is_last() const {
         block_sync();
         if (threadIdx.x == 0) {
-            const PlannedRequest& request = tile.task.request;
-            unsigned* counter = tile.params.counters +
-                                static_cast<long long>(request.first_tile + tile.task.tile) * tile.params.num_kv_heads +
-                                tile.task.kv_head;
-            const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(request.num_splits);
+            const PlannedItem& item = tile.task.item;
+            unsigned* counter =
+                tile.params.counters + static_cast<long long>(item.counter) * tile.params.num_kv_heads + tile.task.kv_head;
+            const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(item.num_splits);
             if (last) *counter = 0;  // for the next layer
             *flag = last;
         }
@@ -156,91 +158,88 @@ struct AttentionFold {
         return *flag != 0;
     }
 
+    // Each thread folds four columns of FOLD_ROWS rows at a time, so that many loads are under way.
     __device__ __forceinline__ void fold_splits() const {
         constexpr int QUADS = S::D / 4;
-        constexpr int AHEAD = 8;  // splits whose loads are under way at once
-        const int num_splits = tile.task.request.num_splits;
-        for (int index = threadIdx.x; index < tile.task.num_rows * QUADS; index += S::THREADS) {
-            const int row = index / QUADS, column = index % QUADS * 4;
-            Folded folded = nothing_folded();
-            for (int split = 0; split < num_splits; split += AHEAD) {
-                float values[AHEAD][4], stats[AHEAD][2];
+        const int num_indices = tile.task.num_rows * QUADS;
+        for (int first = threadIdx.x; first < num_indices; first += S::THREADS * S::FOLD_ROWS) {
+            Folded folded[S::FOLD_ROWS];
+            long long from[S::FOLD_ROWS];  // in partial_row's count
+            int columns[S::FOLD_ROWS];
 #pragma unroll
-                for (int i = 0; i < AHEAD; ++i) {
-                    const long long where = partial_row(row, min(split + i, num_splits - 1));
-                    load4(values[i], tile.params.partial + where * S::D + column);
-                    stats[i][0] = partial_stats(where)[0];
-                    stats[i][1] = partial_stats(where)[1];
-                }
-#pragma unroll
-                for (int i = 0; i < AHEAD; ++i) {
-                    if (split + i < num_splits) folded.add(stats[i][0], stats[i][1], values[i]);
-                }
+            for (int r = 0; r < S::FOLD_ROWS; ++r) {
+                const int index = min(first + r * S::THREADS, num_indices - 1);
+                folded[r] = nothing_folded();
+                from[r] = partial_row(index / QUADS);
+                columns[r] = index % QUADS * 4;
             }
-            write_output(row, column, folded);
+            for (int split = 0; split < tile.task.item.num_splits; split += S::FOLD_AHEAD) {
+                fold_ahead(folded, from, columns, split);
+            }
+#pragma unroll
+            for (int r = 0; r < S::FOLD_ROWS; ++r) {
+                const int index = first + r * S::THREADS;
+                if (index < num_indices) write_output(index / QUADS, columns[r], folded[r]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void fold_ahead(Folded (&folded)[S::FOLD_ROWS], const long long (&from)[S::FOLD_ROWS],
+                                               const int (&columns)[S::FOLD_ROWS], int split) const {
+        const int num_splits = tile.task.item.num_splits;
+        float values[S::FOLD_ROWS][S::FOLD_AHEAD][4];
+        float2 stats[S::FOLD_ROWS][S::FOLD_AHEAD];
+#pragma unroll
+        for (int i = 0; i < S::FOLD_AHEAD; ++i) {
+            const long long offset = min(split + i, num_splits - 1) * split_stride();
+#pragma unroll
+            for (int r = 0; r < S::FOLD_ROWS; ++r) {
+                load4(values[r][i], tile.params.partial + (from[r] + offset) * S::D + columns[r]);
+                stats[r][i] = *reinterpret_cast<const float2*>(partial_stats(from[r] + offset));
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < S::FOLD_AHEAD; ++i) {
+#pragma unroll
+            for (int r = 0; r < S::FOLD_ROWS; ++r) {
+                if (split + i < num_splits) folded[r].add(stats[r][i].x, stats[r][i].y, values[r][i]);
+            }
         }
     }
 
     __device__ __forceinline__ void finish() const {
         merge_from<0>();
-        if (tile.task.request.num_splits > 1 && is_last()) fold_splits();
-        block_sync();  // before the next task fills shared memory
+        if (tile.task.item.num_splits > 1 && is_last()) fold_splits();
     }
 };
 
-// Do every stride-th (item, K/V head) of the short requests, from `block` on.
 template <class S>
-__device__ __forceinline__ void attend_short(const AttentionParams& params, int block, int stride,
-                                             unsigned char* shared) {
-    const int group = params.num_heads / params.num_kv_heads;
-    const int* ends = params.plan + PLAN_HEADER + params.num_requests * PLAN_RECORD;
-    const int num_items = params.plan[0], split_len = params.plan[2];
-    for (int work = block; work < num_items * params.num_kv_heads; work += stride) {
-        const int item = work / params.num_kv_heads;
-        AttentionTask task;
-        task.kv_head = work % params.num_kv_heads;
-        task.request_index = find_request(ends, params.num_requests, item);
-        task.request = load_request(params.plan, task.request_index);
-        const PlannedRequest& request = task.request;
-        const int num_tiles = (request.rows * group + S::ROWS - 1) / S::ROWS;
-        task.split = (item - request.first_item) / num_tiles;
-        task.tile = (item - request.first_item) % num_tiles;
-        task.first_row = task.tile * S::ROWS;
-        task.num_rows = min(request.rows * group - task.first_row, S::ROWS);
-        const int first_key = (request.first_split + task.split) * split_len;
-        task.key_begin = max(first_key, request.context - request.rows + 1 - params.window);
-        task.key_end = min(first_key + split_len, request.context);
-        AttentionTile<S> tile(params, task, shared);
-        tile.template run<typename QueryFragments<S::Q_IN_REGISTERS, S>::Type>();
-        AttentionFold<S>(tile, shared).finish();
-    }
+__device__ __forceinline__ AttentionTask load_task(const AttentionParams& params, int work) {
+    AttentionTask task;
+    const int index = work / params.num_kv_heads;
+    const int* item = params.items + static_cast<long long>(index) * PLAN_ITEM;
+    task.item = load_item(item);
+    task.pages = item[ITEM_FIELDS + lane_id()];
+    task.kv_head = work - index * params.num_kv_heads;
+    task.first_row = task.item.tile * S::ROWS;
+    task.num_rows = min(task.item.rows * params.group - task.first_row, S::ROWS);
+    return task;
 }
 
-// The same for tiles of long requests, the last tiles of a request first: in a chain they see most.
+// Do every stride-th (item, K/V head), from `block` on.
 template <class S>
-__device__ __forceinline__ void attend_long(const AttentionParams& params, int block, int stride,
-                                            unsigned char* shared) {
-    const int group = params.num_heads / params.num_kv_heads;
-    const int* ends = params.plan + PLAN_HEADER + params.num_requests * (PLAN_RECORD + 1);
-    const int num_items = params.plan[1];
-    for (int work = block; work < num_items * params.num_kv_heads; work += stride) {
-        const int item = work / params.num_kv_heads;
-        AttentionTask task;
-        task.kv_head = work % params.num_kv_heads;
-        task.request_index = find_request(ends, params.num_requests, item);
-        task.request = load_request(params.plan, task.request_index);
-        const PlannedRequest& request = task.request;
-        const int num_tiles = (request.rows * group + S::ROWS - 1) / S::ROWS;
-        task.split = 0;
-        task.tile = num_tiles - 1 - (item - request.first_item);
-        task.first_row = task.tile * S::ROWS;
-        task.num_rows = min(request.rows * group - task.first_row, S::ROWS);
-        const int root = request.context - request.rows;
-        task.key_begin = max(root + task.first_row / group + 1 - params.window, 0);
-        task.key_end = root + (task.first_row + task.num_rows - 1) / group + 1;
+__device__ __forceinline__ void attend(const AttentionParams& params, int block, int stride, unsigned char* shared) {
+    for (int work = block; work < params.max_works; work += stride) {
+        // The first item is asked for before it is known that there is one: their latencies add up otherwise.
+        const AttentionTask task = load_task<S>(params, work);
+        if (work >= *params.num_items * params.num_kv_heads) return;
         AttentionTile<S> tile(params, task, shared);
         tile.template run<typename QueryFragments<S::Q_IN_REGISTERS, S>::Type>();
-        tile.write_rows();
+        if constexpr (S::KEY_WARPS == 1) {
+            tile.write_rows();
+        } else {
+            AttentionFold<S>(tile, shared).finish();
+        }
         block_sync();  // before the next task fills shared memory
     }
 }

@@ -1,161 +1,222 @@
-// Where each request's work lies: written once per step by one block, read by every layer's attention.
+// Where each request's work lies: written once per step, read by every layer's attention.
 //
-// Plan, int32: header of PLAN_HEADER, then per request a PlannedRequest as PLAN_RECORD integers, then (B) ends of the
-// requests' short items, then (B) of their long ones. A request of at most SHORT_ROWS tokens is short: its items are its
-// tiles times its splits. Any other is long: its items are its tiles. K/V heads come on top of both.
+// Plan, int32: PLAN_HEADER integers, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
+// most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its tiles.
+// K/V heads come on top of both. One block per request writes that request's items.
 #pragma once
 
+#include "element.cuh"
 #include "warp.cuh"
 
-constexpr int PLAN_HEADER = 8;  // integers: short items, long items, split length, unused
-constexpr int PLAN_RECORD = 8;  // integers
-constexpr int SHORT_ROWS = 64;  // tokens; a draft tree has no more
+constexpr int ITEM_PAGES = 32;               // block ids that travel with an item, one per lane
+constexpr int ITEM_FIELDS = 12;              // integers, in PlannedItem's order
+constexpr int PLAN_HEADER = 4;               // integers: number of short items, of long items
+constexpr int PLAN_ITEM = ITEM_FIELDS + ITEM_PAGES;
+constexpr int SHORT_ROWS = 64;               // tokens; a draft tree has no more
 
 struct AttentionPlanParams {
     const long long* query_starts;  // (B + 1,)
     const long long* context_lens;  // (B,)
+    const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
     int* plan;
-    unsigned* counters;
+    unsigned* counters;             // (short tiles, N_kv)
     int num_requests;
     int num_nodes;
-    int group;         // N / N_kv
-    int short_tile;    // packed rows of a tile
-    int long_tile;
-    int max_context;   // that the block tables can hold
+    int num_kv_heads;
+    int group;        // N / N_kv
+    int block_shift;  // log2 of block_size
+    int max_blocks;
     int window;
-    int split_len;     // keys
-    int num_slots;     // (token, split) pairs that the workspace has room for
-    int num_counters;
+    int short_tile;   // packed rows of a tile
+    int long_tile;
+    int near_split;   // keys of a split among the first near_keys
+    int far_split;    // keys of a split after them
+    int near_keys;
+    int num_slots;    // (token, split) pairs that the workspace has room for
+    int max_short;    // items that the plan has room for
 };
-static_assert(sizeof(AttentionPlanParams) == 5 * 8 + 10 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionPlanParams) == 6 * 8 + 14 * 4, "mirrored in cuda.py");
 
-struct PlannedRequest {
+// One tile of a request, and the keys it goes over.
+struct PlannedItem {
+    int request;
     int context;
-    int rows;  // tokens
+    int rows;         // tokens of the request
     int is_tree;
-    int first_token;  // in q
-    int first_item;   // among the short, or the long ones
-    int first_split;  // absolute: first key / split length
-    int num_splits;   // 0: long
-    int first_slot;   // of the workspace; row r, split s has first_slot + s * rows + r
-    int first_tile;   // among all short tiles: its counter
+    int first_token;  // of the request, in q
+    int tile;         // among the request's
+    int key_begin;    // keys outside are not read
+    int key_end;
+    int split;        // among the request's
+    int num_splits;
+    int first_slot;   // of the workspace: row r, split s has first_slot + s * rows + r
+    int counter;      // of the tile
+};
+static_assert(sizeof(PlannedItem) == ITEM_FIELDS * 4, "three words of 16 bytes");
+
+__device__ __forceinline__ PlannedItem load_item(const int* from) {
+    const uint4 a = load16(from), b = load16(from + 4), c = load16(from + 8);
+    return {static_cast<int>(a.x), static_cast<int>(a.y), static_cast<int>(a.z), static_cast<int>(a.w),
+            static_cast<int>(b.x), static_cast<int>(b.y), static_cast<int>(b.z), static_cast<int>(b.w),
+            static_cast<int>(c.x), static_cast<int>(c.y), static_cast<int>(c.z), static_cast<int>(c.w)};
+}
+
+// By a warp: the item, and the blocks of its first pages.
+__device__ __forceinline__ void store_item(const AttentionPlanParams& params, int* to, const PlannedItem& item) {
+    const int lane = lane_id();
+    if (lane == 0) {
+        const int fields[ITEM_FIELDS] = {item.request,   item.context, item.rows,       item.is_tree,
+                                         item.first_token, item.tile,  item.key_begin,  item.key_end,
+                                         item.split,     item.num_splits, item.first_slot, item.counter};
+#pragma unroll
+        for (int i = 0; i < ITEM_FIELDS; ++i) to[i] = fields[i];
+    }
+    const int page = (item.key_begin >> params.block_shift) + lane;
+    if (page << params.block_shift >= item.key_end) return;
+    to[ITEM_FIELDS + lane] =
+        static_cast<int>(params.block_tables[static_cast<long long>(item.request) * params.max_blocks + page]);
+}
+
+// Where contexts are cut. Cuts lie at the same keys for every request of a step.
+struct SplitRule {
+    int near_split, far_split, num_near;
+
+    __device__ __forceinline__ SplitRule(const AttentionPlanParams& params, int factor)
+        : near_split(params.near_split * factor),
+          far_split(params.far_split * factor),
+          num_near(params.near_keys / (params.near_split * factor)) {}
+
+    __device__ __forceinline__ int first_key(int split) const {
+        return split < num_near ? split * near_split : num_near * near_split + (split - num_near) * far_split;
+    }
+
+    __device__ __forceinline__ int split_of(int key) const {
+        const int near_end = num_near * near_split;
+        return key < near_end ? key / near_split : num_near + (key - near_end) / far_split;
+    }
 };
 
-__device__ __forceinline__ PlannedRequest load_request(const int* plan, int request) {
-    const int* record = plan + PLAN_HEADER + request * PLAN_RECORD;
-    PlannedRequest result;
-    result.context = record[0];
-    result.rows = record[1] >> 1;
-    result.is_tree = record[1] & 1;
-    result.first_token = record[2];
-    result.first_item = record[3];
-    result.first_split = record[4];
-    result.num_splits = record[5];
-    result.first_slot = record[6];
-    result.first_tile = record[7];
-    return result;
-}
+// What a request takes.
+struct RequestNeed {
+    int context;
+    int rows;
+    int num_tiles;
+    int first_split;  // among all there can be
+    int num_splits;   // 0: long, or without rows
+};
 
-// How many of the ascending `ends` are <= item: the request that has the item. By a whole warp.
-__device__ __forceinline__ int find_request(const int* ends, int num_requests, int item) {
-    int before = 0;
-    for (int first = 0; first < num_requests; first += 32) {
-        const int index = first + static_cast<int>(lane_id());
-        const unsigned done = warp_ballot(index < num_requests && ends[index] <= item);
-        before += __popc(done);
-        if (done != ALL_LANES) break;
-    }
-    return before;
-}
-
-// Sum over the lanes before this one; `total` gets the sum over all.
-__device__ __forceinline__ int exclusive_sum(int value, int& total) {
-    int sum = value;
-#pragma unroll
-    for (int delta = 1; delta < 32; delta *= 2) {
-        const int below = shfl_up(sum, delta);
-        if (static_cast<int>(lane_id()) >= delta) sum += below;
-    }
-    total = shfl(sum, 31);
-    return sum - value;
-}
-
-// A request's record, but for what depends on the requests before it.
-__device__ __forceinline__ PlannedRequest measure_request(const AttentionPlanParams& params, int index, int split_len) {
-    PlannedRequest request = {0, 0, 0, 0, 0, 0, 0, 0, 0};
-    if (index >= params.num_requests) return request;
-    const long long first = params.query_starts[index];
+__device__ __forceinline__ RequestNeed request_need(const AttentionPlanParams& params, int index, const SplitRule& rule) {
+    RequestNeed need = {0, 0, 0, 0, 0};
+    if (index >= params.num_requests) return need;
     const long long context = params.context_lens[index];
-    request.first_token = static_cast<int>(first);
-    request.rows = static_cast<int>(params.query_starts[index + 1] - first);
-    request.context = static_cast<int>(context < params.max_context ? context : params.max_context);
-    request.is_tree =
-        params.ancestors != nullptr && params.ancestors[static_cast<long long>(index) * params.num_nodes] != 0;
-    if (request.rows > SHORT_ROWS || request.rows == 0) return request;
-    const int low = max(request.context - request.rows + 1 - params.window, 0);
-    request.first_split = low / split_len;
-    request.num_splits = max((request.context + split_len - 1) / split_len - request.first_split, 1);
-    return request;
+    const long long most = static_cast<long long>(params.max_blocks) << params.block_shift;
+    need.context = static_cast<int>(context < most ? context : most);
+    need.rows = static_cast<int>(params.query_starts[index + 1] - params.query_starts[index]);
+    const int tile = need.rows > SHORT_ROWS ? params.long_tile : params.short_tile;
+    need.num_tiles = (need.rows * params.group + tile - 1) / tile;
+    if (need.rows > SHORT_ROWS || need.rows == 0) return need;
+    need.first_split = rule.split_of(max(need.context - need.rows + 1 - params.window, 0));
+    need.num_splits = max(rule.split_of(max(need.context - 1, 0)) - need.first_split + 1, 1);
+    return need;
 }
 
-// (token, split) pairs of all requests at this split length.
-__device__ __forceinline__ long long count_slots(const AttentionPlanParams& params, int split_len) {
-    long long slots = 0;
-    for (int first = 0; first < params.num_requests; first += 32) {
-        const PlannedRequest request = measure_request(params, first + lane_id(), split_len);
-        int total;
-        exclusive_sum(request.num_splits > 1 ? request.rows * request.num_splits : 0, total);
-        slots += total;
-    }
-    return slots;
-}
+// Sums over requests.
+struct PlanSums {
+    int short_items, long_items, short_tiles, slots;
 
-// One block; its first warp plans, the others clear the counters.
-__device__ __forceinline__ void plan_attention(const AttentionPlanParams& params) {
-    if (warp_id() != 0) {
-        for (int i = threadIdx.x - 32; i < params.num_counters; i += blockDim.x - 32) params.counters[i] = 0;
-        return;
+    __device__ __forceinline__ void add(const RequestNeed& need) {
+        const bool is_long = need.rows > SHORT_ROWS;
+        short_items += need.num_tiles * need.num_splits;
+        long_items += is_long ? need.num_tiles : 0;
+        short_tiles += is_long ? 0 : need.num_tiles;
+        slots += need.num_splits > 1 ? need.rows * need.num_splits : 0;
     }
-    int split_len = params.split_len;
-    while (count_slots(params, split_len) > params.num_slots) split_len *= 2;
-    int short_items = 0, long_items = 0, slots = 0, tiles = 0;
-    int* ends = params.plan + PLAN_HEADER + params.num_requests * PLAN_RECORD;
-    for (int first = 0; first < params.num_requests; first += 32) {
-        const int index = first + static_cast<int>(lane_id());
-        const PlannedRequest request = measure_request(params, index, split_len);
-        const bool is_long = request.rows > SHORT_ROWS;
-        const int tile = is_long ? params.long_tile : params.short_tile;
-        const int num_tiles = (request.rows * params.group + tile - 1) / tile;
-        const int my_short = is_long ? 0 : num_tiles * request.num_splits;
-        const int my_long = is_long ? num_tiles : 0;
-        const int my_slots = request.num_splits > 1 ? request.rows * request.num_splits : 0;
-        int all_short, all_long, all_slots, all_tiles;
-        const int first_short = short_items + exclusive_sum(my_short, all_short);
-        const int first_long = long_items + exclusive_sum(my_long, all_long);
-        const int first_slot = slots + exclusive_sum(my_slots, all_slots);
-        const int first_tile = tiles + exclusive_sum(is_long ? 0 : num_tiles, all_tiles);
-        if (index < params.num_requests) {
-            int* record = params.plan + PLAN_HEADER + index * PLAN_RECORD;
-            record[0] = request.context;
-            record[1] = request.rows * 2 + request.is_tree;
-            record[2] = request.first_token;
-            record[3] = is_long ? first_long : first_short;
-            record[4] = request.first_split;
-            record[5] = request.num_splits;
-            record[6] = first_slot;
-            record[7] = first_tile;
-            ends[index] = first_short + my_short;
-            ends[params.num_requests + index] = first_long + my_long;
+
+    // Over the lanes of a warp.
+    __device__ __forceinline__ void combine() {
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) {
+            short_items += shfl_xor(short_items, mask);
+            long_items += shfl_xor(long_items, mask);
+            short_tiles += shfl_xor(short_tiles, mask);
+            slots += shfl_xor(slots, mask);
         }
-        short_items += all_short;
-        long_items += all_long;
-        slots += all_slots;
-        tiles += all_tiles;
     }
-    if (lane_id() == 0) {
-        params.plan[0] = short_items;
-        params.plan[1] = long_items;
-        params.plan[2] = split_len;
+};
+
+// By a warp: the sums over all requests, and over those before `request`.
+__device__ __forceinline__ void sum_needs(const AttentionPlanParams& params, const SplitRule& rule, int request,
+                                          PlanSums& all, PlanSums& before) {
+    all = before = {0, 0, 0, 0};
+    for (int index = lane_id(); index < params.num_requests; index += 32) {
+        const RequestNeed need = request_need(params, index, rule);
+        all.add(need);
+        if (index < request) before.add(need);
+    }
+    all.combine();
+    before.combine();
+}
+
+// By a warp: items `first`, `first` + `stride` ... of a short request.
+__device__ __forceinline__ void plan_short(const AttentionPlanParams& params, const SplitRule& rule, int request,
+                                           const RequestNeed& need, const PlanSums& before, int first, int stride) {
+    const int first_token = static_cast<int>(params.query_starts[request]);
+    const int is_tree =
+        params.ancestors != nullptr && params.ancestors[static_cast<long long>(request) * params.num_nodes] != 0;
+    int* items = params.plan + PLAN_HEADER + static_cast<long long>(before.short_items) * PLAN_ITEM;
+    for (int index = first; index < need.num_tiles * need.num_splits; index += stride) {
+        const int split = index / need.num_tiles, tile = index % need.num_tiles;
+        const int key_begin =
+            max(rule.first_key(need.first_split + split), need.context - need.rows + 1 - params.window);
+        const int key_end = min(rule.first_key(need.first_split + split + 1), need.context);
+        const PlannedItem item = {request,   need.context, need.rows, is_tree,        first_token,  tile,
+                                  key_begin, key_end,      split,     need.num_splits, before.slots,
+                                  before.short_tiles + tile};
+        store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
+    }
+    for (int i = first * 32 + lane_id(); i < need.num_tiles * params.num_kv_heads; i += stride * 32) {
+        params.counters[static_cast<long long>(before.short_tiles) * params.num_kv_heads + i] = 0;
+    }
+}
+
+// The same for a long one; its last tiles first: in a chain they see most.
+__device__ __forceinline__ void plan_long(const AttentionPlanParams& params, int request, const RequestNeed& need,
+                                          const PlanSums& before, int first, int stride) {
+    const int first_token = static_cast<int>(params.query_starts[request]);
+    const int root = need.context - need.rows;
+    int* items =
+        params.plan + PLAN_HEADER + (static_cast<long long>(params.max_short) + before.long_items) * PLAN_ITEM;
+    for (int index = first; index < need.num_tiles; index += stride) {
+        const int tile = need.num_tiles - 1 - index;
+        const int first_row = tile * params.long_tile;
+        const int last_row = min(first_row + params.long_tile, need.rows * params.group) - 1;
+        const int key_begin = max(root + first_row / params.group + 1 - params.window, 0);
+        const int key_end = root + last_row / params.group + 1;
+        const PlannedItem item = {request, need.context, need.rows, 0, first_token, tile, key_begin, key_end, 0, 1, 0, 0};
+        store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
+    }
+}
+
+// The block of one request. Every warp sums over all requests, which costs less than to tell each other.
+__device__ __forceinline__ void plan_request(const AttentionPlanParams& params, int request) {
+    PlanSums all, before;
+    int factor = 1;
+    sum_needs(params, SplitRule(params, factor), request, all, before);
+    while (all.slots > params.num_slots) {
+        factor *= 2;
+        sum_needs(params, SplitRule(params, factor), request, all, before);
+    }
+    if (request == 0 && threadIdx.x == 0) {
+        params.plan[0] = all.short_items;
+        params.plan[1] = all.long_items;
+    }
+    const SplitRule rule(params, factor);
+    const RequestNeed need = request_need(params, request, rule);
+    const int num_warps = blockDim.x / 32;
+    if (need.rows > SHORT_ROWS) {
+        plan_long(params, request, need, before, warp_id(), num_warps);
+    } else {
+        plan_short(params, rule, request, need, before, warp_id(), num_warps);
     }
 }

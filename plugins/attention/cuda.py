@@ -22,13 +22,14 @@ HEAD_DIMS = (64, 96, 128, 256)
 ELEMENTS = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 PLAN_SOURCE = KernelSource("attention_plan", "attention/attention_plan.cu")
 
-SPLIT_LEN = 256  # keys; a row's result depends on it, so it is the same for every batch
+# Where contexts are cut, in keys. A row's result depends on it, so it is the same for every batch.
+NEAR_SPLIT, NEAR_KEYS, FAR_SPLIT = 256, 2048, 512  # short at first: one request alone is to keep the GPU busy
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 MIN_BLOCK_SIZE = 16  # keys of a chunk
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
-_PLAN_HEADER, _PLAN_RECORD = 8, 8
-_PLAN_THREADS = 256
+_PLAN_HEADER, _PLAN_ITEM = 4, 44  # int32 each; attention_plan.cuh
+_PLAN_THREADS = 128
 _MOST_KEYS = 2**31 - 1
 
 
@@ -70,21 +71,23 @@ def variants(head_dim: int) -> dict[str, Variant]:
 
 class _Params(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "plan")),
-        *((name, ctypes.c_void_p) for name in ("partial", "counters")),
+        *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "items")),
+        *((name, ctypes.c_void_p) for name in ("num_items", "partial", "counters")),
         *((name, ctypes.c_int64) for name in ("q_token_stride", "q_head_stride", "out_token_stride")),
-        *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots")),
-        *((name, ctypes.c_int32) for name in ("num_requests", "num_heads", "num_kv_heads", "block_shift")),
-        *((name, ctypes.c_int32) for name in ("max_blocks", "num_nodes", "window")),
+        *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots", "group_inverse")),
+        *((name, ctypes.c_int32) for name in ("group", "num_heads", "num_kv_heads", "block_shift")),
+        *((name, ctypes.c_int32) for name in ("max_blocks", "max_works", "num_nodes", "window", "unused")),
         ("log2_scale", ctypes.c_float),
     ]
 
 
 class _PlanParams(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query_starts", "context_lens", "ancestors", "plan", "counters")),
-        *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "group", "short_tile", "long_tile")),
-        *((name, ctypes.c_int32) for name in ("max_context", "window", "split_len", "num_slots", "num_counters")),
+        *((name, ctypes.c_void_p) for name in ("query_starts", "context_lens", "block_tables", "ancestors")),
+        *((name, ctypes.c_void_p) for name in ("plan", "counters")),
+        *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "num_kv_heads", "group", "block_shift")),
+        *((name, ctypes.c_int32) for name in ("max_blocks", "window", "short_tile", "long_tile", "near_split")),
+        *((name, ctypes.c_int32) for name in ("far_split", "near_keys", "num_slots", "max_short")),
     ]
 
 
@@ -134,19 +137,21 @@ def plan_attention_cuda(
     settings = _settings(shape, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
     kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
     device, num_counters = query_starts.device, settings.short_tiles * shape.num_kv_heads
-    plan = torch.empty(_PLAN_HEADER + num_requests * (_PLAN_RECORD + 2), dtype=torch.int32, device=device)
+    num_items = settings.short_items + settings.long_tiles
+    plan = torch.empty(_PLAN_HEADER + num_items * _PLAN_ITEM, dtype=torch.int32, device=device)
     partial = torch.empty(settings.num_slots * shape.num_heads * (shape.head_dim + 2), device=device)
     counters = torch.empty(num_counters, dtype=torch.int32, device=device)
     if num_requests == 0 or num_tokens == 0:
         return [plan, partial, counters, block_tables, torch.empty(0), torch.tensor(settings)]
     params = _PlanParams(
-        query_starts.data_ptr(), context_lens.data_ptr(), ancestors.data_ptr() if ancestors is not None else None,
-        plan.data_ptr(), counters.data_ptr(), num_requests, num_nodes, group,
-        kinds["tree" if settings.is_wide else "decode"].rows, kinds["chunk"].rows,
-        max_blocks * shape.block_size, settings.window, SPLIT_LEN, settings.num_slots, num_counters,
+        query_starts.data_ptr(), context_lens.data_ptr(), block_tables.data_ptr(),
+        ancestors.data_ptr() if ancestors is not None else None, plan.data_ptr(), counters.data_ptr(),
+        num_requests, num_nodes, shape.num_kv_heads, group, shape.block_size.bit_length() - 1, max_blocks,
+        settings.window, kinds["tree" if settings.is_wide else "decode"].rows, kinds["chunk"].rows,
+        NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, settings.num_slots, settings.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, 1, _PLAN_THREADS, 0, params, current_stream())
+    launch(kernel, num_requests, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(settings)]
 
@@ -164,23 +169,29 @@ def attention_cuda(
     _check_tensors(settings, q, k_cache, v_cache, scale, out)
     if settings.num_tokens == 0 or len(block_tables) == 0:
         return
+    group = settings.num_heads // settings.num_kv_heads
     params = _Params(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), block_tables.data_ptr(),
-        ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr(), partial.data_ptr(),
-        counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
-        len(block_tables), settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
-        block_tables.shape[1], ancestors.shape[1], settings.window, scale * math.log2(math.e),
+        ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr() + 4 * _PLAN_HEADER,
+        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
+        -(-(2**32) // group), group, settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
+        block_tables.shape[1], settings.short_items * settings.num_kv_heads, ancestors.shape[1], settings.window, 0,
+        scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(settings.head_dim)
     _launch(kinds["tree" if settings.is_wide else "decode"], settings, settings.short_items, q.dtype, params)
     if settings.long_tiles:
+        params.items += 4 * _PLAN_ITEM * settings.short_items
+        params.num_items += 4
+        params.max_works = settings.long_tiles * settings.num_kv_heads
         _launch(kinds["chunk"], settings, settings.long_tiles, q.dtype, params)
 
 
 def _launch(kind: Variant, settings: _Settings, items: int, dtype: torch.dtype, params: _Params) -> None:
     kernel = get_kernel(source(dtype, settings.head_dim), kind.entry, _Params)
     grid = min(items * settings.num_kv_heads, MAX_BLOCKS)
-    launch(kernel, grid, kind.threads, kind.shared_bytes(settings.head_dim), params, current_stream())
+    shared_bytes = kind.shared_bytes(settings.head_dim)
+    launch(kernel, grid, kind.threads, shared_bytes, params, current_stream(), dependent=True)
 
 
 def current_stream() -> int:
@@ -203,9 +214,10 @@ def _settings(
     is_wide = mean_rows > kinds["decode"].rows and (num_nodes > 0 or longest <= SHORT_ROWS)
     short_tokens = min(num_tokens, SHORT_ROWS * num_requests)
     short_tiles = short_tokens * group // kinds["tree" if is_wide else "decode"].rows + min(num_requests, short_tokens)
-    splits = -(-max_blocks * shape.block_size // SPLIT_LEN)
+    splits = -(-min(max_blocks * shape.block_size, NEAR_KEYS) // NEAR_SPLIT)
+    splits += -(-max(max_blocks * shape.block_size - NEAR_KEYS, 0) // FAR_SPLIT)
     if shape.sliding_window is not None:
-        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // SPLIT_LEN + 2)
+        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // NEAR_SPLIT + 2)
     slot_bytes = shape.num_heads * (shape.head_dim + 2) * 4
     num_slots = min(short_tokens * splits, WORKSPACE_BYTES // slot_bytes) if splits > 1 else 0
     long_tiles = 0

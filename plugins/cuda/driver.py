@@ -3,10 +3,9 @@
 from functools import cache
 from typing import Any
 
+from plugins.cuda.archs import MINIMUM_DRIVER
 from plugins.cuda.errors import KernelError
 
-# The oldest driver branch that loads cubins of CUDA 13.0.
-MINIMUM_DRIVER = 580
 MINIMUM_CUDA = 13000
 _REMEDIES = {
     "CUDA_ERROR_OUT_OF_MEMORY": "lower the batch, the context or kv_cache_fraction",
@@ -36,7 +35,7 @@ def driver() -> Any:
     try:
         (status,) = bindings.cuInit(0)
     except Exception as error:  # the loader has its own exception types
-        raise KernelError(f"there is no NVIDIA driver here: {str(error).splitlines()[0]}") from error
+        raise KernelError("there is no NVIDIA driver here (libcuda.so.1 is not found)") from error
     if int(status) != 0:
         raise KernelError(f"the CUDA driver does not start: {_describe(bindings, status)}")
     status, version = bindings.cuDriverGetVersion()

@@ -3,6 +3,8 @@
 import ctypes
 from typing import Any
 
+import torch
+
 from plugins.cuda.driver import check, driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.library import Kernel
@@ -20,11 +22,11 @@ def launch(
     block: Size,
     shared_bytes: int,
     params: ctypes.Structure,
-    stream: int,
+    stream: int | None = None,
     cooperative: bool = False,
     dependent: bool = False,
 ) -> None:
-    """Launch on `stream` (a handle such as torch.cuda.current_stream().cuda_stream); no allocation, no waiting.
+    """Launch on `stream`; no allocation, no waiting.
 
     Args:
         kernel: from plugins.cuda.library.get_kernel, on the stream's device.
@@ -32,7 +34,7 @@ def launch(
         block: threads of a block, likewise.
         shared_bytes: dynamic shared memory of a block.
         params: copied during the call.
-        stream: the stream's handle.
+        stream: the stream's handle; None is torch's current stream.
         cooperative: all blocks run at once, so that grid_barrier works.
         dependent: the grid may start before the one before it has ended and waits in grid_dependency_wait
             (programmatic stream serialization; ordinary order on GPUs older than sm_90).
@@ -47,7 +49,7 @@ def launch(
     config.gridDimX, config.gridDimY, config.gridDimZ = _three(grid)
     config.blockDimX, config.blockDimY, config.blockDimZ = _three(block)
     config.sharedMemBytes = shared_bytes
-    config.hStream = stream
+    config.hStream = torch.cuda.current_stream().cuda_stream if stream is None else stream
     attributes = _attributes(cuda, cooperative, dependent)
     config.numAttrs = len(attributes)
     config.attrs = attributes

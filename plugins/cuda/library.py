@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from plugins.cuda.archs import device_archs
 from plugins.cuda.driver import check, driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
@@ -80,6 +81,12 @@ def get_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Struct
     return kernel
 
 
+def has_image(source: KernelSource) -> bool:
+    """Whether the engine has this kernel for torch's current device; where there is no engine, it can be compiled."""
+    archs = device_archs(torch.cuda.get_device_capability())
+    return _compile_missing or any(_image_path(folder, arch, source).is_file() for folder in _folders for arch in archs)
+
+
 def _load_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Structure] | None, device: int) -> Kernel:
     cuda = driver()
     library = _libraries.get((source, device))
@@ -110,18 +117,11 @@ def _check_params(source: KernelSource, entry: str, params_type: type[ctypes.Str
         )
 
 
-def device_archs(capability: tuple[int, int]) -> list[str]:
-    """Return the archs whose images run on a GPU, best first: its own, older ones of its major version, then PTX."""
-    major, minor = capability
-    return [f"sm_{major}{minor}a", *(f"sm_{major}{m}" for m in range(minor, -1, -1)), "compute_80"]
-
-
 def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
     archs = device_archs(capability)
     for folder in _folders:
         for arch in archs:
-            suffix = "ptx" if arch.startswith("compute_") else "cubin"
-            path = folder / arch / f"{source.id}.{suffix}"
+            path = _image_path(folder, arch, source)
             if path.is_file():
                 return _Image(f"{arch}/{path.name}", path.read_bytes())
     if not _compile_missing:
@@ -130,6 +130,10 @@ def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
             "rebuild it with target.archs naming this one"
         )
     return _compile_here(source, capability)
+
+
+def _image_path(folder: Path, arch: str, source: KernelSource) -> Path:
+    return folder / arch / f"{source.id}.{'ptx' if arch.startswith('compute_') else 'cubin'}"
 
 
 @cache

@@ -1,414 +1,497 @@
 // Attention of a step's rows over the paged cache, with rotary positions and the cache write.
 //
 // An item is one request, one key/value head and SPLIT_KEYS keys; a block takes whole items. The query heads of the
-// group times the request's rows are the 16 rows of operand A. A warp takes 16 keys at a time, straight from the cache
-// into mma operands, and keeps an online softmax; the warps' results are added in shared memory. Where a request has
-// several splits, the block that ends last adds their partial results, always in the order of the keys.
+// group times the request's rows are the 16 rows of operand A. Each warp has 16 of the keys, whose K and V it takes from
+// the cache straight into mma operands, the old ones before the queries are even there; the warps' results are added in
+// shared memory. Where a request has several splits, one block adds their results in the keys' order: that of the last
+// keys if the splits are few, which waits for the others' words; otherwise the one that ends last.
 // The item whose keys include a new token's writes that token's K and V; every item rotates the queries it needs.
 #pragma once
 
 #include "activations.cuh"
 
+constexpr int WARP_KEYS = 16;
+static_assert(SPLIT_KEYS == WARP_KEYS * CONSUMER_WARPS, "a warp takes its keys at once");
+
 constexpr int QUERY_TILE = 16;
 constexpr int QUERY_ROWS = MAX_ROWS * GROUP < QUERY_TILE ? MAX_ROWS * GROUP : QUERY_TILE;  // that can be real
-constexpr int QUERY_PITCH = row_pitch(HEAD_DIM);
-constexpr int HEAD_HALVES = ceil_div(HEAD_DIM, 64);      // 64 dimensions are 16 bytes for each of 8 threads
+constexpr int HEAD_PITCH = row_pitch(HEAD_DIM);         // bytes between heads in shared memory
+constexpr int HEAD_HALVES = ceil_div(HEAD_DIM, 64);     // 64 dimensions are 16 bytes for each of 8 threads
 constexpr int HEAD_STEPS = ceil_div(HEAD_DIM, STEP_COLUMNS);
+constexpr int OUTPUT_PITCH = HEAD_DIM + 4;               // floats between outputs: rows begin in different banks
 constexpr int LONGEST_TREE = 64;
 
 // What the rows of a step are, the same in every layer; in shared memory.
 struct StepRows {
-  unsigned long long seen[MAX_ROWS];  // which of its request's new tokens a row sees, itself included
-  int token_ids[MAX_ROWS];
-  int positions[MAX_ROWS];
-  int starts[MAX_ROWS + 1];       // first row of each request
-  int item_starts[MAX_ROWS + 1];  // first item of each request
-  int first_splits[MAX_ROWS];     // splits before a sliding window are left out
-  int contexts[MAX_ROWS];         // tokens in the cache, those of this step included
-  int num_requests;
+    unsigned long long seen[MAX_ROWS];  // which of its request's new tokens a row sees, itself included
+    int token_ids[MAX_ROWS];
+    int positions[MAX_ROWS];
+    int starts[MAX_ROWS + 1];       // first row of each request
+    int item_starts[MAX_ROWS + 1];  // first item of each request
+    int first_splits[MAX_ROWS];     // splits before a sliding window are left out
+    int contexts[MAX_ROWS];         // tokens in the cache, those of this step included
+    int num_requests;
 };
 
 struct AttentionScratch {
-  bfloat16* queries;  // QUERY_TILE rows, QUERY_PITCH bytes apart
-  float* outputs;     // CONSUMER_WARPS x QUERY_ROWS x HEAD_DIM, before division by their sums
-  float2* softmax;    // CONSUMER_WARPS x QUERY_ROWS: maximum in units of log2, sum
-  int* is_last;
+    char* queries;    // QUERY_TILE heads, HEAD_PITCH bytes apart, as the two next
+    char* keys;       // MAX_ROWS: K of the request's new tokens
+    char* values;     // MAX_ROWS: V
+    float* outputs;   // CONSUMER_WARPS x QUERY_ROWS, OUTPUT_PITCH apart, before division by their sums
+    float2* softmax;  // CONSUMER_WARPS x QUERY_ROWS: maximum in units of log2, sum
+    int* is_last;
 };
 
-constexpr int ATTENTION_BYTES = QUERY_TILE * QUERY_PITCH + CONSUMER_WARPS * QUERY_ROWS * (HEAD_DIM * 4 + 8) + 16;
+constexpr int ATTENTION_BYTES =
+    (QUERY_TILE + 2 * MAX_ROWS) * HEAD_PITCH + CONSUMER_WARPS * QUERY_ROWS * (OUTPUT_PITCH * 4 + 8) + 16;
 
 __device__ inline AttentionScratch attention_scratch(char* memory) {
-  AttentionScratch scratch;
-  scratch.outputs = reinterpret_cast<float*>(memory);
-  scratch.queries = reinterpret_cast<bfloat16*>(scratch.outputs + CONSUMER_WARPS * QUERY_ROWS * HEAD_DIM);
-  scratch.softmax = reinterpret_cast<float2*>(reinterpret_cast<char*>(scratch.queries) + QUERY_TILE * QUERY_PITCH);
-  scratch.is_last = reinterpret_cast<int*>(scratch.softmax + CONSUMER_WARPS * QUERY_ROWS);
-  return scratch;
+    AttentionScratch scratch;
+    scratch.queries = memory;
+    scratch.keys = scratch.queries + QUERY_TILE * HEAD_PITCH;
+    scratch.values = scratch.keys + MAX_ROWS * HEAD_PITCH;
+    scratch.outputs = reinterpret_cast<float*>(scratch.values + MAX_ROWS * HEAD_PITCH);
+    scratch.softmax = reinterpret_cast<float2*>(scratch.outputs + CONSUMER_WARPS * QUERY_ROWS * OUTPUT_PITCH);
+    scratch.is_last = reinterpret_cast<int*>(scratch.softmax + CONSUMER_WARPS * QUERY_ROWS);
+    return scratch;
 }
 
 // What attention reads and writes in one layer.
 struct AttentionLayer {
-  const unsigned* qkv;  // published (R, QKV) float
-  unsigned* attended;   // to be published (R, N D) bfloat16
-  bfloat16* k_cache;    // (blocks, N_kv, BLOCK_SIZE, D)
-  bfloat16* v_cache;
-  const bfloat16* q_norm;  // (D,), or null
-  const bfloat16* k_norm;
-  const bfloat16* cos;  // (positions, D)
-  const bfloat16* sin;
-  const long long* block_tables;
-  int max_blocks;
-  float norm_eps;
-  float scale;            // of the logits, times log2(e)
-  float* split_outputs;   // (R, N, max_splits, D)
-  float* split_softmax;   // (R, N, max_splits, 2)
-  unsigned* split_counts;  // (R, N_kv), all 0 between uses
-  int max_splits;
+    const unsigned* qkv;  // published (R, QKV) float
+    unsigned* attended;   // to be published (R, N D) bfloat16
+    bfloat16* k_cache;    // (blocks, N_kv, BLOCK_SIZE, D)
+    bfloat16* v_cache;
+    const bfloat16* q_norm;  // (D,), or null
+    const bfloat16* k_norm;
+    const bfloat16* cos;  // (positions, D)
+    const bfloat16* sin;
+    const long long* block_tables;
+    int max_blocks;
+    float norm_eps;
+    float scale;             // of the logits, times log2(e)
+    unsigned* exchanged_parts;  // (R, N, EXCHANGED_SPLITS, PART_WORDS), published
+    unsigned* split_parts;      // (R, N, max_splits, PART_WORDS), for contexts of more splits
+    unsigned* split_counts;     // (R, N_kv), all 0 between uses
+    int max_splits;
 };
 
 struct AttentionItem {
-  int request;
-  int head;  // of keys and values
-  int split;
-  int num_splits;
-  int first_split;
-  int first_row;
-  int num_rows;
-  int first_new;  // key of the request's first new token
-  int first_key;
-  int end_key;
+    int request;
+    int head;  // of keys and values
+    int split;  // among those that are not left out
+    int num_splits;
+    int first_row;
+    int num_rows;
+    int first_new;  // key of the request's first new token
+    int first_key;
+    int end_key;
 };
 
 __device__ inline AttentionItem find_item(const StepRows& rows, int index) {
-  AttentionItem item;
-  int request = 0;
-  while (index >= rows.item_starts[request + 1]) ++request;
-  const int local = index - rows.item_starts[request];
-  item.request = request;
-  item.head = local % NUM_KV_HEADS;
-  item.first_split = rows.first_splits[request];
-  item.split = item.first_split + local / NUM_KV_HEADS;
-  item.num_splits = (rows.item_starts[request + 1] - rows.item_starts[request]) / NUM_KV_HEADS;
-  item.first_row = rows.starts[request];
-  item.num_rows = rows.starts[request + 1] - item.first_row;
-  item.first_new = rows.contexts[request] - item.num_rows;
-  item.first_key = item.split * SPLIT_KEYS;
-  item.end_key = min(item.first_key + SPLIT_KEYS, rows.contexts[request]);
-  return item;
+    AttentionItem item;
+    int request = 0;
+    while (index >= rows.item_starts[request + 1]) ++request;
+    const int local = index - rows.item_starts[request];
+    item.request = request;
+    item.head = local % NUM_KV_HEADS;
+    item.split = local / NUM_KV_HEADS;
+    item.num_splits = (rows.item_starts[request + 1] - rows.item_starts[request]) / NUM_KV_HEADS;
+    item.first_row = rows.starts[request];
+    item.num_rows = rows.starts[request + 1] - item.first_row;
+    item.first_new = rows.contexts[request] - item.num_rows;
+    item.first_key = (rows.first_splits[request] + item.split) * SPLIT_KEYS;
+    item.end_key = min(item.first_key + SPLIT_KEYS, rows.contexts[request]);
+    return item;
 }
 
 // Element offset of a key's row in one layer's cache.
 __device__ inline long long cache_row(const AttentionLayer& layer, const AttentionItem& item, int key) {
-  const long long block = layer.block_tables[(long long)item.request * layer.max_blocks + key / BLOCK_SIZE];
-  return ((block * NUM_KV_HEADS + item.head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM;
+    const long long block = layer.block_tables[item.request * layer.max_blocks + key / BLOCK_SIZE];
+    return ((block * NUM_KV_HEADS + item.head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM;
 }
 
-// One warp: a published head, normed if `norm` is given, rotated to `position`, to `out`.
-__device__ inline void rotate_head(
-    const AttentionLayer& layer, const unsigned* head, const bfloat16* norm, int position, bfloat16* out) {
-  constexpr int HALF = HEAD_DIM / 2, PAIRS = ceil_div(HALF, 32);
-  float first[PAIRS], second[PAIRS];
-  float squares = 0.0f;
+// One warp: a published head, rotated to `position` after its norm if the model has one, to `out` and perhaps `copy`.
+// A value head, whose `position` is negative, is only rounded.
+__device__ inline void take_head(
+    const AttentionLayer& layer, const unsigned* head, const bfloat16* norm, int position, char* out, bfloat16* copy) {
+    constexpr int HALF = HEAD_DIM / 2, PAIRS = ceil_div(HALF, 32);
+    const bool is_rotated = position >= 0;
+    const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
+    const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
+    unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
+    float cosine[PAIRS], sine[PAIRS];
+    float squares = 0.0f;
 #pragma unroll
-  for (int pair = 0; pair < PAIRS; ++pair) {
-    const int at = lane_id() + 32 * pair;
-    first[pair] = at < HALF ? await_float(head + at) : 0.0f;
-    second[pair] = at < HALF ? await_float(head + HALF + at) : 0.0f;
-    squares += first[pair] * first[pair] + second[pair] * second[pair];
-  }
-  const float factor = HAS_QK_NORM ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
-  const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
-  const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
-#pragma unroll
-  for (int pair = 0; pair < PAIRS; ++pair) {
-    const int at = lane_id() + 32 * pair;
-    if (at >= HALF) break;
-    float x = first[pair], y = second[pair];
-    if (HAS_QK_NORM) {
-      x *= factor * to_float(norm[at]);
-      y *= factor * to_float(norm[HALF + at]);
+    for (int pair = 0; pair < PAIRS; ++pair) {
+        const int at = int(lane_id()) + 32 * pair;
+        // The second halves are the same but for sin's sign.
+        cosine[pair] = is_rotated && at < HALF ? to_float(cos[HALF + at]) : 1.0f;
+        sine[pair] = is_rotated && at < HALF ? to_float(sin[HALF + at]) : 0.0f;
+        words[2 * pair] = words[2 * pair + 1] = 0;
     }
-    out[at] = from_float<bfloat16>(x * to_float(cos[at]) + y * to_float(sin[at]));
-    out[HALF + at] = from_float<bfloat16>(y * to_float(cos[HALF + at]) + x * to_float(sin[HALF + at]));
-  }
+    await_all(words, [&](int index) {
+        const int at = int(lane_id()) + 32 * (index / 2);
+        return at < HALF ? head + index % 2 * HALF + at : nullptr;
+    });
+#pragma unroll
+    for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
+    const float factor =
+        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
+#pragma unroll
+    for (int pair = 0; pair < PAIRS; ++pair) {
+        const int at = int(lane_id()) + 32 * pair;
+        if (at >= HALF) continue;
+        float x = __uint_as_float(words[2 * pair]), y = __uint_as_float(words[2 * pair + 1]);
+        if (HAS_QK_NORM && is_rotated) {
+            x *= factor * to_float(norm[at]);
+            y *= factor * to_float(norm[HALF + at]);
+        }
+        const bfloat16 first = from_float<bfloat16>(x * cosine[pair] - y * sine[pair]);
+        const bfloat16 second = from_float<bfloat16>(y * cosine[pair] + x * sine[pair]);
+        reinterpret_cast<bfloat16*>(out)[at] = first;
+        reinterpret_cast<bfloat16*>(out)[HALF + at] = second;
+        if (copy) {
+            copy[at] = first;
+            copy[HALF + at] = second;
+        }
+    }
 }
 
-// All warps: K and V of the new tokens among the item's keys into the cache.
-__device__ inline void write_new_keys(const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item) {
-  for (int key = max(item.first_key, item.first_new) + warp_id(); key < item.end_key; key += CONSUMER_WARPS) {
-    const int row = item.first_row + key - item.first_new;
-    const unsigned* k = layer.qkv + row * QKV_SIZE + Q_SIZE + item.head * HEAD_DIM;
-    const long long to = cache_row(layer, item, key);
-    rotate_head(layer, k, layer.k_norm, rows.positions[row], layer.k_cache + to);
-    for (int at = lane_id(); at < HEAD_DIM; at += 32)
-      layer.v_cache[to + at] = from_float<bfloat16>(await_float(k + KV_SIZE + at));
-  }
+// All warps, a head each at a time: the tile's queries (query i is head i % GROUP of row i / GROUP), and with the first
+// tile K and V of the new tokens among the item's keys, which also go to the cache.
+__device__ inline void take_heads(
+    const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, const AttentionScratch& scratch,
+    int first_query) {
+    const int queries = min(QUERY_TILE, item.num_rows * GROUP - first_query);
+    const int first_key = max(item.first_key, item.first_new);
+    const int keys = first_query == 0 ? max(0, item.end_key - first_key) : 0;
+#pragma unroll 1
+    for (int job = warp_id(); job < queries + 2 * keys; job += CONSUMER_WARPS) {
+        const bool is_query = job < queries, is_value = job >= queries + keys;
+        const int key = first_key + (is_value ? job - queries - keys : job - queries);
+        const int node = is_query ? (first_query + job) / GROUP : key - item.first_new;
+        const int row = item.first_row + node;
+        const int head = is_query   ? item.head * GROUP + (first_query + job) % GROUP
+                         : is_value ? NUM_HEADS + NUM_KV_HEADS + item.head
+                                    : NUM_HEADS + item.head;
+        char* out = is_query   ? scratch.queries + job * HEAD_PITCH
+                    : is_value ? scratch.values + node * HEAD_PITCH
+                               : scratch.keys + node * HEAD_PITCH;
+        bfloat16* copy = is_query ? nullptr : (is_value ? layer.v_cache : layer.k_cache) + cache_row(layer, item, key);
+        take_head(layer, layer.qkv + row * QKV_SIZE + head * HEAD_DIM, is_query ? layer.q_norm : layer.k_norm,
+                  is_value ? -1 : rows.positions[row], out, copy);
+    }
 }
 
-// All warps: rotated queries `first` and on, zeros past the last; query i is head i % GROUP of row i / GROUP.
-__device__ inline void load_queries(
-    const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, int first, bfloat16* queries) {
-  for (int at = warp_id(); at < QUERY_TILE; at += CONSUMER_WARPS) {
-    bfloat16* out = queries + at * (QUERY_PITCH / 2);
-    const int query = first + at, row = item.first_row + query / GROUP;
-    for (int column = lane_id(); column < HEAD_STEPS * STEP_COLUMNS; column += 32) out[column] = from_float<bfloat16>(0.0f);
-    warp_sync();
-    if (query >= item.num_rows * GROUP) continue;
-    const int head = item.head * GROUP + query % GROUP;
-    rotate_head(layer, layer.qkv + row * QKV_SIZE + head * HEAD_DIM, layer.q_norm, rows.positions[row], out);
-  }
-}
+// A warp's 16 keys as operands. K: keys lane / 4 and + 8, pieces lane % 4 of each 32 dimensions. V: keys
+// 2 (lane % 4) + 0, 1, 8 and 9, piece lane / 4 of each 64 dimensions.
+struct WarpKeys {
+    uint4 k[2][HEAD_STEPS];
+    uint4 v[4][HEAD_HALVES];
 
-// Whether a row sees a key, both of one request.
-__device__ inline bool is_visible(const StepRows& rows, const AttentionItem& item, int row, int key) {
-  if (key >= item.end_key) return false;
-  const unsigned long long seen = rows.seen[row];
-  const int node = key - item.first_new;
-  if (node >= 0 && !((seen >> node) & 1)) return false;
-  if (WINDOW == 0) return true;
-  // A node's position in the text is the root's plus its depth, the number of its ancestors.
-  const int depth = node < 0 ? node : __popcll(rows.seen[item.first_row + node]) - 1;
-  return depth > __popcll(seen) - 1 - WINDOW;
-}
-
-// One warp's softmax and outputs of a query tile: rows lane / 4 and + 8.
-struct WarpAttention {
-  float output[HEAD_HALVES][8][4] = {};  // [.][i] has dimensions 64 half + 16 (lane % 4) + i, and + 8
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};
+    __device__ static int k_key(int index) { return int(lane_id()) / 4 + 8 * index; }
+    __device__ static int v_key(int index) { return 2 * (int(lane_id()) % 4) + index % 2 + 8 * (index / 2); }
+    __device__ static int k_column(int step) { return 32 * step + 8 * (int(lane_id()) % 4); }
+    __device__ static int v_column(int half) { return 64 * half + 8 * (int(lane_id()) / 4); }
 };
 
-__device__ inline uint4 load_or_zero(const bfloat16* address, bool is_real) {
-  return is_real ? *reinterpret_cast<const uint4*>(address) : make_uint4(0, 0, 0, 0);
+// The old ones from the cache; zeros past the item's keys, and for new ones until they are there.
+__device__ inline void load_old_keys(WarpKeys& keys, const AttentionLayer& layer, const AttentionItem& item, int base) {
+    const uint4 zeros = make_uint4(0, 0, 0, 0);
+    const int end = min(item.end_key, item.first_new);
+#pragma unroll
+    for (int index = 0; index < 2; ++index) {
+        const int key = base + WarpKeys::k_key(index);
+        const bfloat16* k = layer.k_cache + (key < end ? cache_row(layer, item, key) : 0);
+#pragma unroll
+        for (int step = 0; step < HEAD_STEPS; ++step) {
+            const int column = WarpKeys::k_column(step);
+            keys.k[index][step] = key < end && column < HEAD_DIM ? load16(k + column) : zeros;
+        }
+    }
+#pragma unroll
+    for (int index = 0; index < 4; ++index) {
+        const int key = base + WarpKeys::v_key(index);
+        const bfloat16* v = layer.v_cache + (key < end ? cache_row(layer, item, key) : 0);
+#pragma unroll
+        for (int half = 0; half < HEAD_HALVES; ++half) {
+            const int column = WarpKeys::v_column(half);
+            keys.v[index][half] = key < end && column < HEAD_DIM ? load16(v + column) : zeros;
+        }
+    }
 }
 
-__device__ inline void score_keys(
-    float (&scores)[2][4], const AttentionLayer& layer, const AttentionItem& item, const bfloat16* queries, int base) {
-  const int row = lane_id() / 4, quad = lane_id() % 4;
-  const char* query = reinterpret_cast<const char*>(queries) + row * QUERY_PITCH + 16 * quad;
+// Those of this step, from shared memory.
+__device__ inline void load_new_keys(
+    WarpKeys& keys, const AttentionItem& item, const AttentionScratch& scratch, int base) {
+    if (min(base + WARP_KEYS, item.end_key) <= item.first_new) return;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int key = base + 8 * half + row;
-    const bfloat16* k = layer.k_cache + (key < item.end_key ? cache_row(layer, item, key) : 0) + 8 * quad;
-    uint4 keys[HEAD_STEPS];
+    for (int index = 0; index < 2; ++index) {
+        const int key = base + WarpKeys::k_key(index);
+        if (key < item.first_new || key >= item.end_key) continue;
+        const char* k = scratch.keys + (key - item.first_new) * HEAD_PITCH;
 #pragma unroll
-    for (int step = 0; step < HEAD_STEPS; ++step)
-      keys[step] = load_or_zero(k + 32 * step, key < item.end_key && 32 * step + 8 * quad < HEAD_DIM);
+        for (int step = 0; step < HEAD_STEPS; ++step) {
+            const int column = WarpKeys::k_column(step);
+            if (column < HEAD_DIM) keys.k[index][step] = load16(k + column * 2);
+        }
+    }
+#pragma unroll
+    for (int index = 0; index < 4; ++index) {
+        const int key = base + WarpKeys::v_key(index);
+        if (key < item.first_new || key >= item.end_key) continue;
+        const char* v = scratch.values + (key - item.first_new) * HEAD_PITCH;
+#pragma unroll
+        for (int half = 0; half < HEAD_HALVES; ++half) {
+            const int column = WarpKeys::v_column(half);
+            if (column < HEAD_DIM) keys.v[index][half] = load16(v + column * 2);
+        }
+    }
+}
+
+// Whether a row that sees the new tokens `seen` sees a key of its request.
+__device__ inline bool is_visible(
+    const StepRows& rows, const AttentionItem& item, unsigned long long seen, int key) {
+    const int node = key - item.first_new;
+    const bool is_seen = node < 0 || (seen >> (node & (LONGEST_TREE - 1))) & 1;
+    if (WINDOW == 0) return is_seen && key < item.end_key;
+    // A node's position in the text is the root's plus its depth, the number of its ancestors.
+    const int row = item.first_row + max(0, min(node, item.num_rows - 1));
+    const int depth = node < 0 ? node : __popcll(rows.seen[row]) - 1;
+    return is_seen && key < item.end_key && depth > __popcll(seen) - 1 - WINDOW;
+}
+
+// queries . K^T: scores[half] has keys 8 half + 2 (lane % 4) and + 1 for rows lane / 4 and + 8.
+__device__ inline void score_keys(float (&scores)[2][4], const WarpKeys& keys, const char* queries) {
+    const char* query = queries + int(lane_id()) / 4 * HEAD_PITCH;
+    const uint4 zeros = make_uint4(0, 0, 0, 0);
 #pragma unroll
     for (int step = 0; step < HEAD_STEPS; ++step) {
-      const uint4 low = load16(query + 64 * step), high = load16(query + 8 * QUERY_PITCH + 64 * step);
-      mma_16x8x16<bfloat16>(scores[half], {low.x, high.x, low.y, high.y}, {keys[step].x, keys[step].y});
-      mma_16x8x16<bfloat16>(scores[half], {low.z, high.z, low.w, high.w}, {keys[step].z, keys[step].w});
+        const int column = WarpKeys::k_column(step);
+        const uint4 low = column < HEAD_DIM ? load16(query + column * 2) : zeros;
+        const uint4 high = column < HEAD_DIM ? load16(query + 8 * HEAD_PITCH + column * 2) : zeros;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const uint4 k = keys.k[half][step];
+            mma_16x8x16<bfloat16>(scores[half], {low.x, high.x, low.y, high.y}, {k.x, k.y});
+            mma_16x8x16<bfloat16>(scores[half], {low.z, high.z, low.w, high.w}, {k.z, k.w});
+        }
     }
-  }
 }
 
-// Turn scores into weights under the running maximum, scaling down what was added under an older one.
-__device__ inline void update_softmax(
-    WarpAttention& state, float (&scores)[2][4], const AttentionLayer& layer, const StepRows& rows,
-    const AttentionItem& item, int first_query, int base) {
+// Scores to weights under the warp's maximum, which is kept with their sum for the other warps.
+__device__ inline void weigh_scores(
+    float (&scores)[2][4], const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item,
+    const AttentionScratch& scratch, int first_query, int base) {
+    const int quad = int(lane_id()) % 4;
 #pragma unroll
-  for (int low = 0; low < 2; ++low) {
-    const int query = min(first_query + lane_id() / 4 + 8 * low, item.num_rows * GROUP - 1);
-    const int row = item.first_row + query / GROUP;
-    float maximum = state.maximum[low];
+    for (int low = 0; low < 2; ++low) {
+        const int at = int(lane_id()) / 4 + 8 * low;
+        const int row = item.first_row + min(first_query + at, item.num_rows * GROUP - 1) / GROUP;
+        const unsigned long long seen = rows.seen[row];
+        float maximum = -INFINITY;
 #pragma unroll
-    for (int index = 0; index < 4; ++index) {
-      const int key = base + 8 * (index / 2) + 2 * (lane_id() % 4) + index % 2;
-      float& score = scores[index / 2][2 * low + index % 2];
-      score = is_visible(rows, item, row, key) ? score * layer.scale : -INFINITY;
-      maximum = fmaxf(maximum, score);
+        for (int index = 0; index < 4; ++index) {
+            float& score = scores[index / 2][2 * low + index % 2];
+            const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
+            score = is_visible(rows, item, seen, key) ? score * layer.scale : -INFINITY;
+            maximum = fmaxf(maximum, score);
+        }
+        maximum = fmaxf(maximum, shfl_xor(maximum, 1));
+        maximum = fmaxf(maximum, shfl_xor(maximum, 2));
+        const float shift = maximum == -INFINITY ? 0.0f : maximum;
+        float sum = 0.0f;
+#pragma unroll
+        for (int index = 0; index < 4; ++index) {
+            float& score = scores[index / 2][2 * low + index % 2];
+            score = exp2_fast(score - shift);
+            sum += score;
+        }
+        sum += shfl_xor(sum, 1);
+        sum += shfl_xor(sum, 2);
+        if (quad == 0 && at < QUERY_ROWS) scratch.softmax[warp_id() * QUERY_ROWS + at] = make_float2(maximum, sum);
     }
-    maximum = fmaxf(maximum, shfl_xor(maximum, 1));
-    maximum = fmaxf(maximum, shfl_xor(maximum, 2));
-    const float shift = maximum == -INFINITY ? 0.0f : maximum;
-    const float shrink = exp2_fast(state.maximum[low] - shift);
-    state.maximum[low] = maximum;
-    state.sum[low] *= shrink;
-#pragma unroll
-    for (int index = 0; index < 4; ++index) {
-      float& score = scores[index / 2][2 * low + index % 2];
-      score = exp2_fast(score - shift);
-      state.sum[low] += score;
-    }
-#pragma unroll
-    for (int half = 0; half < HEAD_HALVES; ++half)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        state.output[half][i][2 * low] *= shrink;
-        state.output[half][i][2 * low + 1] *= shrink;
-      }
-  }
 }
 
 __device__ inline unsigned low_halves(unsigned a, unsigned b) { return (a & 0xFFFFu) | (b << 16); }
 __device__ inline unsigned high_halves(unsigned a, unsigned b) { return (a >> 16) | (b & 0xFFFF0000u); }
 
-// outputs += weights (16 x 16 keys) . V. A thread reads whole 16-byte pieces of its 4 keys and pairs them key by key.
-__device__ inline void add_values(
-    WarpAttention& state, const float (&weights)[2][4], const AttentionLayer& layer, const AttentionItem& item,
-    int base) {
-  const int quad = lane_id() % 4, column = 8 * (lane_id() / 4);
-  const unsigned a[4] = {pack2<bfloat16>(weights[0][0], weights[0][1]), pack2<bfloat16>(weights[0][2], weights[0][3]),
-                         pack2<bfloat16>(weights[1][0], weights[1][1]), pack2<bfloat16>(weights[1][2], weights[1][3])};
-  const bfloat16* v[4];
-  bool is_key[4];
-#pragma unroll
-  for (int index = 0; index < 4; ++index) {
-    const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
-    is_key[index] = key < item.end_key;
-    v[index] = layer.v_cache + (is_key[index] ? cache_row(layer, item, key) : 0) + column;
-  }
-#pragma unroll
-  for (int half = 0; half < HEAD_HALVES; ++half) {
-    uint4 values[4];
-#pragma unroll
-    for (int index = 0; index < 4; ++index)
-      values[index] = load_or_zero(v[index] + 64 * half, is_key[index] && 64 * half + column < HEAD_DIM);
-    const unsigned* words[4] = {&values[0].x, &values[1].x, &values[2].x, &values[3].x};
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      mma_16x8x16<bfloat16>(state.output[half][2 * word], a,
-                            {low_halves(words[0][word], words[1][word]), low_halves(words[2][word], words[3][word])});
-      mma_16x8x16<bfloat16>(state.output[half][2 * word + 1], a,
-                            {high_halves(words[0][word], words[1][word]), high_halves(words[2][word], words[3][word])});
-    }
-  }
-}
-
-__device__ inline void store_warp(WarpAttention& state, const AttentionScratch& scratch) {
-  const int quad = lane_id() % 4;
-#pragma unroll
-  for (int low = 0; low < 2; ++low) {
-    const int query = lane_id() / 4 + 8 * low, row = warp_id() * QUERY_ROWS + query;
-    float sum = state.sum[low];
-    sum += shfl_xor(sum, 1);
-    sum += shfl_xor(sum, 2);
-    if (query >= QUERY_ROWS) continue;
-    if (quad == 0) scratch.softmax[row] = make_float2(state.maximum[low], sum);
-    float* out = scratch.outputs + row * HEAD_DIM;
+// weights . V to scratch.outputs. The columns of the product are taken in an order that suits the loads: those of
+// product i of a half are dimensions i, 8 + i, 16 + i, ..., so a thread has 16 dimensions in a row.
+__device__ inline void weigh_values(const float (&weights)[2][4], const WarpKeys& keys, const AttentionScratch& scratch) {
+    const unsigned a[4] = {
+        pack2<bfloat16>(weights[0][0], weights[0][1]), pack2<bfloat16>(weights[0][2], weights[0][3]),
+        pack2<bfloat16>(weights[1][0], weights[1][1]), pack2<bfloat16>(weights[1][2], weights[1][3])};
+    const int at = int(lane_id()) / 4, quad = int(lane_id()) % 4;
 #pragma unroll
     for (int half = 0; half < HEAD_HALVES; ++half) {
-      if (64 * half + 16 * quad >= HEAD_DIM) continue;
+        float outputs[8][4] = {};
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        out[64 * half + 16 * quad + i] = state.output[half][i][2 * low];
-        out[64 * half + 16 * quad + 8 + i] = state.output[half][i][2 * low + 1];
-      }
+        for (int i = 0; i < 8; i += 2) {
+            const auto word = [i](const uint4& v) { return i == 0 ? v.x : i == 2 ? v.y : i == 4 ? v.z : v.w; };
+            const unsigned w0 = word(keys.v[0][half]), w1 = word(keys.v[1][half]);
+            const unsigned w2 = word(keys.v[2][half]), w3 = word(keys.v[3][half]);
+            mma_16x8x16<bfloat16>(outputs[i], a, {low_halves(w0, w1), low_halves(w2, w3)});
+            mma_16x8x16<bfloat16>(outputs[i + 1], a, {high_halves(w0, w1), high_halves(w2, w3)});
+        }
+        if (64 * half + 16 * quad >= HEAD_DIM) continue;
+#pragma unroll
+        for (int index = 0; index < 4; ++index) {
+            const int row = at + 8 * (index / 2);
+            if (row >= QUERY_ROWS) continue;
+            float* out = scratch.outputs + (warp_id() * QUERY_ROWS + row) * OUTPUT_PITCH + 64 * half + 16 * quad;
+#pragma unroll
+            for (int i = 0; i < 8; i += 4)
+                *reinterpret_cast<float4*>(out + 8 * (index % 2) + i) =
+                    make_float4(outputs[i][index], outputs[i + 1][index], outputs[i + 2][index], outputs[i + 3][index]);
+        }
     }
-  }
+}
+
+__device__ inline unsigned* parts_of(const AttentionLayer& layer, const AttentionItem& item, int row, int head) {
+    const bool is_exchanged = item.num_splits <= EXCHANGED_SPLITS;
+    return (is_exchanged ? layer.exchanged_parts : layer.split_parts) +
+           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.max_splits) * PART_WORDS;
 }
 
 // Add the warps' results of a query tile; publish them, or leave them as this split's.
 __device__ inline void combine_warps(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch, int first_query) {
-  const int warps = min(CONSUMER_WARPS, ceil_div(item.end_key - item.first_key, 16));
-  const int queries = min(QUERY_TILE, item.num_rows * GROUP - first_query);
-  for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += CONSUMERS) {
-    const int at = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
-    float maximum = -INFINITY;
-    for (int warp = 0; warp < warps; ++warp) maximum = fmaxf(maximum, scratch.softmax[warp * QUERY_ROWS + at].x);
-    const float shift = maximum == -INFINITY ? 0.0f : maximum;
-    float sum = 0.0f, first = 0.0f, second = 0.0f;
-    for (int warp = 0; warp < warps; ++warp) {
-      const float2 part = scratch.softmax[warp * QUERY_ROWS + at];
-      const float* output = scratch.outputs + (warp * QUERY_ROWS + at) * HEAD_DIM + column;
-      const float weight = exp2_fast(part.x - shift);
-      sum += weight * part.y;
-      first += weight * output[0];
-      second += weight * output[1];
+    const int warps = ceil_div(item.end_key - item.first_key, WARP_KEYS);
+    const int queries = min(QUERY_TILE, item.num_rows * GROUP - first_query);
+#pragma unroll 1
+    for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += CONSUMERS) {
+        const int at = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
+        float2 softmax[CONSUMER_WARPS], outputs[CONSUMER_WARPS];
+        float maximum = -INFINITY;
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const int part = min(warp, warps - 1) * QUERY_ROWS + at;
+            softmax[warp] = scratch.softmax[part];
+            outputs[warp] = *reinterpret_cast<const float2*>(scratch.outputs + part * OUTPUT_PITCH + column);
+            maximum = fmaxf(maximum, softmax[warp].x);
+        }
+        const float shift = maximum == -INFINITY ? 0.0f : maximum;
+        float sum = 0.0f, first = 0.0f, second = 0.0f;
+#pragma unroll
+        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
+            const float weight = warp < warps ? exp2_fast(softmax[warp].x - shift) : 0.0f;
+            sum += weight * softmax[warp].y;
+            first += weight * outputs[warp].x;
+            second += weight * outputs[warp].y;
+        }
+        const int query = first_query + at, row = item.first_row + query / GROUP;
+        const int head = item.head * GROUP + query % GROUP;
+        if (item.num_splits == 1) {
+            const float factor = reciprocal_fast(sum);
+            publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+                    pack2<bfloat16>(first * factor, second * factor));
+        } else {
+            unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
+            publish(part + column, first, second);
+            if (column == 0) publish(part + HEAD_DIM, maximum, sum);
+        }
     }
-    const int query = first_query + at, row = item.first_row + query / GROUP;
-    const int head = item.head * GROUP + query % GROUP;
-    if (item.num_splits == 1) {
-      publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
-              pack2<bfloat16>(first / sum, second / sum));
-    } else {
-      const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits + item.split - item.first_split;
-      *reinterpret_cast<float2*>(layer.split_outputs + slot * HEAD_DIM + column) = make_float2(first, second);
-      if (column == 0) *reinterpret_cast<float2*>(layer.split_softmax + slot * 2) = make_float2(maximum, sum);
-    }
-  }
 }
 
-__device__ inline float read_shared_float(const float* address) {
-  return __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(address)));
+__device__ inline float2 to_floats(const uint2& pair) {
+    return make_float2(__uint_as_float(pair.x), __uint_as_float(pair.y));
 }
 
-// By the block that ends a request's last split: add the splits in order and publish.
+// Add a request's splits in order and publish; what is not there yet is waited for.
 __device__ inline void combine_splits(const AttentionLayer& layer, const AttentionItem& item) {
-  for (int index = threadIdx.x; index < item.num_rows * GROUP * (HEAD_DIM / 2); index += CONSUMERS) {
-    const int query = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
-    const int row = item.first_row + query / GROUP, head = item.head * GROUP + query % GROUP;
-    const long long slot = (long long)(row * NUM_HEADS + head) * layer.max_splits;
-    const float* softmax = layer.split_softmax + slot * 2;
-    const float* output = layer.split_outputs + slot * HEAD_DIM + column;
-    float maximum = -INFINITY;
-#pragma unroll 4
-    for (int split = 0; split < item.num_splits; ++split)
-      maximum = fmaxf(maximum, read_shared_float(softmax + 2 * split));
-    float sum = 0.0f, first = 0.0f, second = 0.0f;
-#pragma unroll 4
-    for (int split = 0; split < item.num_splits; ++split) {
-      const float weight = exp2_fast(read_shared_float(softmax + 2 * split) - maximum);
-      sum += weight * read_shared_float(softmax + 2 * split + 1);
-      first += weight * read_shared_float(output + split * HEAD_DIM);
-      second += weight * read_shared_float(output + split * HEAD_DIM + 1);
+#pragma unroll 1
+    for (int index = threadIdx.x; index < item.num_rows * GROUP * (HEAD_DIM / 2); index += CONSUMERS) {
+        const int query = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
+        const int row = item.first_row + query / GROUP, head = item.head * GROUP + query % GROUP;
+        const unsigned* parts = parts_of(layer, item, row, head);
+        float maximum = -INFINITY, sum = 0.0f, first = 0.0f, second = 0.0f;
+#pragma unroll 1
+        for (int begin = 0; begin < item.num_splits; begin += EXCHANGED_SPLITS) {
+            uint2 pairs[2 * EXCHANGED_SPLITS];  // of each split outputs, then maximum and sum
+            await_all(pairs, [&](int at) {
+                const unsigned* part = parts + (begin + at / 2) * PART_WORDS + (at % 2 ? HEAD_DIM : column);
+                return begin + at / 2 < item.num_splits ? part : nullptr;
+            });
+#pragma unroll
+            for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
+                if (begin + at >= item.num_splits) break;
+                const float2 output = to_floats(pairs[2 * at]), state = to_floats(pairs[2 * at + 1]);
+                const float larger = fmaxf(maximum, state.x), shift = larger == -INFINITY ? 0.0f : larger;
+                const float old_weight = exp2_fast(maximum - shift), new_weight = exp2_fast(state.x - shift);
+                sum = sum * old_weight + state.y * new_weight;
+                first = first * old_weight + output.x * new_weight;
+                second = second * old_weight + output.y * new_weight;
+                maximum = larger;
+            }
+        }
+        const float factor = reciprocal_fast(sum);
+        publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+                pack2<bfloat16>(first * factor, second * factor));
     }
-    publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2, pack2<bfloat16>(first / sum, second / sum));
-  }
+}
+
+// Where a request has many splits: the block that ends last adds them.
+__device__ inline void finish_split(
+    const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
+    // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
+    if (threadIdx.x == 0) {
+        unsigned* count = layer.split_counts + item.request * NUM_KV_HEADS + item.head;
+        *scratch.is_last = increment_wrap(count, item.num_splits - 1) == unsigned(item.num_splits) - 1;
+    }
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    if (*scratch.is_last) combine_splits(layer, item);
 }
 
 __device__ inline void attend_item(
     const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, const AttentionScratch& scratch) {
-  write_new_keys(layer, rows, item);
-  for (int first_query = 0; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
-    load_queries(layer, rows, item, first_query, scratch.queries);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
-    WarpAttention state;
+    const int base = item.first_key + WARP_KEYS * int(warp_id());
+    WarpKeys keys;
+    load_old_keys(keys, layer, item, base);
 #pragma unroll 1
-    for (int base = item.first_key + 16 * warp_id(); base < item.end_key; base += 16 * CONSUMER_WARPS) {
-      float scores[2][4] = {};
-      score_keys(scores, layer, item, scratch.queries, base);
-      update_softmax(state, scores, layer, rows, item, first_query, base);
-      add_values(state, scores, layer, item, base);
+    for (int first_query = 0; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
+        take_heads(layer, rows, item, scratch, first_query);
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
+        if (base < item.end_key) {
+            if (first_query == 0) load_new_keys(keys, item, scratch, base);
+            float scores[2][4] = {};
+            score_keys(scores, keys, scratch.queries);
+            weigh_scores(scores, layer, rows, item, scratch, first_query, base);
+            weigh_values(scores, keys, scratch);
+        }
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
+        combine_warps(layer, item, scratch, first_query);
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
     }
-    store_warp(state, scratch);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
-    combine_warps(layer, item, scratch, first_query);
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
-  }
-  if (item.num_splits == 1) return;
-  unsigned* count = layer.split_counts + item.request * NUM_KV_HEADS + item.head;
-  if (threadIdx.x == 0) {
-    // Releases what the whole block wrote, by way of the barrier above.
-    const bool is_last = add_release(count, 1) == unsigned(item.num_splits) - 1;
-    if (is_last) load_acquire(count);
-    *scratch.is_last = is_last;
-    if (is_last) store_relaxed(count, 0);
-  }
-  named_sync(CONSUMER_BARRIER, CONSUMERS);
-  if (*scratch.is_last) combine_splits(layer, item);
-  named_sync(CONSUMER_BARRIER, CONSUMERS);
+    if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
 }
 
 // Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
 __device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows& rows, int first_item) {
-  constexpr int LINE = 64, LINES = ceil_div(HEAD_DIM, LINE);  // elements of 128 bytes; lines of a key
-  if (first_item >= rows.item_starts[rows.num_requests]) return;
-  const AttentionItem item = find_item(rows, first_item);
-  const int keys = min(item.end_key, item.first_new) - item.first_key;
-  for (int index = threadIdx.x; index < keys * LINES; index += CONSUMERS) {
-    const long long at = cache_row(layer, item, item.first_key + index / LINES) + index % LINES * LINE;
-    prefetch_l2(layer.k_cache + at);
-    prefetch_l2(layer.v_cache + at);
-  }
+    constexpr int LINE = 64, LINES = ceil_div(HEAD_DIM, LINE);  // elements of 128 bytes; lines of a key
+    if (first_item >= rows.item_starts[rows.num_requests]) return;
+    const AttentionItem item = find_item(rows, first_item);
+    const int keys = min(item.end_key, item.first_new) - item.first_key;
+    for (int index = threadIdx.x; index < keys * LINES; index += CONSUMERS) {
+        const long long at = cache_row(layer, item, item.first_key + index / LINES) + index % LINES * LINE;
+        prefetch_l2(layer.k_cache + at);
+        prefetch_l2(layer.v_cache + at);
+    }
 }
 
-// All consumers: this block's items of a layer, dealt on from where the qkv tiles ended.
+// All consumers: this block's items of a layer, and then what waits for other blocks' items, so that no two wait for
+// each other. The scratch lies where the activations do.
 __device__ inline void attend(
     const AttentionLayer& layer, const StepRows& rows, const AttentionScratch& scratch, int first_item) {
-  const int items = rows.item_starts[rows.num_requests];
-  for (int index = first_item; index < items; index += gridDim.x)
-    attend_item(layer, rows, find_item(rows, index), scratch);
+    const int items = rows.item_starts[rows.num_requests];
+#pragma unroll 1
+    for (int index = first_item; index < items; index += gridDim.x)
+        attend_item(layer, rows, find_item(rows, index), scratch);
+#pragma unroll 1
+    for (int index = first_item; index < items; index += gridDim.x) {
+        const AttentionItem item = find_item(rows, index);
+        const bool is_last_of_few = item.split == item.num_splits - 1 && item.num_splits <= EXCHANGED_SPLITS;
+        if (is_last_of_few && item.num_splits > 1) combine_splits(layer, item);
+    }
 }

@@ -13,262 +13,329 @@
 #include "trace.cuh"
 
 struct LayerWeights {
-  const bfloat16* input_norm;  // (H,)
-  const bfloat16* qkv;         // (QKV, H)
-  const bfloat16* qkv_bias;    // (QKV,), or null
-  const bfloat16* q_norm;      // (D,), or null
-  const bfloat16* k_norm;
-  const bfloat16* dense;      // (H, N D)
-  const bfloat16* post_norm;  // (H,)
-  const bfloat16* fc;         // (I, H), the branch that is activated
-  const bfloat16* gate;       // (I, H)
-  const bfloat16* down;       // (H, I)
+    const bfloat16* input_norm;  // (H,)
+    const bfloat16* qkv;         // (QKV, H)
+    const bfloat16* qkv_bias;    // (QKV,), or null
+    const bfloat16* q_norm;      // (D,), or null
+    const bfloat16* k_norm;
+    const bfloat16* dense;      // (H, N D)
+    const bfloat16* post_norm;  // (H,)
+    const bfloat16* fc;         // (I, H), the branch that is activated
+    const bfloat16* gate;       // (I, H)
+    const bfloat16* down;       // (H, I)
 };
 
 struct DecoderStepParams {
-  const LayerWeights* layers;  // (L,)
-  const bfloat16* embedding;   // (V, H)
-  const bfloat16* final_norm;  // (H,)
-  const bfloat16* head;        // (V, H)
-  const bfloat16* cos;         // (positions, D): see rope_kv_write
-  const bfloat16* sin;
-  const long long* token_ids;     // (R,)
-  const long long* positions;     // (R,)
-  const long long* query_starts;  // (B + 1,)
-  const long long* context_lens;  // (B,)
-  const long long* block_tables;  // (B, max_blocks)
-  const long long* ancestors;     // (B, max_nodes), or null
-  bfloat16* cache;                // (2 L, num_blocks, N_kv, BLOCK_SIZE, D)
-  float* logits;                  // (R, V)
-  float* hidden;                  // (R, H), after the final norm
-  unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
-  unsigned* launches;             // (blocks,), 0 before the first launch
-  float* split_outputs;           // (R, N, max_splits, D)
-  float* split_softmax;           // (R, N, max_splits, 2)
-  unsigned* split_counts;         // (R, N_kv), 0 before the first launch
-  long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
-  int num_rows;
-  int num_requests;
-  int max_blocks;
-  int max_nodes;
-  int max_splits;
-  float norm_eps;
-  float scale;  // of attention's logits
-  int unused;
+    const LayerWeights* layers;  // (L,)
+    const bfloat16* embedding;   // (V, H)
+    const bfloat16* final_norm;  // (H,)
+    const bfloat16* head;        // (V, H)
+    const bfloat16* cos;         // (positions, D): see rope_kv_write
+    const bfloat16* sin;
+    const long long* token_ids;     // (R,)
+    const long long* positions;     // (R,)
+    const long long* query_starts;  // (B + 1,)
+    const long long* context_lens;  // (B,)
+    const long long* block_tables;  // (B, max_blocks)
+    const long long* ancestors;     // (B, max_nodes), or null
+    bfloat16* cache;                // (2 L, num_blocks, N_kv, BLOCK_SIZE, D)
+    float* logits;                  // (R, V)
+    float* hidden;                  // (R, H), after the final norm
+    unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
+    unsigned* launches;             // (blocks,), 0 before the first launch
+    unsigned* split_parts;          // (R, N, max_splits, PART_WORDS)
+    unsigned* split_counts;         // (R, N_kv), 0 before the first launch
+    long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
+    int num_rows;
+    int num_requests;
+    int max_blocks;
+    int max_nodes;
+    int max_splits;
+    float norm_eps;
+    float scale;  // of attention's logits
+    int unused;
 };
-static_assert(sizeof(DecoderStepParams) == 21 * 8 + 8 * 4, "mirrored in cuda.py");
+static_assert(sizeof(DecoderStepParams) == 20 * 8 + 8 * 4, "mirrored in cuda.py");
 
 __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(bytes, to) * to; }
 
-// Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | barriers.
+// Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | layers |
+// barriers.
 constexpr int ACTIVATION_BYTES = MAX_ROWS * ACTIVATION_PITCH;
 constexpr int SCRATCH_BYTES = align_up(ACTIVATION_BYTES > ATTENTION_BYTES ? ACTIVATION_BYTES : ATTENTION_BYTES, 128);
 constexpr int PARTIAL_BYTES = 2 * CONSUMER_WARPS * ROW_BLOCKS * 32 * 16;
 constexpr int SQUARE_BYTES = align_up(2 * CONSUMER_WARPS * MAX_ROWS * 4, 16);
 constexpr int ROWS_BYTES = align_up(sizeof(StepRows), 16);
+constexpr int TABLE_BYTES = align_up(NUM_LAYERS * sizeof(LayerWeights), 16);
 constexpr int SHARED_BYTES =
-    SCRATCH_BYTES + PARTIAL_BYTES + STAGES * STAGE_BYTES + SQUARE_BYTES + ROWS_BYTES + 2 * STAGES * 8;
+        SCRATCH_BYTES + PARTIAL_BYTES + STAGES * STAGE_BYTES + SQUARE_BYTES + ROWS_BYTES + TABLE_BYTES + 2 * STAGES * 8;
 
 static_assert(SHARED_BYTES <= LAUNCH_SHARED_BYTES, "plan.py asks for less than the kernel uses");
 
 struct SharedLayout {
-  Workspace work;
-  AttentionScratch attention;
-  StepRows* rows;
+    Workspace work;
+    AttentionScratch attention;
+    StepRows* rows;
+    LayerWeights* layers;  // a copy of the table, which is read at the start of every phase
 };
 
 __device__ inline SharedLayout shared_layout(int num_rows) {
-  SharedLayout layout;
-  char* at = reinterpret_cast<char*>(shared_memory());
-  layout.work.num_rows = num_rows;
-  layout.work.activations = at;
-  layout.attention = attention_scratch(at);
-  at += SCRATCH_BYTES;
-  layout.work.partials = reinterpret_cast<float4*>(at);
-  at += PARTIAL_BYTES;
-  layout.work.ring.stages = at;
-  at += STAGES * STAGE_BYTES;
-  layout.work.squares = reinterpret_cast<float*>(at);
-  at += SQUARE_BYTES;
-  layout.rows = reinterpret_cast<StepRows*>(at);
-  at += ROWS_BYTES;
-  layout.work.ring.full = reinterpret_cast<Mbarrier*>(at);
-  layout.work.ring.empty = layout.work.ring.full + STAGES;
-  return layout;
+    SharedLayout layout;
+    char* at = reinterpret_cast<char*>(shared_memory());
+    layout.work.num_rows = num_rows;
+    layout.work.activations = at;
+    layout.attention = attention_scratch(at);
+    at += SCRATCH_BYTES;
+    layout.work.partials = reinterpret_cast<float4*>(at);
+    at += PARTIAL_BYTES;
+    layout.work.ring.stages = at;
+    at += STAGES * STAGE_BYTES;
+    layout.work.squares = reinterpret_cast<float*>(at);
+    at += SQUARE_BYTES;
+    layout.rows = reinterpret_cast<StepRows*>(at);
+    at += ROWS_BYTES;
+    layout.layers = reinterpret_cast<LayerWeights*>(at);
+    at += TABLE_BYTES;
+    layout.work.ring.full = reinterpret_cast<Mbarrier*>(at);
+    layout.work.ring.empty = layout.work.ring.full + STAGES;
+    return layout;
 }
 
-// One thread: what the step's rows are, out of the batch.
-__device__ inline void describe_rows(const DecoderStepParams& params, StepRows& rows) {
-  rows.num_requests = params.num_requests;
-  rows.starts[0] = rows.item_starts[0] = 0;
-  for (int request = 0; request < params.num_requests; ++request) {
-    const int start = params.query_starts[request], end = params.query_starts[request + 1];
-    const int context = params.context_lens[request];
-    const int first_key = WINDOW > 0 ? max(0, context - (end - start) - WINDOW + 1) : 0;
-    rows.starts[request + 1] = end;
-    rows.contexts[request] = context;
-    rows.first_splits[request] = first_key / SPLIT_KEYS;
-    rows.item_starts[request + 1] =
-        rows.item_starts[request] + (ceil_div(context, SPLIT_KEYS) - first_key / SPLIT_KEYS) * NUM_KV_HEADS;
-    const long long* bits = params.ancestors ? params.ancestors + (long long)request * params.max_nodes : nullptr;
-    const bool is_tree = bits && bits[0] != 0;
-    for (int row = start; row < end; ++row)
-      rows.seen[row] = is_tree ? bits[row - start] : ~0ull >> (LONGEST_TREE - 1 - (row - start));
-  }
-  for (int row = 0; row < params.num_rows; ++row) {
-    rows.token_ids[row] = params.token_ids[row];
-    rows.positions[row] = params.positions[row];
-  }
+__device__ inline unsigned long long seen_by(const DecoderStepParams& params, const StepRows& rows, int row) {
+    int request = 0;
+    while (row >= rows.starts[request + 1]) ++request;
+    const int node = row - rows.starts[request];
+    const unsigned long long chain = ~0ull >> (LONGEST_TREE - 1 - node);
+    if (!params.ancestors) return chain;
+    const long long* bits = params.ancestors + request * params.max_nodes;
+    return bits[0] != 0 ? bits[node] : chain;
 }
 
-// The warp that fills the ring: every weight tile of this block, in the order of the phases.
+__device__ inline void deal_items(StepRows& rows, int num_requests) {
+    rows.num_requests = num_requests;
+    rows.item_starts[0] = 0;
+#pragma unroll 1
+    for (int request = 0; request < num_requests; ++request) {
+        const int context = rows.contexts[request], first_row = context - (rows.starts[request + 1] - rows.starts[request]);
+        rows.first_splits[request] = WINDOW > 0 ? max(0, first_row - WINDOW + 1) / SPLIT_KEYS : 0;
+        const int splits = ceil_div(context, SPLIT_KEYS) - rows.first_splits[request];
+        rows.item_starts[request + 1] = rows.item_starts[request] + splits * NUM_KV_HEADS;
+    }
+}
+
+// All consumers: what the step's rows are, out of the batch, and where the layers' weights are.
+__device__ inline void describe_step(const DecoderStepParams& params, const SharedLayout& layout) {
+    StepRows& rows = *layout.rows;
+    const int at = threadIdx.x, num_requests = params.num_requests;
+    if (at <= num_requests) rows.starts[at] = params.query_starts[at];
+    if (at < num_requests) rows.contexts[at] = params.context_lens[at];
+    if (at < params.num_rows) {
+        rows.token_ids[at] = params.token_ids[at];
+        rows.positions[at] = params.positions[at];
+    }
+    constexpr int TABLE_WORDS = NUM_LAYERS * sizeof(LayerWeights) / 8;
+    for (int word = at; word < TABLE_WORDS; word += CONSUMERS)
+        reinterpret_cast<long long*>(layout.layers)[word] = reinterpret_cast<const long long*>(params.layers)[word];
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    if (at < params.num_rows) rows.seen[at] = seen_by(params, rows, at);
+    if (at == 0) deal_items(rows, num_requests);
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+}
+
+// The warp that fills the ring: every weight tile of this block, in the order of the phases. Lane r names row r % 16 of a
+// tile; past a weight's last row it is the last one again.
+__device__ inline void stream_phase(
+    const Ring& ring, RingCursor& cursor, int phase, int first_tile, const LayerWeights& weights, const bfloat16* head) {
+    const int lane = int(lane_id()) % TILE_ROWS, columns = columns_of(phase), tiles = tiles_of(phase);
+    const bfloat16* weight = phase == QKV     ? weights.qkv
+                             : phase == DENSE ? weights.dense
+                             : phase == DOWN  ? weights.down
+                             : phase == HEAD  ? head
+                             : lane < TILE_ROWS / 2 ? weights.fc
+                                                    : weights.gate;
+    const int last_row = (phase == QKV ? QKV_SIZE : phase == HEAD ? VOCAB : HIDDEN) - 1;
+#pragma unroll 1
+    for (int tile = first_tile; tile < tiles; tile += gridDim.x) {
+        const int row = phase == GATE_UP ? tile * (TILE_ROWS / 2) + lane % (TILE_ROWS / 2)
+                                         : min(tile * TILE_ROWS + lane, last_row);
+#pragma unroll 1
+        for (int column = 0; column < columns; column += CHUNK)
+            fill_stage(ring, cursor, weight + (long long)row * columns + column, min(CHUNK, columns - column));
+    }
+}
+
 __device__ inline void stream_step(const DecoderStepParams& params, const Ring& ring) {
-  const int lane = lane_id() % TILE_ROWS;
-  RingCursor cursor;
-  Deal deal;
-  const auto rows_of = [lane](const bfloat16* weight, int columns, int last_row) {
-    return [=](int tile) { return weight + (long long)min(tile * TILE_ROWS + lane, last_row) * columns; };
-  };
-  for (int layer = 0; layer < NUM_LAYERS; ++layer) {
-    const LayerWeights weights = params.layers[layer];
-    stream_weights<QkvLinear>(
-        ring, cursor, deal.first_tile<QkvLinear>(), rows_of(weights.qkv, HIDDEN, QKV_SIZE - 1));
-    stream_weights<DenseLinear>(
-        ring, cursor, deal.first_tile<DenseLinear>(), rows_of(weights.dense, Q_SIZE, HIDDEN - 1));
-    const bfloat16* branch = lane < TILE_ROWS / 2 ? weights.fc : weights.gate;
-    stream_weights<GateUpLinear>(ring, cursor, deal.first_tile<GateUpLinear>(), [=](int tile) {
-      return branch + (long long)(tile * (TILE_ROWS / 2) + lane % (TILE_ROWS / 2)) * HIDDEN;
-    });
-    stream_weights<DownLinear>(
-        ring, cursor, deal.first_tile<DownLinear>(), rows_of(weights.down, INTERMEDIATE, HIDDEN - 1));
-  }
-  stream_weights<HeadLinear>(ring, cursor, deal.first_tile<HeadLinear>(), rows_of(params.head, HIDDEN, VOCAB - 1));
+    RingCursor cursor;
+    Deal deal;
+    LayerWeights weights;
+#pragma unroll 1
+    for (int index = 0; index <= 4 * NUM_LAYERS; ++index) {
+        const int phase = index == 4 * NUM_LAYERS ? HEAD : index % 4;
+        if (phase == QKV) weights = params.layers[index / 4];
+        stream_phase(ring, cursor, phase, deal.next(phase), weights, params.head);
+    }
 }
 
+// All consumers: what they carry from phase to phase.
 struct Consumer {
-  const DecoderStepParams& params;
-  SharedLayout layout;
-  unsigned* set;  // of the exchange
-  RingCursor cursor;
-  Deal deal;
-  int turn = 0;
-  int normed = 0;  // phases of this block that began with a norm
+    const DecoderStepParams& params;
+    SharedLayout layout;
+    unsigned* set;  // of the exchange
+    RingCursor cursor;
+    Deal deal;
+    int turn = 0;    // tiles so far: whose turn it is to finish one
+    int normed = 0;  // phases of this block that began with a norm
 
-  __device__ AttentionLayer attention_layer(const LayerWeights& weights, const LayerExchange& exchange, int layer) {
-    AttentionLayer attention;
-    attention.qkv = exchange.qkv;
-    attention.attended = exchange.attended;
-    attention.k_cache = params.cache + 2 * layer * params.layer_stride;
-    attention.v_cache = attention.k_cache + params.layer_stride;
-    attention.q_norm = weights.q_norm;
-    attention.k_norm = weights.k_norm;
-    attention.cos = params.cos;
-    attention.sin = params.sin;
-    attention.block_tables = params.block_tables;
-    attention.max_blocks = params.max_blocks;
-    attention.norm_eps = params.norm_eps;
-    attention.scale = params.scale * 1.4426950408889634f;
-    attention.split_outputs = params.split_outputs;
-    attention.split_softmax = params.split_softmax;
-    attention.split_counts = params.split_counts;
-    attention.max_splits = params.max_splits;
-    return attention;
-  }
-
-  // The next layer's vectors into L2, by one block: they are too short for the ring, and a block would wait for memory.
-  __device__ void prefetch_norms(int layer) {
-    if (blockIdx.x != layer % gridDim.x || layer == NUM_LAYERS) return;
-    const LayerWeights weights = params.layers[layer];
-    for (int column = 64 * threadIdx.x; column < HIDDEN; column += 64 * CONSUMERS) {
-      prefetch_l2(weights.input_norm + column);
-      prefetch_l2(weights.post_norm + column);
+    __device__ void run() {
+        Residual residual{nullptr, params.embedding, layout.rows->token_ids};
+#pragma unroll 1
+        for (int index = 0; index <= 4 * NUM_LAYERS; ++index) {
+            const int layer = index / 4, phase = index == 4 * NUM_LAYERS ? HEAD : index % 4;
+            const LayerExchange exchange = layer_exchange(set, layer);
+            trace(layer, 3 * phase);
+            if (phase == QKV) prefetch_layer(layer, exchange);
+            if (phase == DENSE) attend(attention_layer(layer, exchange), *layout.rows, layout.attention, deal.first_item());
+            run_phase(layer, phase, exchange, residual);
+            if (phase == DENSE) residual = published_residual(exchange.middle);
+            if (phase == DOWN) residual = published_residual(exchange.output);
+        }
     }
-    for (int column = 64 * threadIdx.x; HAS_QKV_BIAS && column < QKV_SIZE; column += 64 * CONSUMERS)
-      prefetch_l2(weights.qkv_bias + column);
-  }
 
-  // The last warp of the phase before may still read its sums of squares, that of the one before it no more.
-  template <class Op>
-  __device__ void next_squares(int first_tile) {
-    if (first_tile >= Op::TILES) return;
-    const int offset = CONSUMER_WARPS * MAX_ROWS;
-    layout.work.squares += normed % 2 == 0 ? offset : -offset;
-    ++normed;
-  }
+    // One linear layer with what comes before and after it; `residual` is the stream before it.
+    __device__ void run_phase(int layer, int phase, const LayerExchange& exchange, const Residual& residual) {
+        const int columns = columns_of(phase), tiles = tiles_of(phase), first_tile = deal.next(phase);
+        const Workspace& work = layout.work;
+        const bool is_normed = phase != DENSE && phase != DOWN;
+        if (first_tile >= tiles) return;
+        if (is_normed) next_squares();
+        Epilogue epilogue = make_epilogue(layer, phase, exchange, residual);
+#pragma unroll 1
+        for (int tile = first_tile; tile < tiles; tile += gridDim.x) {
+            const bool is_finisher = int(warp_id()) == turn % CONSUMER_WARPS;
+            if (is_finisher) epilogue.prepare(work, tile);
+            Accumulator sums;
+#pragma unroll 1
+            for (int column = 0; column < columns; column += CHUNK) {
+                if (tile == first_tile || columns > PANEL) load_panel(layer, phase, exchange, residual, column);
+                const char* stage = await_stage(work.ring, cursor);
+                multiply_stage(sums, stage, work.activations + column % PANEL * 2, min(CHUNK, columns - column),
+                               work.num_rows);
+                release_stage(work.ring, cursor);
+            }
+            store_partial(work, sums, turn);
+            named_sync(CONSUMER_BARRIER, CONSUMERS);
+            if (is_finisher) epilogue.finish(work, tile, add_partials(work, turn));
+            ++turn;
+        }
+        trace(layer, 3 * phase + 2);
+        if (phase == HEAD) store_hidden(residual, first_tile);
+    }
 
-  __device__ void run_layer(int layer, const Residual& input) {
-    const LayerWeights weights = params.layers[layer];
-    const LayerExchange exchange = layer_exchange(set, layer);
-    const Workspace& work = layout.work;
-    const int qkv_tile = deal.first_tile<QkvLinear>(), first_item = Deal(deal).first_tile<QkvLinear>();
-    const AttentionLayer attention = attention_layer(weights, exchange, layer);
-    prefetch_keys(attention, *layout.rows, first_item);
-    prefetch_norms(layer + 1);
-    trace(layer, 0);
-    next_squares<QkvLinear>(qkv_tile);
-    run_linear<QkvLinear>(
-        work, cursor, turn, qkv_tile, QkvEpilogue{&work, weights.qkv_bias, exchange.qkv, params.norm_eps},
-        [&](int) { load_residual(work, input, weights.input_norm); trace(layer, 1); });
-    trace(layer, 2);
-    attend(attention, *layout.rows, layout.attention, first_item);
-    trace(layer, 3);
-    run_linear<DenseLinear>(
-        work, cursor, turn, deal.first_tile<DenseLinear>(), ResidualEpilogue{&work, input, exchange.middle},
-        [&](int panel) { load_published<Q_SIZE>(work, exchange.attended, panel); trace(layer, 4); });
-    trace(layer, 5);
-    const Residual middle{exchange.middle, nullptr, nullptr};
-    const int gate_up_tile = deal.first_tile<GateUpLinear>();
-    next_squares<GateUpLinear>(gate_up_tile);
-    run_linear<GateUpLinear>(
-        work, cursor, turn, gate_up_tile, GateUpEpilogue{&work, exchange.activated, params.norm_eps},
-        [&](int) { load_residual(work, middle, weights.post_norm); trace(layer, 6); });
-    trace(layer, 7);
-    run_linear<DownLinear>(
-        work, cursor, turn, deal.first_tile<DownLinear>(), ResidualEpilogue{&work, middle, exchange.output},
-        [&](int panel) { load_published<INTERMEDIATE>(work, exchange.activated, panel); trace(layer, 8); });
-    trace(layer, 9);
-  }
+    // The activations of the panel that begins at `column`, if one does. That all have passed the barrier of the last
+    // tile says that the ones before may be overwritten.
+    __device__ void load_panel(
+        int layer, int phase, const LayerExchange& exchange, const Residual& residual, int column) {
+        if (column % PANEL) return;
+        const Workspace& work = layout.work;
+        if (column > 0) named_sync(CONSUMER_BARRIER, CONSUMERS);
+        if (phase == DENSE || phase == DOWN) {
+            const int columns = columns_of(phase);
+            load_published(work, phase == DENSE ? exchange.attended : exchange.activated, columns, column,
+                           min(PANEL, columns - column));
+        } else {
+            load_residual(work, residual, norm_of(layer, phase));
+        }
+        named_sync(CONSUMER_BARRIER, CONSUMERS);
+        trace(layer, 3 * phase + 1);
+    }
 
-  __device__ void run_head(const Residual& last) {
-    const Workspace& work = layout.work;
-    const int head_tile = deal.first_tile<HeadLinear>(), tiles = min(HeadLinear::TILES, int(gridDim.x));
-    next_squares<HeadLinear>(head_tile);
-    run_linear<HeadLinear>(
-        work, cursor, turn, head_tile, HeadEpilogue{&work, params.logits, params.norm_eps},
-        [&](int) { load_residual(work, last, params.final_norm); trace(NUM_LAYERS, 1); });
-    trace(NUM_LAYERS, 2);
+    __device__ const bfloat16* norm_of(int layer, int phase) const {
+        if (phase == HEAD) return params.final_norm;
+        return phase == QKV ? layout.layers[layer].input_norm : layout.layers[layer].post_norm;
+    }
+
+    __device__ Epilogue make_epilogue(
+        int layer, int phase, const LayerExchange& exchange, const Residual& residual) const {
+        Epilogue epilogue;
+        epilogue.phase = phase;
+        epilogue.before = residual;
+        epilogue.bias = HAS_QKV_BIAS && phase == QKV ? layout.layers[layer].qkv_bias : nullptr;
+        epilogue.words = phase == QKV       ? exchange.qkv
+                         : phase == DENSE   ? exchange.middle
+                         : phase == GATE_UP ? exchange.activated
+                                            : exchange.output;
+        epilogue.logits = params.logits;
+        epilogue.eps = params.norm_eps;
+        return epilogue;
+    }
+
+    // The finishing warp of the phase before may still read its sums of squares, that of the one before it no more.
+    __device__ void next_squares() {
+        const int offset = CONSUMER_WARPS * MAX_ROWS;
+        layout.work.squares += normed % 2 == 0 ? offset : -offset;
+        ++normed;
+    }
+
+    __device__ AttentionLayer attention_layer(int layer, const LayerExchange& exchange) const {
+        AttentionLayer attention;
+        attention.qkv = exchange.qkv;
+        attention.attended = exchange.attended;
+        attention.k_cache = params.cache + 2 * layer * params.layer_stride;
+        attention.v_cache = attention.k_cache + params.layer_stride;
+        attention.q_norm = HAS_QK_NORM ? layout.layers[layer].q_norm : nullptr;
+        attention.k_norm = HAS_QK_NORM ? layout.layers[layer].k_norm : nullptr;
+        attention.cos = params.cos;
+        attention.sin = params.sin;
+        attention.block_tables = params.block_tables;
+        attention.max_blocks = params.max_blocks;
+        attention.norm_eps = params.norm_eps;
+        attention.scale = params.scale * 1.4426950408889634f;
+        attention.exchanged_parts = exchange.parts;
+        attention.split_parts = params.split_parts;
+        attention.split_counts = params.split_counts;
+        attention.max_splits = params.max_splits;
+        return attention;
+    }
+
+    // Into L2, what the ring does not carry: this layer's keys, and by one block the next layer's vectors.
+    __device__ void prefetch_layer(int layer, const LayerExchange& exchange) const {
+        Deal after = deal;
+        after.next(QKV);
+        prefetch_keys(attention_layer(layer, exchange), *layout.rows, after.first_item());
+        if (int(blockIdx.x) != layer % int(gridDim.x) || layer + 1 == NUM_LAYERS) return;
+        const LayerWeights& next = layout.layers[layer + 1];
+        for (int column = 64 * threadIdx.x; column < HIDDEN; column += 64 * CONSUMERS) {
+            prefetch_l2(next.input_norm + column);
+            prefetch_l2(next.post_norm + column);
+        }
+        for (int column = 64 * threadIdx.x; HAS_QKV_BIAS && column < QKV_SIZE; column += 64 * CONSUMERS)
+            prefetch_l2(next.qkv_bias + column);
+    }
+
     // Only blocks that have a tile of the head have the sums of squares.
-    if (head_tile >= tiles) return;
-    for (int row = head_tile; row < params.num_rows; row += tiles) {
-      const float factor = inverse_rms(work, row, params.norm_eps);
-      for (int column = threadIdx.x; column < HIDDEN; column += CONSUMERS)
-        params.hidden[row * HIDDEN + column] = last.at(row, column) * factor * to_float(params.final_norm[column]);
+    __device__ void store_hidden(const Residual& last, int first_tile) const {
+        const int blocks = min(tiles_of(HEAD), int(gridDim.x));
+        for (int row = first_tile; row < params.num_rows; row += blocks) {
+            const float factor = inverse_rms(layout.work, row, params.norm_eps);
+            for (int column = threadIdx.x; column < HIDDEN; column += CONSUMERS)
+                params.hidden[row * HIDDEN + column] = last.receive(last.request(row, column), row, column) * factor *
+                                                       to_float(params.final_norm[column]);
+        }
     }
-  }
-
-  __device__ void run() {
-    Residual residual{nullptr, params.embedding, layout.rows->token_ids};
-    for (int layer = 0; layer < NUM_LAYERS; ++layer) {
-      run_layer(layer, residual);
-      residual = Residual{layer_exchange(set, layer).output, nullptr, nullptr};
-    }
-    run_head(residual);
-  }
 };
 
 __device__ inline void decoder_step(const DecoderStepParams& params) {
-  const SharedLayout layout = shared_layout(params.num_rows);
-  if (threadIdx.x == CONSUMERS) init_ring(layout.work.ring);
-  block_sync();
-  if (warp_id() == CONSUMER_WARPS) {
-    stream_step(params, layout.work.ring);
-    return;
-  }
-  const unsigned launch = params.launches[blockIdx.x];
-  if (threadIdx.x == 0) describe_rows(params, *layout.rows);
-  empty_set(params.exchange + (1 - launch % 2) * EXCHANGE_WORDS);
-  named_sync(CONSUMER_BARRIER, CONSUMERS);
-  Consumer consumer{params, layout, params.exchange + launch % 2 * EXCHANGE_WORDS};
-  consumer.run();
-  if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;
+    const SharedLayout layout = shared_layout(params.num_rows);
+    if (threadIdx.x == CONSUMERS) init_ring(layout.work.ring);
+    block_sync();
+    if (warp_id() == CONSUMER_WARPS) {
+        stream_step(params, layout.work.ring);
+        return;
+    }
+    const unsigned launch = params.launches[blockIdx.x];
+    describe_step(params, layout);
+    empty_set(params.exchange + (1 - launch % 2) * EXCHANGE_WORDS);
+    Consumer consumer{params, layout, params.exchange + launch % 2 * EXCHANGE_WORDS};
+    consumer.run();
+    if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;
 }

@@ -5,8 +5,13 @@
 // Each layer has its own words, so nothing is overwritten within a step. There are two sets: a step uses one and empties
 // the other, which the step before used and the next one will.
 //
-// Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (R, H) float |
-// activated (R, I) bfloat16 | output (R, H) float. `middle` and `output` are the residual stream after each half.
+// All blocks ask for the residual stream at once, which one place would answer slowly: where rows are few it is written
+// COPIES times, and each block reads one of them.
+//
+// Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (COPIES, R, H) float |
+// activated (R, I) bfloat16 | output (COPIES, R, H) float | parts (R, N, EXCHANGED_SPLITS, PART_WORDS) float. `middle` and
+// `output` are the residual stream after each half; `parts` are attention's results of a context's splits, where those
+// are few.
 #pragma once
 
 #include "element.cuh"
@@ -21,60 +26,89 @@ constexpr int QKV_WORDS = MAX_ROWS * QKV_SIZE;
 constexpr int ATTENDED_WORDS = MAX_ROWS * Q_SIZE / 2;
 constexpr int RESIDUAL_WORDS = MAX_ROWS * HIDDEN;
 constexpr int ACTIVATED_WORDS = MAX_ROWS * INTERMEDIATE / 2;
-constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * RESIDUAL_WORDS;
+constexpr int EXCHANGED_SPLITS = 4;
+constexpr int PART_WORDS = HEAD_DIM + 4;  // outputs, maximum, sum, two unused
+constexpr int PARTS_WORDS = MAX_ROWS * NUM_HEADS * EXCHANGED_SPLITS * PART_WORDS;
+constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * COPIES * RESIDUAL_WORDS + PARTS_WORDS;
 constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS;  // of one set
 static_assert(QKV_SIZE % 4 == 0, "rows of 16-byte packets");
 
 struct LayerExchange {
-  unsigned* qkv;
-  unsigned* attended;
-  unsigned* middle;
-  unsigned* activated;
-  unsigned* output;
+    unsigned* qkv;
+    unsigned* attended;
+    unsigned* middle;
+    unsigned* activated;
+    unsigned* output;
+    unsigned* parts;
 };
 
 __device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
-  unsigned* words = set + (long long)layer * LAYER_WORDS;
-  LayerExchange exchange;
-  exchange.qkv = words;
-  exchange.attended = exchange.qkv + QKV_WORDS;
-  exchange.middle = exchange.attended + ATTENDED_WORDS;
-  exchange.activated = exchange.middle + RESIDUAL_WORDS;
-  exchange.output = exchange.activated + ACTIVATED_WORDS;
-  return exchange;
+    unsigned* words = set + (long long)layer * LAYER_WORDS;
+    LayerExchange exchange;
+    exchange.qkv = words;
+    exchange.attended = exchange.qkv + QKV_WORDS;
+    exchange.middle = exchange.attended + ATTENDED_WORDS;
+    exchange.activated = exchange.middle + COPIES * RESIDUAL_WORDS;
+    exchange.output = exchange.activated + ACTIVATED_WORDS;
+    exchange.parts = exchange.output + COPIES * RESIDUAL_WORDS;
+    return exchange;
 }
 
 __device__ inline bool is_written(const uint4& packet) {
-  return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
+    return packet.x != EMPTY && packet.y != EMPTY && packet.z != EMPTY && packet.w != EMPTY;
 }
 
-__device__ inline void await(uint4& packet, const unsigned* words) {
-  while (!is_written(packet)) {
-    spin_pause();
-    packet = load_relaxed16(words);
-  }
+__device__ inline bool is_written(const uint2& pair) { return pair.x != EMPTY && pair.y != EMPTY; }
+__device__ inline bool is_written(unsigned word) { return word != EMPTY; }
+
+__device__ inline void request(uint4& packet, const unsigned* words) { packet = load_relaxed16(words); }
+__device__ inline void request(uint2& pair, const unsigned* words) { pair = load_relaxed8(words); }
+__device__ inline void request(unsigned& word, const unsigned* words) { word = load_relaxed(words); }
+
+// Wait for N values at once: ask for all, then again for all that were not there, so that no two answers are waited for
+// one after the other. `address(i)` is null where value i is not wanted.
+template <class Value, int N, class Address>
+__device__ inline void await_all(Value (&values)[N], Address address) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+        if (address(i)) request(values[i], address(i));
+    bool is_missing;
+    do {
+        is_missing = false;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (address(i) && !is_written(values[i])) {
+                is_missing = true;
+                request(values[i], address(i));
+            }
+        if (is_missing) spin_pause();
+    } while (is_missing);
 }
 
-__device__ inline float await_float(const unsigned* word) {
-  unsigned value = load_relaxed(word);
-  while (value == EMPTY) {
-    spin_pause();
-    value = load_relaxed(word);
-  }
-  return __uint_as_float(value);
+__device__ inline unsigned await(unsigned value, const unsigned* word) {
+    while (value == EMPTY) {
+        spin_pause();
+        value = load_relaxed(word);
+    }
+    return value;
 }
 
 __device__ inline void publish(unsigned* word, unsigned value) {
-  store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
+    store_relaxed(word, value == EMPTY ? WRITTEN_NAN : value);
 }
 
 __device__ inline void publish(unsigned* word, float value) { publish(word, __float_as_uint(value)); }
 
+__device__ inline void publish(unsigned* words, float first, float second) {
+    publish(words, first);
+    publish(words + 1, second);
+}
+
 // Empty this block's share of a set; to be called by all consumers.
 __device__ inline void empty_set(unsigned* set) {
-  const uint4 packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
-  uint4* packets = reinterpret_cast<uint4*>(set);
-  const long long stride = 1LL * gridDim.x * CONSUMERS;
-  for (long long at = 1LL * blockIdx.x * CONSUMERS + threadIdx.x; at < EXCHANGE_WORDS / 4; at += stride)
-    packets[at] = packet;
+    const uint4 packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY);
+    uint4* packets = reinterpret_cast<uint4*>(set);
+    const long long stride = 1LL * gridDim.x * CONSUMERS;
+    for (long long at = 1LL * blockIdx.x * CONSUMERS + threadIdx.x; at < EXCHANGE_WORDS / 4; at += stride)
+        packets[at] = packet;
 }

@@ -1,5 +1,7 @@
 """One decoder step in plain torch, one request and one head at a time, in float64: the oracle."""
 
+from itertools import pairwise
+
 import torch
 
 from plugins.decoder_step.weights import StepWeights
@@ -36,28 +38,32 @@ def decoder_step_reference(
             k = rms_norm_reference(k, layer.k_norm, spec.norm_eps)
         q, k = _rotate(q, weights, positions), _rotate(k, weights, positions)
         attended = torch.empty_like(q)
-        for request, context_len in enumerate(context_lens):
-            rows = range(query_starts[request], query_starts[request + 1])
-            for row in rows:
-                key = context_len - len(rows) + row - rows.start
-                where = _where(block_tables[request], key, cache.shape[3])
-                cache[(2 * index, where[0], slice(None), where[1])] = k[row]
-                cache[(2 * index + 1, where[0], slice(None), where[1])] = v[row]
-            for row in rows:
-                keys = [
-                    _where(block_tables[request], key, cache.shape[3]) for key in visible[request][row - rows.start]
-                ]
-                blocks, offsets = (torch.tensor(part, device=cache.device) for part in zip(*keys, strict=True))
-                for head in range(spec.num_heads):
-                    kv_head = head // (spec.num_heads // spec.num_kv_heads)
-                    scores = cache[2 * index, blocks, kv_head, offsets] @ q[row, head] * spec.head_dim**-0.5
-                    attended[row, head] = torch.softmax(scores, 0) @ cache[2 * index + 1, blocks, kv_head, offsets]
+        for request, (first, end) in enumerate(pairwise(query_starts)):
+            table, start = block_tables[request], context_lens[request] - (end - first)
+            layer_cache = cache[2 * index : 2 * index + 2]
+            for row in range(first, end):
+                block, offset = _where(table, start + row - first, cache.shape[3])
+                layer_cache[0, block, :, offset], layer_cache[1, block, :, offset] = k[row], v[row]
+            for row, keys in zip(range(first, end), visible[request], strict=True):
+                places = [_where(table, key, cache.shape[3]) for key in keys]
+                attended[row] = _attend(q[row], layer_cache, places)
         residual = residual + attended.flatten(1) @ layer.dense.double().T
         normed = rms_norm_reference(residual, layer.post_norm, spec.norm_eps)
         gate_up = normed @ torch.cat([layer.fc, layer.gate]).double().T
         residual = residual + silu_mul_reference(gate_up) @ layer.down.double().T
     hidden = rms_norm_reference(residual, weights.final_norm, spec.norm_eps)
     return hidden @ weights.head.double().T, hidden
+
+
+def _attend(q: torch.Tensor, layer_cache: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+    """q (N, D), layer_cache (2, num_blocks, N_kv, block_size, D) -> (N, D)."""
+    keys, values = (torch.stack([cache[block, :, offset] for block, offset in places]) for cache in layer_cache)
+    group = q.shape[0] // keys.shape[1]
+    out = torch.empty_like(q)
+    for head in range(q.shape[0]):
+        scores = keys[:, head // group] @ q[head] * q.shape[1] ** -0.5
+        out[head] = torch.softmax(scores, 0) @ values[:, head // group]
+    return out
 
 
 def _where(table: list[int], key: int, block_size: int) -> tuple[int, int]:

@@ -20,6 +20,8 @@ constexpr int CHUNK = RING_CHUNK;            // columns of a stage, which has TI
 constexpr int PANEL = ACTIVATION_PANEL;      // columns of the activations that shared memory holds at a time
 constexpr int SPLIT_KEYS = ATTENTION_SPLIT;  // keys of one attention item: fixed, so that results do not depend on load
 
+constexpr int COPIES = RESIDUAL_COPIES;      // of the residual stream that blocks share, so that not all ask one place
+
 constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int Q_SIZE = NUM_HEADS * HEAD_DIM;
 constexpr int KV_SIZE = NUM_KV_HEADS * HEAD_DIM;
@@ -36,7 +38,7 @@ constexpr int THREADS = CONSUMERS + 32;  // and the warp that fills the ring
 constexpr int CONSUMER_BARRIER = 1;      // id of their named barrier
 
 static_assert(HIDDEN % STEP_COLUMNS == 0 && Q_SIZE % STEP_COLUMNS == 0 && INTERMEDIATE % STEP_COLUMNS == 0,
-              "columns are taken 32 at a time");
+                            "columns are taken 32 at a time");
 static_assert(CHUNK % STEP_COLUMNS == 0 && PANEL % CHUNK == 0, "a panel is whole chunks, a chunk whole steps");
 static_assert(HEAD_DIM % 16 == 0 && NUM_HEADS % NUM_KV_HEADS == 0, "heads");
 static_assert(SPLIT_KEYS % (16 * CONSUMER_WARPS) == 0, "every warp takes 16 keys at a time");

@@ -3,11 +3,12 @@
 import torch
 
 from plugins.kv_compact.cpu import kv_compact_cpu
+from plugins.kv_compact.cuda import kv_compact_cuda
 from plugins.library import define, implement
 
 define("kv_compact(Tensor(a!) storage, Tensor source_rows, Tensor target_rows) -> ()")
 implement("kv_compact", "CPU", kv_compact_cpu)
-implement("kv_compact", "CUDA", kv_compact_cpu)
+implement("kv_compact", "CUDA", kv_compact_cuda)
 
 
 def kv_compact(storage: torch.Tensor, source_rows: torch.Tensor, target_rows: torch.Tensor) -> None:

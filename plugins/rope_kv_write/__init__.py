@@ -2,15 +2,36 @@
 
 import torch
 
+from plugins.cuda.run import ELEMENTS
 from plugins.library import define, implement
 from plugins.rope_kv_write.cpu import rope_kv_write_cpu
+from plugins.rope_kv_write.cuda import rope_kv_write_cuda
 
 define(
     "rope_kv_write(Tensor qkv, Tensor cos, Tensor sin, Tensor kv_rows, Tensor? q_norm, Tensor? k_norm, float eps, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) q_out) -> ()"
 )
 implement("rope_kv_write", "CPU", rope_kv_write_cpu)
-implement("rope_kv_write", "CUDA", rope_kv_write_cpu)
+
+
+def _rope_kv_write_on_cuda(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    kv_rows: torch.Tensor,
+    q_norm: torch.Tensor | None,
+    k_norm: torch.Tensor | None,
+    eps: float,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_out: torch.Tensor,
+) -> None:
+    """A kernel for 16-bit dtypes; float32 and float64 are for tests and comparisons."""
+    run = rope_kv_write_cuda if q_out.dtype in ELEMENTS else rope_kv_write_cpu
+    run(qkv, cos, sin, kv_rows, q_norm, k_norm, eps, k_cache, v_cache, q_out)
+
+
+implement("rope_kv_write", "CUDA", _rope_kv_write_on_cuda)
 
 
 def rope_kv_write(
@@ -39,6 +60,9 @@ def rope_kv_write(
         eps: of those norms.
         k_cache, v_cache: (num_blocks, N_kv, block_size, D), contiguous, written in place at `kv_rows` only.
         q_out: (T, N, D).
+
+    Raises:
+        KernelError: on CUDA, in 16-bit dtypes: a head_dim without a kernel, or tensors that do not fit together.
     """
     torch.ops.enginewright.rope_kv_write.default(
         qkv, cos, sin, kv_rows, q_norm, k_norm, eps, k_cache, v_cache, q_out

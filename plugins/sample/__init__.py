@@ -10,13 +10,22 @@ from plugins.library import define, implement
 from plugins.sample.batched import NO_TOKEN as NO_TOKEN
 from plugins.sample.batched import sample_batched
 from plugins.sample.cpu import sample_cpu
+from plugins.sample.cuda import sample_cuda
 
 define(
     "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
     "Tensor sample_index, Tensor position, Tensor(a!) out) -> ()"
 )
 implement("sample", "CPU", sample_cpu)
-implement("sample", "CUDA", sample_batched)
+
+
+def _sample_on_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
+    """A kernel for the logits that engines have; float64 is for tests and comparisons."""
+    run = sample_cuda if logits.dtype == torch.float32 else sample_batched
+    run(logits, *rest)
+
+
+implement("sample", "CUDA", _sample_on_cuda)
 
 
 def sample(

@@ -1,10 +1,11 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from plugins.emit_tokens import emit_tokens
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
@@ -12,10 +13,21 @@ from runtime.sampling_rules.rules import TextRules
 from runtime.sampling_rules.walk import adjust
 from runtime.speculation.acceptance import Accepted, accept
 from runtime.speculation.drafter import DraftContext
-from runtime.speculation.tree import MAX_NODES
+from runtime.speculation.tree import MAX_NODES, DraftTree
 
 if TYPE_CHECKING:
     from runtime.backends.packing import Drawing
+
+
+class _DrawParams(NamedTuple):
+    """What `sample` takes of a request, in its order."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seed: torch.Tensor
+    sample_index: torch.Tensor
 
 
 class DeviceState:
@@ -94,47 +106,61 @@ class DeviceState:
         depth: of the trees' deepest node.
         rules: of those of the rows that have some.
         """
-        slots, roots = drawing.slots, drawing.roots
-        temperature, top_k, top_p, min_p = (
-            self.temperature[slots],
-            self.top_k[slots],
-            self.top_p[slots],
-            self.min_p[slots],
-        )
-        seed, sample_index = self.seed[slots], self.sample_index[slots]
+        tree = drawing.tree
+        if tree is None:
+            accepted = self._draw_once(drawing, output.logits, rules)
+        elif self.device.type == "cuda" and not rules and len(output.logits) == tree.token_ids.numel():
+            accepted = self._draw_everywhere(drawing, tree, depth, output.logits)
+        else:
+            accepted = self._walk(drawing, tree, depth, output.logits, rules)
+        emit_tokens(
+            drawing.slots, drawing.roots, drawing.first_rows, accepted.token_ids, accepted.nodes, accepted.counts,
+            output.hidden, self.num_tokens, self.history, self.hidden,
+        )  # fmt: skip
+        return accepted
+
+    def _params(self, slots: torch.Tensor) -> _DrawParams:
+        """How the requests in `slots` (n,) draw tokens: (n,) each."""
+        return _DrawParams(
+            self.temperature[slots], self.top_k[slots], self.top_p[slots], self.min_p[slots], self.seed[slots],
+            self.sample_index[slots],
+        )  # fmt: skip
+
+    def _draw_once(
+        self, drawing: "Drawing", logits: torch.Tensor, rules: Mapping[int, TextRules] | None
+    ) -> Accepted:  # fmt: skip
+        """Draw one token for each row; (E, V) logits."""
+        if rules:
+            logits = adjust(logits, rules, torch.ones_like(drawing.slots, dtype=torch.bool), [])
+        token_ids = torch.empty_like(drawing.slots)
+        sample(logits, *self._params(drawing.slots), drawing.roots + 1, token_ids)
+        one = token_ids.unsqueeze(1)
+        return Accepted(one, torch.zeros_like(one), torch.ones_like(token_ids))
+
+    def _walk(
+        self, drawing: "Drawing", tree: DraftTree, depth: int, all_logits: torch.Tensor,
+        rules: Mapping[int, TextRules] | None,
+    ) -> Accepted:  # fmt: skip
+        """Draw down each tree, level by level: only where a path goes."""
+        params = self._params(drawing.slots)
         drawn: list[torch.Tensor] = []
 
         def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
-            logits = output.logits[drawing.first_rows + nodes] if depth else output.logits
+            logits = all_logits[drawing.first_rows + nodes]
             if rules:
                 logits = adjust(logits, rules, alive, drawn)
             # A request that has stopped draws greedily: an argmax costs nothing, and nobody reads it.
-            drawn.append(sample(
-                logits, temperature * alive, top_k, top_p, min_p, seed, sample_index, roots + level + 1,
-                torch.empty_like(slots),
-            ))  # fmt: skip
+            now = params._replace(temperature=params.temperature * alive)
+            token_ids = torch.empty_like(nodes)
+            drawn.append(sample(logits, *now, drawing.roots + level + 1, token_ids))
             return drawn[-1]
 
-        if self.device.type == "cuda" and not rules and depth and len(output.logits) == drawing.tree.token_ids.numel():
-            accepted = self._draw_everywhere(drawing, depth, output.logits)
-        else:
-            accepted = accept(drawing.tree, depth, draw_at)
-        last = (accepted.counts - 1).unsqueeze(1)
-        self.num_tokens[slots] = roots + 1 + accepted.counts
-        self.hidden[slots] = output.hidden[drawing.first_rows + accepted.nodes.gather(1, last).squeeze(1)]
-        columns = (roots + 1).unsqueeze(1) + torch.arange(depth + 1, device=self.device)
-        self.history[slots.unsqueeze(1), columns] = accepted.token_ids
-        return accepted
+        return accept(tree, depth, draw_at)
 
-    def _draw_everywhere(self, drawing: "Drawing", depth: int, logits: torch.Tensor) -> Accepted:
+    def _draw_everywhere(self, drawing: "Drawing", tree: DraftTree, depth: int, logits: torch.Tensor) -> Accepted:
         """Draw at every node of every tree at once, which a GPU does in the time of one, then walk."""
-        tree, slots = drawing.tree, drawing.slots
-        temperature, top_k, top_p, min_p, seed, sample_index = (
-            values[slots].repeat_interleave(tree.depths.shape[1])
-            for values in (self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.sample_index)
-        )
+        num_nodes = tree.depths.shape[1]
+        params = _DrawParams(*(values.repeat_interleave(num_nodes) for values in self._params(drawing.slots)))
         positions = (drawing.roots.unsqueeze(1) + tree.depths + 1).flatten()
-        drawn = sample(
-            logits, temperature, top_k, top_p, min_p, seed, sample_index, positions, torch.empty_like(positions)
-        ).view_as(tree.depths)  # fmt: skip
+        drawn = sample(logits, *params, positions, torch.empty_like(positions)).view_as(tree.depths)
         return accept(tree, depth, lambda nodes, level, alive: drawn.gather(1, nodes.unsqueeze(1)).squeeze(1))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy
 import torch
 
+from plugins.place_tokens import place_tokens
 from runtime.backends.device_state import DeviceState
 from runtime.batch import Batch, PlanRow, StepPlan
 from runtime.speculation.drafter import DraftContext
@@ -20,13 +21,13 @@ Propose = Callable[[DraftContext, TreeShape], DraftTree]
 
 
 class Drawing(NamedTuple):
-    """The E rows of a step that draw tokens, in the plan's order; without a draft the tree is its root alone."""
+    """The E rows of a step that draw tokens, in the plan's order."""
 
     slots: torch.Tensor  # (E,)
     roots: torch.Tensor  # (E,) position of the root: the token whose logits draw the first new one
     first_rows: torch.Tensor  # (E,) which of the batch's R logit rows is the root's; its tree's follow
     block_tables: torch.Tensor  # (E, max_blocks)
-    tree: DraftTree  # (E, N)
+    tree: DraftTree | None  # (E, N); None where no request of the step drafts
 
 
 class Layout(NamedTuple):
@@ -122,54 +123,41 @@ def unpack(
     """
     plan = PackedPlan(*words.split(layout.sizes))
     tables = plan.block_tables.view(layout.num_rows, layout.max_blocks)
-    is_drawn, counts = plan.is_drawn.bool(), plan.query_starts.diff()
-    first = torch.where(is_drawn, state.last_positions(plan.slots), plan.starts)
-    roots = first if layout.one_each else torch.where(is_drawn, first, first + counts - 1)
-    tree = root_only(state.history[plan.slots, roots.clamp(min=0)], layout.shape.num_nodes if layout.shape else 1)
-    if layout.shape is not None:
-        assert propose is not None, "a plan with draft trees needs a drafter"
-        context = state.draft_context(plan.slots[plan.drafting], tables[plan.drafting], samples)
-        drafted = propose(context, layout.shape)
-        tree = DraftTree(
-            *(whole.index_copy(0, plan.drafting, part) for whole, part in zip(tree, drafted, strict=True))
-        )  # fmt: skip
-    batch = _batch(plan, layout, tables, first, counts, tree)
-    if layout.num_draws == layout.num_rows:
-        return batch, Drawing(plan.slots, roots, plan.first_rows, tables, tree)
-    drawn_tree = DraftTree(*(part[plan.draws] for part in tree))
-    return batch, Drawing(plan.slots[plan.draws], roots[plan.draws], plan.first_rows, tables[plan.draws], drawn_tree)
-
-
-def _batch(
-    plan: PackedPlan,
-    layout: Layout,
-    tables: torch.Tensor,
-    first: torch.Tensor,
-    counts: torch.Tensor,
-    tree: DraftTree,
-) -> Batch:
-    is_drawn = plan.is_drawn.bool()
-    if layout.one_each:
-        token_ids = torch.where(is_drawn, tree.token_ids[:, 0], plan.token_ids)
-        positions = cache_positions = first
-    else:
-        owners = torch.repeat_interleave(counts, output_size=layout.num_tokens)
-        offsets = torch.arange(layout.num_tokens, device=first.device) - plan.query_starts[owners]
-        nodes = offsets.clamp(max=tree.token_ids.shape[1] - 1)
-        token_drawn = is_drawn[owners]
-        token_ids = torch.where(token_drawn, tree.token_ids[owners, nodes].clamp(min=0), plan.token_ids)
-        positions = first[owners] + torch.where(token_drawn, tree.depths[owners, nodes], offsets)
-        cache_positions = first[owners] + offsets
-    return Batch(
+    tree = _trees(plan, layout, tables, state, propose, samples) if layout.shape else None
+    token_ids, positions, cache_positions, context_lens, roots = place_tokens(
+        plan.slots, plan.query_starts, plan.starts, plan.is_drawn, plan.token_ids, state.num_tokens, state.history,
+        tree.token_ids if tree else None, tree.depths if tree else None,
+    )  # fmt: skip
+    batch = Batch(
         token_ids=token_ids,
         positions=positions,
         cache_positions=cache_positions,
         query_starts=plan.query_starts,
-        context_lens=first + counts,
+        context_lens=context_lens,
         block_tables=tables,
         logit_rows=plan.logit_rows,
-        ancestors=tree.ancestors * plan.drafts.unsqueeze(1) if layout.shape else None,
+        ancestors=tree.ancestors * plan.drafts.unsqueeze(1) if tree else None,
     )
+    if layout.num_draws == layout.num_rows:
+        return batch, Drawing(plan.slots, roots, plan.first_rows, tables, tree)
+    drawn_tree = DraftTree(*(part[plan.draws] for part in tree)) if tree else None
+    return batch, Drawing(plan.slots[plan.draws], roots[plan.draws], plan.first_rows, tables[plan.draws], drawn_tree)
+
+
+def _trees(
+    plan: PackedPlan, layout: Layout, tables: torch.Tensor, state: DeviceState, propose: Propose | None, samples: bool
+) -> DraftTree:  # fmt: skip
+    """One tree per request; those that do not draft have their root alone."""
+    assert layout.shape is not None
+    assert propose is not None, "a plan with draft trees needs a drafter"
+    if layout.num_drafts == layout.num_rows:
+        return propose(state.draft_context(plan.slots, tables, samples), layout.shape)
+    drafted = propose(
+        state.draft_context(plan.slots[plan.drafting], tables[plan.drafting], samples), layout.shape
+    )  # fmt: skip
+    last = state.last_positions(plan.slots).clamp(min=0)
+    whole = root_only(state.history[plan.slots, last], layout.shape.num_nodes)
+    return DraftTree(*(all_.index_copy(0, plan.drafting, part) for all_, part in zip(whole, drafted, strict=True)))
 
 
 def _num_logits(row: PlanRow) -> int:

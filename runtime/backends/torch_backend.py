@@ -38,7 +38,8 @@ class _Pass:
     def read(self) -> StepResult:
         counts = self._accepted.counts.tolist()
         tokens = [row[:count] for row, count in zip(self._accepted.token_ids.tolist(), counts, strict=True)]
-        num_drafted = (self._drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist()
+        tree = self._drawing.tree
+        num_drafted = (tree.token_ids[:, 1:] >= 0).sum(dim=1).tolist() if tree else [0] * len(counts)
         return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 

@@ -114,6 +114,16 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, hashlib.sha256(text).hexdigest(), json.loads(text))
 
 
+def built_targets(path: Path) -> list[str]:
+    """The targets that a bundle has engines for; opening it checks the rest. Of what is no bundle: cpu."""
+    if path.name.endswith(".tar.zst") and not path.is_dir():
+        return open_bundle(path).targets
+    try:
+        return sorted(json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["targets"]) or ["cpu"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ["cpu"]
+
+
 def expected_files(manifest: bytes, origin: Path) -> dict[str, tuple[int, str]]:
     """Size and sha256 of every file that a manifest names; `origin` names it in errors.
 

@@ -1,7 +1,7 @@
-"""The CPU engine's plan, `engine.json`: how the shared weights are to be run, decided at compile time."""
+"""An engine's plan, `engine.json`: how the shared weights are to be run, decided at compile time."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ from runtime.spec import ModelSpec
 
 ENGINE_FILE = "engine.json"
 SCHEMA = 1
+TARGETS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,26 @@ class EnginePlan:
     max_seq_len: int
     max_num_tokens: int
     block_size: int
-    num_blocks: int
+    num_blocks: int  # 0: as many as `kv_cache_fraction` holds, counted when the engine is loaded
     target: str = "cpu"
     schema: int = SCHEMA
+    kv_cache_fraction: float = 0.0  # of the GPU's memory that is free once the weights are loaded
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA or self.target != "cpu":
+        if self.schema != SCHEMA or self.target not in TARGETS:
             raise EnginewrightError(
                 f"engine plan of schema {self.schema} for target {self.target!r}; this runtime runs schema {SCHEMA} "
-                "for 'cpu'; rebuild the bundle with this version"
+                f"for {' and '.join(TARGETS)}; rebuild the bundle with this version"
             )
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("linear", self.linear, get_args(LinearKind))
-        for name in ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size", "num_blocks"):
+        if self.sized_at_load and not 0.0 < self.kv_cache_fraction < 1.0:
+            raise EnginewrightError(
+                f"engine plan: kv_cache_fraction is {self.kv_cache_fraction}; with num_blocks 0 it must be above 0 and "
+                "below 1"
+            )
+        counts = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
+        for name in counts if self.sized_at_load else (*counts, "num_blocks"):
             if getattr(self, name) < 1:
                 raise EnginewrightError(f"engine plan: {name} is {getattr(self, name)}; it must be 1 or more")
         if self.max_num_tokens < self.max_batch_size:
@@ -49,13 +57,29 @@ class EnginePlan:
                 "a decode step gives every request one token, so raise it"
             )
 
+    @property
+    def sized_at_load(self) -> bool:
+        """Whether the KV cache takes what the GPU has left."""
+        return self.target == "cuda" and self.num_blocks == 0
+
     def kv_cache_bytes(self, spec: ModelSpec) -> int:
-        """Size of the KV cache once every block has been written."""
+        """Size of the KV cache once every block has been written; 0 where only the load can tell."""
+        return self.num_blocks * self.block_bytes(spec)
+
+    def block_bytes(self, spec: ModelSpec) -> int:
+        """Size of one block of the KV cache, all layers together."""
         element = {"float64": 8, "float32": 4}.get(self.dtype, 2)
-        return self.num_blocks * self.block_size * spec.kv_bytes_per_token(element)
+        return self.block_size * spec.kv_bytes_per_token(element)
+
+    def with_blocks(self, num_blocks: int) -> "EnginePlan":
+        """The plan with a KV cache of that many blocks."""
+        return replace(self, num_blocks=num_blocks)
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        fields = asdict(self)
+        if self.target == "cpu":
+            del fields["kv_cache_fraction"]
+        text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
 
     @classmethod

@@ -7,6 +7,7 @@ import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
 from plugins.linear import LinearKind, PackedLinear, pack_head, pack_linear
+from plugins.residual_rms_norm import residual_rms_norm
 from plugins.rms_norm import rms_norm
 from plugins.rope_kv_write import rope_kv_write
 from plugins.silu_mul import silu_mul
@@ -83,19 +84,21 @@ class Decoder:
         query = embedded.new_empty(len(hidden), spec.num_heads, spec.head_dim)
         context = torch.empty_like(query)
         activated = embedded.new_empty(len(hidden), spec.intermediate_size)
-        for layer, (k_cache, v_cache) in zip(self.layers, cache.layers, strict=True):
-            rms_norm(hidden, layer.input_norm, spec.norm_eps, normed)
+        rms_norm(hidden, self.layers[0].input_norm, spec.norm_eps, normed)
+        for index, (layer, (k_cache, v_cache)) in enumerate(zip(self.layers, cache.layers, strict=True)):
             rope_kv_write(
                 layer.qkv(normed), cos, sin, kv_rows, layer.q_norm, layer.k_norm, spec.norm_eps, k_cache, v_cache, query
             )
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
             if layer is self.layers[-1]:  # past the last keys and values, only rows that get logits matter
                 hidden, context = hidden[batch.logit_rows], context[batch.logit_rows]
-                normed, activated = normed[: len(hidden)], activated[: len(hidden)]
-            hidden += layer.dense(context.flatten(1))
-            rms_norm(hidden, layer.post_norm, spec.norm_eps, normed)
-            hidden += layer.down(silu_mul(layer.gate_up(normed), activated))
-        final = rms_norm(hidden, self.final_norm, spec.norm_eps, torch.empty_like(hidden))
+                normed, activated = (like.new_empty(len(hidden), like.shape[1]) for like in (normed, activated))
+            residual_rms_norm(hidden, layer.dense(context.flatten(1)), layer.post_norm, spec.norm_eps, normed)
+            sublayer = layer.down(silu_mul(layer.gate_up(normed), activated))
+            if layer is not self.layers[-1]:
+                residual_rms_norm(hidden, sublayer, self.layers[index + 1].input_norm, spec.norm_eps, normed)
+        final = torch.empty_like(hidden)
+        residual_rms_norm(hidden, sublayer, self.final_norm, spec.norm_eps, final)
         return DecoderOutput(self.head(final), final)
 
 

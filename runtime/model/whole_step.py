@@ -12,7 +12,7 @@ from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput, LayerWeights
 from runtime.spec import ModelSpec
 
-ROWS = (8, 16, 32)  # a kernel is compiled for each; a step takes the smallest that holds it
+ROWS = (1, 4, 8, 16, 32)  # a kernel is compiled for each; a step takes the smallest that holds it
 
 
 def step_spec(spec: ModelSpec) -> StepSpec:

@@ -23,7 +23,7 @@ class RecordedProgress:
 def stage_context(folder: Path) -> StageContext:
     scratch = folder / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
-    return StageContext(scratch, RecordedProgress(), logging.getLogger("test"))
+    return StageContext(scratch, folder / "kept", RecordedProgress(), logging.getLogger("test"))
 
 
 def run_fetch(source: Path | str, out_dir: Path, *, sha256: str = "", file_sha256: str = "") -> StageOutput:

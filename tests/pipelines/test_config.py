@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import BuildConfig, CachePolicy, CpuTargetConfig
+from pipelines.config import BuildConfig, CachePolicy, CpuTargetConfig, CudaTargetConfig
 from pipelines.loading import derived_name, load_config, translate
 from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if "local" not in path.parts)
-NUM_FILES = 28
+NUM_FILES = 29
 
 
 def test_no_file_is_left_out() -> None:
@@ -26,16 +26,18 @@ def test_every_file_composes(file: str, tmp_path: Path) -> None:
         overrides.append(f"model.source='{tmp_path}'")
     if file == "draft/model.yaml":
         overrides.append(f"draft.source='{tmp_path}'")
+    if file == "precision/fp32.yaml":
+        overrides.append("target=[cpu]")
     assert isinstance(load_config(overrides), BuildConfig)
 
 
-def test_the_default_is_the_pinned_model_in_bf16_on_the_cpu() -> None:
+def test_the_default_is_the_pinned_model_in_bf16_for_cpu_and_cuda() -> None:
     config = load_config()
     assert config.model.name == "smollm2-135m"
     assert config.model.sha256.startswith("bcc81830")
     assert config.convert.dtype == "bfloat16"
-    assert config.target.names == ("cpu",)
-    assert config.target.cpu == CpuTargetConfig()
+    assert config.target.names == ("cpu", "cuda")
+    assert (config.target.cpu, config.target.cuda) == (CpuTargetConfig(), CudaTargetConfig())
     assert config.cache is CachePolicy.on
     assert config.package.name == "smollm2-135m-bf16"
     assert config.paths.cache == Path.cwd() / ".enginewright/cache"
@@ -43,9 +45,10 @@ def test_the_default_is_the_pinned_model_in_bf16_on_the_cpu() -> None:
 
 
 def test_gates_follow_the_precision_and_yield_to_the_command_line() -> None:
-    bf16, fp32 = load_config(["precision=bf16"]).verify.gates, load_config(["precision=fp32"]).verify.gates
+    single = ["precision=fp32", "target=[cpu]"]
+    bf16, fp32 = load_config(["precision=bf16"]).verify.gates, load_config(single).verify.gates
     assert fp32.max_mean_kl < bf16.max_mean_kl
-    assert load_config(["precision=fp32", "verify.gates.max_mean_kl=0.5"]).verify.gates.max_mean_kl == 0.5
+    assert load_config([*single, "verify.gates.max_mean_kl=0.5"]).verify.gates.max_mean_kl == 0.5
 
 
 def test_fp16_chooses_linears_that_are_fast_on_every_cpu_and_yields_to_the_command_line() -> None:
@@ -53,7 +56,7 @@ def test_fp16_chooses_linears_that_are_fast_on_every_cpu_and_yields_to_the_comma
     assert (fp16.convert.dtype, fp16.package.name) == ("float16", "smollm2-135m-fp16")
     assert fp16.target.cpu.linear == "onednn_float32"
     assert load_config(["precision=fp16", "target.cpu.linear=onednn"]).target.cpu.linear == "onednn"
-    assert load_config(["precision=fp32"]).target.cpu.linear == "onednn"
+    assert load_config(["precision=fp32", "target=[cpu]"]).target.cpu.linear == "onednn"
 
 
 def test_one_target_or_a_list_of_targets() -> None:
@@ -111,7 +114,16 @@ MISTAKES = {
     "precision=bf17": "no precision named 'bf17'; nearest: 'bf16'",
     "experiment=smok": "no experiment named 'smok'; nearest: 'smoke'",
     "target=cpuu": "no target named 'cpuu'; nearest: 'cpu'",
-    "target=[cpu,cuda]": "target 'cuda' cannot be built by this version of Enginewright; write target=[cpu]",
+    "target=[cpu,tensorrt]": "target 'tensorrt' cannot be built by this version of Enginewright; write target=[cpu]",
+    "precision=fp32": "it must be bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone",
+    "target.cuda.archs=[sm_70]": "target.cuda.archs is ['sm_70']; it must be some of sm_80, sm_86, sm_89, sm_90a",
+    "target.cuda.archs=[]": "target.cuda.archs is []; it must be some of sm_80",
+    "target.cuda.block_size=24": "target.cuda.block_size is 24; it must be 16, 32, 64 or another power of two",
+    "target.cuda.kv_cache_fraction=1.0": "target.cuda.kv_cache_fraction is 1.0; it must be above 0 and below 1",
+    "target.cuda.kv_cache_tokens=8": "target.cuda.kv_cache_tokens is 8; it must be 0 or at least 32",
+    "target.cuda.max_num_tokens=8": "target.cuda.max_num_tokens is 8; it must be at least target.cuda.max_batch_size",
+    "target.cuda.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.cuda.max_batch_size, 4",
+    "target.cuda.max_seq_len=256": "bench.prompt_lens is [32, 512]; it must be at most 224",
     "target=[]": "target is empty; write target=[cpu]",
     "model=smolm2": "no model named 'smolm2'; nearest: 'smollm2-135m'; or give a folder or a .gguf file",
     "model=/nowhere/x.gguf": "no model named '/nowhere/x.gguf', and no such file or folder",

@@ -39,7 +39,7 @@ def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest)
 def emulated(request, monkeypatch):
     """Launches go to the host emulator."""
 
-    def launch(kernel, grid, block, shared_bytes, params, stream):
+    def launch(kernel, grid, block, shared_bytes, params, stream, dependent):
         source, entry = kernel
         emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=request.param)
 
@@ -94,11 +94,12 @@ class TestEmulated:
     def test_head_dims_and_dtypes(self, head_dim, dtype):
         check(make_case([1, 9, 65], [270, 9, 70], **TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}))
 
-    @pytest.mark.parametrize("window", [None, 3])
-    def test_trees_beside_chains(self, window):
+    @pytest.mark.parametrize(("window", "head_dim"), [(None, 64), (3, 64), (None, 96)])
+    def test_trees_beside_chains(self, window, head_dim):
         generator = torch.Generator().manual_seed(0)
         ancestors = [random_tree(12, generator), [0] * 12, random_tree(12, generator)]
-        check(make_case([12, 5, 12], [300, 9, 12], **TINY, ancestors=ancestors), window)
+        sizes = TINY | {"head_dim": head_dim}
+        check(make_case([12, 5, 12], [600, 9, 12], **sizes, ancestors=ancestors), window)
 
     def test_a_row_is_the_same_in_every_kernel_and_batch(self):
         whole = make_case([40, 1], [300, 20], **TINY)
@@ -147,7 +148,7 @@ def test_a_sliding_window_hides_older_keys(window):
 @needs_gpu
 @pytest.mark.parametrize("window", [None, 3, 12, 300])
 @pytest.mark.parametrize("num_nodes", [12, 32, 64])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_trees_beside_chains(num_nodes, window, head_dim):
     generator = torch.Generator().manual_seed(num_nodes)
     ancestors = [random_tree(num_nodes, generator), [0] * num_nodes, random_tree(num_nodes, generator), [0] * num_nodes]
@@ -178,10 +179,9 @@ def test_queries_and_output_may_be_slices():
 @on_gpu
 @needs_gpu
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-@pytest.mark.parametrize("window", [None, 100])
-def test_a_row_is_the_same_among_1_2_13_or_64(head_dim, window):
+@pytest.mark.parametrize(("past", "window"), [(1000, None), (2550, None), (1000, 100)])
+def test_a_row_is_the_same_among_1_2_13_or_64(head_dim, past, window):
     """Bit for bit, whatever rows and requests are beside it, as a chain or as a tree that is one."""
-    past = 1000
     whole = make_case([64], [past + 64], **SIZES | {"head_dim": head_dim})
     expected = run(whole, window)
     for rows in (1, 2, 13, 64):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from plugins.linear import pack_linear
+from plugins.residual_rms_norm import residual_rms_norm
+from plugins.residual_rms_norm.reference import residual_rms_norm_reference
 from plugins.rms_norm import rms_norm
 from plugins.rms_norm.reference import rms_norm_reference
 from plugins.silu_mul import silu_mul
@@ -31,6 +33,20 @@ def test_rms_norm_of_a_wide_residual_gives_the_weights_dtype():
 def test_rms_norm_of_zeros_is_zero():
     out = rms_norm(torch.zeros(2, 8), torch.ones(8), 1e-5, torch.full((2, 8), float("nan")))
     assert torch.equal(out, torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_residual_rms_norm_is_the_sum_and_then_the_norm(rows, dtype):
+    wide = torch.promote_types(dtype, torch.float32)
+    hidden, delta = torch.randn(rows, 48, dtype=wide) * 30, torch.randn(rows, 48, dtype=dtype)
+    weight, apart = torch.rand(48, dtype=dtype), hidden + delta
+    total, normed = residual_rms_norm_reference(hidden, delta, weight, 1e-5)
+    out = residual_rms_norm(hidden, delta, weight, 1e-5, torch.full_like(delta, float("nan")))
+    assert torch.equal(hidden, apart)
+    assert torch.equal(out, rms_norm(apart, weight, 1e-5, torch.empty_like(delta)))
+    assert torch.allclose(hidden.double(), total, rtol=1e-6, atol=0)
+    assert torch.allclose(out.double(), normed, rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

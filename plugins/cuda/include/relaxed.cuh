@@ -7,7 +7,16 @@ __device__ __forceinline__ unsigned load_relaxed(const unsigned* global) {
     return value;
 }
 
-// 16 bytes, 16-byte aligned; each of the four words is as new as it is, not all of them together.
+// 8 or 16 bytes, aligned; each word is as new as it is, not all of them together.
+__device__ __forceinline__ uint2 load_relaxed8(const unsigned* global) {
+    uint2 value;
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(value.x), "=r"(value.y)
+                 : "l"(global)
+                 : "memory");
+    return value;
+}
+
 __device__ __forceinline__ uint4 load_relaxed16(const unsigned* global) {
     uint4 value;
     asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -22,4 +31,15 @@ __device__ __forceinline__ void store_relaxed(unsigned* global, unsigned value) 
 }
 
 // In a loop that waits for another block's word: lets the emulator's other threads go on. Nothing on a GPU.
-__device__ __forceinline__ void spin_pause() {}
+__device__ __forceinline__ void spin_pause() {
+#ifdef SPIN_NANOSECONDS
+    __nanosleep(SPIN_NANOSECONDS);
+#endif
+}
+
+// Add 1, or go back to 0 from `last`; returns the old value. Ordered both ways, as add_acquire_release.
+__device__ __forceinline__ unsigned increment_wrap(unsigned* global, unsigned last) {
+    unsigned old;
+    asm volatile("atom.inc.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(old) : "l"(global), "r"(last) : "memory");
+    return old;
+}

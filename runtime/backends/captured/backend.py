@@ -119,8 +119,9 @@ class CapturedBackend(TorchBackend):
 
         def one_pass() -> _Pass:
             done = self._one_pass(words[1:], layout, samples)
-            num_drafted = (done.drawing.tree.token_ids[:, 1:] >= 0).sum(dim=1)
-            result = torch.cat([torch.stack([done.accepted.counts, num_drafted], dim=1), done.accepted.token_ids], 1)
+            counts, tree = done.accepted.counts, done.drawing.tree
+            num_drafted = (tree.token_ids[:, 1:] >= 0).sum(dim=1) if tree else torch.zeros_like(counts)
+            result = torch.cat([torch.stack([counts, num_drafted], dim=1), done.accepted.token_ids], dim=1)
             results.index_copy_(0, words[:1] % self.most_repeats, result.unsqueeze(0))
             words[:1] += 1
             return done

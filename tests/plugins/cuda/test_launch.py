@@ -5,9 +5,10 @@ import ctypes
 import pytest
 import torch
 
+from plugins.cuda.archs import device_archs
 from plugins.cuda.errors import KernelError
 from plugins.cuda.launch import launch, max_cooperative_blocks, max_shared_bytes
-from plugins.cuda.library import add_folder, device_archs, forget_folders, get_kernel
+from plugins.cuda.library import add_folder, forget_folders, get_kernel
 from plugins.cuda.nvrtc import compile_source
 from tests.plugins.cuda.launching import LAUNCHING, LaunchingParams
 

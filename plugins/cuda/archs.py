@@ -1,0 +1,13 @@
+"""GPU architectures: what kernels are compiled for, and which images run on which GPU. Imports nothing."""
+
+# Cubins run on their architecture and later ones of its major version (sm_90a: on its own alone); PTX, on all newer.
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_80")
+# The oldest driver branch that loads cubins of CUDA 13.0.
+MINIMUM_DRIVER = 580
+
+
+def device_archs(capability: tuple[int, int]) -> list[str]:
+    """Return the archs whose images run on a GPU, best first: its own, older ones of its major version, then PTX."""
+    major, minor = capability
+    ptx = ["compute_80"] if capability >= (8, 0) else []
+    return [f"sm_{major}{minor}a", *(f"sm_{major}{m}" for m in range(minor, -1, -1)), *ptx]

@@ -1,0 +1,28 @@
+"""Kernels in the tests: the same cases in the host emulator, in both orders of its threads, and on a GPU."""
+
+import pytest
+
+from tests.plugins.cuda.emulator.run import emulate, needs_emulator
+
+_PLACES = [
+    pytest.param("first thread first", marks=needs_emulator),
+    pytest.param("last thread first", marks=needs_emulator),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=_PLACES)
+def kernel_device(request, monkeypatch) -> str:
+    """The device of a kernel's tensors: "cuda", or "cpu" where its launches go to the emulator."""
+    if request.param == "cuda":
+        return "cuda"
+
+    def launch(kernel, grid, block, shared_bytes, params, stream, cooperative, dependent):
+        source, entry = kernel
+        reverse = request.param == "last thread first"
+        emulate(source, grid, block, shared_bytes, params, entry=entry, cooperative=cooperative, reverse=reverse)
+
+    monkeypatch.setattr("plugins.cuda.run.get_kernel", lambda source, entry, params_type: (source, entry))
+    monkeypatch.setattr("plugins.cuda.run.current_stream", lambda: 0)
+    monkeypatch.setattr("plugins.cuda.run.launch", launch)
+    return "cpu"
