@@ -34,23 +34,30 @@ class Gate(NamedTuple):
     passed: bool
 
 
+class Machine(NamedTuple):
+    """What one engine of a bundle was found to be, on the machines where that was looked at."""
+
+    verified: Verified | None
+    measured: Measured | None
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a bundle says of itself. accepted_length: of its own drafter; None where drafting was not measured."""
 
-    targets: tuple[str, ...]
-    verified: Verified | None
-    measured: Measured | None
+    engines: Mapping[str, Machine]  # by target
     accepted_length: float | None
 
     @staticmethod
     def read(folder: Path) -> "Evidence":
         """From a folder with a bundle's manifest and attestations."""
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        targets = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["targets"]
         lengths = list(read_accepted_lengths(folder).values())  # the bundle's own drafter comes first
-        return Evidence(
-            tuple(sorted(manifest["targets"])), read_verified(folder), read_measured(folder), next(iter(lengths), None)
-        )
+        engines = {name: Machine(read_verified(folder, name), read_measured(folder, name)) for name in sorted(targets)}
+        return Evidence(engines, lengths[0] if lengths else None)
+
+    def engine(self, target: str) -> Machine:
+        return self.engines.get(target, Machine(None, None))
 
 
 def judge(
@@ -60,60 +67,63 @@ def judge(
 
     Without a champion, the verification alone counts.
     """
-    gates = [_verification(candidate, champion, here)]
-    if champion is not None:
-        gates += [_acceptance(candidate, champion, config), *_speed(candidate, champion, config)]
-    return gates
+    gates = []
+    for target in config.targets or tuple(candidate.engines):
+        gates.append(_verification(target, candidate, champion, here))
+        if champion is not None:
+            gates += _speed(target, candidate.engine(target).measured, champion.engine(target).measured, config)
+    return gates + ([_acceptance(candidate, champion, config)] if champion is not None else [])
 
 
-def _verification(candidate: Evidence, champion: Evidence | None, here: Mapping[str, Any]) -> Gate:
+def _verification(target: str, candidate: Evidence, champion: Evidence | None, here: Mapping[str, Any]) -> Gate:
     """Verified, and on a machine whose engine computes as one here does."""
-    report = candidate.verified
-    on_this = report is not None and arch(report.hardware, candidate.targets) == arch(here, candidate.targets)
-    passed = report is not None and report.passed and on_this
-    return Gate("verify", _verdict(champion.verified) if champion else NONE, _verdict(report),
-                f"passed on {device(here)}, or on its like", passed)  # fmt: skip
+    report = candidate.engine(target).verified
+    needed = arch(here, target)
+    like_here = needed is not None and report is not None and arch(report.hardware, target) == needed
+    passed = report is not None and report.passed and like_here
+    return Gate(
+        f"verify {target}", _verdict(champion.engine(target).verified) if champion else NONE, _verdict(report),
+        f"passed on {device(here)}, or on its like", passed,
+    )  # fmt: skip
 
 
-def arch(hardware: Mapping[str, Any] | None, targets: tuple[str, ...]) -> Any:
-    """What of a fingerprint decides how an engine computes: instructions, and GPUs for what runs on them."""
-    if hardware is None:
-        return None
-    gpus = sorted(hardware.get("gpus", [])) if targets != ("cpu",) else []
-    return sorted(hardware.get("flags", [])), gpus
+def arch(hardware: Mapping[str, Any] | None, target: str) -> list[str] | None:
+    """What of a fingerprint decides how an engine computes: the CPU's instructions, or the GPUs; None where unknown."""
+    found = hardware.get("flags" if target == "cpu" else "gpus") if hardware else None
+    return sorted(found) if found is not None else None
 
 
 def _acceptance(candidate: Evidence, champion: Evidence, config: PromoteConfig) -> Gate:
     ours, theirs = candidate.accepted_length, champion.accepted_length
-    bound = NONE if theirs is None else f"at least {theirs * (1 - config.max_acceptance_loss):.2f}"
-    passed = theirs is None or (ours is not None and ours >= theirs * (1 - config.max_acceptance_loss))
+    limit = None if theirs is None else theirs * (1 - config.max_acceptance_loss)
+    passed = limit is None or (ours is not None and ours >= limit)
+    bound = NONE if limit is None else f"at least {limit:.2f}"
     return Gate("accepted length", _figure(theirs, ".2f"), _figure(ours, ".2f"), bound, passed)
 
 
-def _speed(candidate: Evidence, champion: Evidence, config: PromoteConfig) -> Iterator[Gate]:
+def _speed(target: str, ours: Measured | None, theirs: Measured | None, config: PromoteConfig) -> Iterator[Gate]:
     """One gate for each decode workload that both have; one alone where they cannot be compared."""
-    if champion.measured is None:
-        yield Gate("decode", NOT_MEASURED, NOT_MEASURED if candidate.measured is None else "measured", NONE, True)
-        return
-    if candidate.measured is None:
-        yield Gate("decode", "measured", NOT_MEASURED, "measured", False)
-        return
-    machines = [device(item.hardware, item.cpu) for item in (champion.measured, candidate.measured)]
-    if champion.measured.hardware is None or champion.measured.hardware != candidate.measured.hardware:
+    name = f"decode {target}"
+    if theirs is None or ours is None:
+        bound = NONE if theirs is None else "measured"
+        yield Gate(name, _measured(theirs), _measured(ours), bound, theirs is None)
+    elif theirs.hardware is None or theirs.hardware != ours.hardware:
         bound = "any machine (promote.other_hardware)" if config.other_hardware else "the same machine"
-        yield Gate("decode", f"on {machines[0]}", f"on {machines[1]}", bound, config.other_hardware)
-        return
-    ours, theirs = decode_speeds(candidate.measured), decode_speeds(champion.measured)
-    common = [key for key in theirs if key in ours]
-    for batch_size, prompt_len in common:
-        speed, limit = ours[batch_size, prompt_len], theirs[batch_size, prompt_len] * (1 - config.max_decode_loss)
-        yield Gate(
-            f"decode tokens/s, batch {batch_size}, prompt {prompt_len}",
-            _figure(theirs[batch_size, prompt_len], ",.1f"), _figure(speed, ",.1f"), f"at least {limit:,.1f}",
-            speed >= limit,
-        )  # fmt: skip
-    if not common:
-        yield Gate("decode", f"{len(theirs)} workloads", f"{len(ours)} workloads", "one in common", False)
+        yield Gate(name, _measured(theirs), _measured(ours), bound, config.other_hardware)
+    else:
+        speeds, limits = decode_speeds(ours), decode_speeds(theirs)
+        common = [workload for workload in limits if workload in speeds]
+        for batch_size, prompt_len in common:
+            before, speed = limits[batch_size, prompt_len], speeds[batch_size, prompt_len]
+            limit = before * (1 - config.max_decode_loss)
+            workload = f"{name} tokens/s, batch {batch_size}, prompt {prompt_len}"
+            yield Gate(workload, f"{before:,.1f}", f"{speed:,.1f}", f"at least {limit:,.1f}", speed >= limit)
+        if not common:
+            yield Gate(name, f"{len(limits)} workloads", f"{len(speeds)} workloads", "one in common", False)
+
+
+def _measured(summary: Measured | None) -> str:
+    return NOT_MEASURED if summary is None else f"on {device(summary.hardware, summary.cpu)}"
 
 
 def decode_speeds(measured: Measured) -> dict[tuple[int, int], float]:

@@ -59,9 +59,14 @@ class Measured:
         }
 
 
-def read_verified(bundle: Path) -> Verified | None:
-    """The verification report of a bundle's folder."""
-    report = _read(bundle / VERIFY_REPORT)
+def for_target(report: Path, target: str) -> Path:
+    """Where a report of this kind lies for a target: `verify/` is the CPU's, `verify_cuda/` CUDA's."""
+    return report if target == "cpu" else report.parent.with_name(f"{report.parent.name}_{target}") / report.name
+
+
+def read_verified(bundle: Path, target: str = "cpu") -> Verified | None:
+    """The verification report of one engine of a bundle's folder."""
+    report = _read(bundle / for_target(VERIFY_REPORT, target))
     try:
         figures, logits = report["engine"]["figures"], report["engine"]["figures"]["logits"]
         return Verified(
@@ -78,9 +83,9 @@ def read_verified(bundle: Path) -> Verified | None:
         return None
 
 
-def read_measured(bundle: Path) -> Measured | None:
-    """The benchmark summary of a bundle's folder."""
-    summary = _read(bundle / BENCH_SUMMARY)
+def read_measured(bundle: Path, target: str = "cpu") -> Measured | None:
+    """The benchmark summary of one engine of a bundle's folder."""
+    summary = _read(bundle / for_target(BENCH_SUMMARY, target))
     try:
         measured = Measured(str(summary["cpu"]), summary.get("hardware"), tuple(summary["rows"]))
         measured.speeds()

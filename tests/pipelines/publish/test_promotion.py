@@ -74,38 +74,52 @@ def judged(candidate: Path, champion: Path | None, **settings: Any) -> dict[str,
     return {gate.name: gate.passed for gate in gates}
 
 
-DECODE = "decode tokens/s, batch 1, prompt 16"
+DECODE = "decode cpu tokens/s, batch 1, prompt 16"
 
 
 def test_without_a_champion_verification_on_a_machine_like_this_decides(make: Make) -> None:
-    assert judged(make(), None) == {"verify": True}
-    assert judged(make(measured=False), None) == {"verify": True}
-    assert judged(make(passed=False), None) == {"verify": False}
-    assert judged(make(hardware={**HERE, "flags": ["other"]}), None) == {"verify": False}
-    assert judged(make(hardware=None), None) == {"verify": False}
-    assert judged(make(hardware={**HERE, "cores": 99, "gpus": ["a GPU"]}), None) == {"verify": True}
+    assert judged(make(), None) == {"verify cpu": True}
+    assert judged(make(measured=False), None) == {"verify cpu": True}
+    assert judged(make(passed=False), None) == {"verify cpu": False}
+    assert judged(make(hardware={**HERE, "flags": ["other"]}), None) == {"verify cpu": False}
+    assert judged(make(hardware=None), None) == {"verify cpu": False}
+    assert judged(make(hardware={**HERE, "cores": 99, "gpus": ["a GPU"]}), None) == {"verify cpu": True}
 
 
 def test_a_figure_may_be_worse_by_its_tolerance_and_no_more(make: Make) -> None:
     best = make(speed=100.0, accepted=2.0)
-    assert judged(make(95.1, 1.91), best) == {"verify": True, "accepted length": True, DECODE: True}
+    assert judged(make(95.1, 1.91), best) == {"verify cpu": True, "accepted length": True, DECODE: True}
     assert judged(make(94.9, 2.0), best)[DECODE] is False
     assert judged(make(100.0, 1.89), best)["accepted length"] is False
     assert judged(make(60.0, 1.2), best, max_decode_loss=0.5, max_acceptance_loss=0.5) == {
-        "verify": True, "accepted length": True, DECODE: True}  # fmt: skip
+        "verify cpu": True, "accepted length": True, DECODE: True}  # fmt: skip
 
 
 def test_what_the_champion_has_and_the_candidate_lacks_fails(make: Make) -> None:
     best = make()
-    assert judged(make(measured=False), best) == {"verify": True, "accepted length": False, "decode": False}
+    assert judged(make(measured=False), best) == {"verify cpu": True, "accepted length": False, "decode cpu": False}
     assert judged(make(accepted=None), best)["accepted length"] is False
     assert all(judged(best, make(measured=False)).values())
 
 
 def test_speeds_of_two_machines_are_not_compared_unless_that_is_allowed(make: Make) -> None:
     best = make(hardware={**HERE, "cores": 64})
-    assert judged(make(1000.0), best)["decode"] is False
-    assert judged(make(1.0), best, other_hardware=True)["decode"] is True
+    assert judged(make(1000.0), best)["decode cpu"] is False
+    assert judged(make(1.0), best, other_hardware=True)["decode cpu"] is True
+
+
+def test_every_engine_counts_unless_some_are_named(make: Make) -> None:
+    folder = make()
+    write_manifest(folder, {"name": NAME}, {"cpu": {}, "cuda": {}}, {})
+    assert judged(folder, None) == {"verify cpu": True, "verify cuda": False}
+    assert judged(folder, None, targets=("cpu",)) == {"verify cpu": True}
+    report = json.loads((folder / "attestations/verify/report.json").read_text())
+    report["hardware"] = {**HERE, "gpus": ["a GPU"]}
+    (folder / "attestations/verify_cuda").mkdir()
+    (folder / "attestations/verify_cuda/report.json").write_text(json.dumps(report))
+    there = Evidence.read(folder)
+    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": ["a GPU"]}, PromoteConfig())] == [True, True]
+    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": []}, PromoteConfig())] == [True, False]
 
 
 def test_the_champion_moves_when_all_gates_pass_and_rolls_back(
@@ -154,7 +168,7 @@ def test_the_command_line_prints_the_gates_and_exits_with_1_when_one_fails(
     main(["promote"])
     assert "version 1 of engine is the champion (before: none)" in capsys.readouterr().out
     publish(store_settings, make(speed=50.0))
-    with pytest.raises(SystemExit, match=r"^error: version 2 of engine is no champion: decode tokens/s, batch 1"):
+    with pytest.raises(SystemExit, match=r"^error: version 2 of engine is no champion: decode cpu tokens/s, batch 1"):
         main(["promote", "--name", NAME])
     table = capsys.readouterr().out
     assert "FAILED" in table
