@@ -20,6 +20,7 @@ EPILOG = """commands on a bundle take its folder, by default the latest one; `en
   enginewright engine --model /models/Qwen2.5-0.5B-Instruct --precision fp32
   enginewright plan --model model.Q4_K_M.gguf target.cpu.max_seq_len=2048
   enginewright generate --prompt "The capital of France is"
+  enginewright publish .enginewright/bundles/latest oci:/srv/models/smollm2 mlflow:
   enginewright clean-cache --max-age-days 30 --max-gb 50
 """
 

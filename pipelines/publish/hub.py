@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipelines.bundles import copy_file
 from pipelines.config_errors import causes
 from pipelines.publish.errors import AGAIN, another_bundle, no_bundle, place_errors, reason_of, shown
 from pipelines.publish.folder import inside
@@ -17,8 +18,10 @@ from pipelines.publish.model_card import model_card
 from pipelines.publish.publication import Outcome, Publication, PublishedFile
 from pipelines.sources.hub import git_blob_id
 from pipelines.sources.hub_address import SCHEME, is_hub_name, parse_address
+from pipelines.sources.hub_errors import quiet_library
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import MANIFEST_FILE
+from runtime.formats.digest import sha256_file
 
 BUNDLE = "bundle/"
 CARD = "README.md"
@@ -43,9 +46,10 @@ class HubRepository:
             stale = sorted(name for name in there if name.startswith(BUNDLE) and name not in wanted)
             if not missing and not stale:
                 return Outcome([], 0)
-            manifest = there.get(BUNDLE + MANIFEST_FILE)
-            if manifest is not None and BUNDLE + MANIFEST_FILE in missing and not replace:
-                raise another_bundle(self.location, manifest.blob_id, publication.bundle.bundle_id)
+            manifest = BUNDLE + MANIFEST_FILE
+            if manifest in there and manifest in missing and not replace:
+                theirs = sha256_file(self._downloaded(manifest, parent))
+                raise another_bundle(self.location, theirs, publication.bundle.bundle_id)
             if parent is None:
                 self._api().create_repo(self.repo, private=True)
             self._commit(publication, missing, stale, parent)
@@ -53,8 +57,6 @@ class HubRepository:
         return Outcome(list(missing), sum(file.size_bytes for file in missing.values()), stale, note)
 
     def pull(self, folder: Path) -> None:
-        from huggingface_hub import hf_hub_download
-
         with hub_place(self.location):
             there, parent = self._listing()
             names = [name for name in there if name.startswith(BUNDLE)]
@@ -63,8 +65,13 @@ class HubRepository:
             for name in names:
                 path = inside(folder, name.removeprefix(BUNDLE), self.location)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                downloaded = hf_hub_download(self.repo, name, revision=parent, token=self.token)
-                path.write_bytes(Path(downloaded).read_bytes())
+                copy_file(str(self._downloaded(name, parent)), str(path))
+
+    def _downloaded(self, name: str, commit: str | None) -> Path:
+        """A file in the library's cache."""
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(self.repo, name, revision=commit, token=self.token))
 
     def _api(self) -> Any:
         from huggingface_hub import HfApi
@@ -108,7 +115,7 @@ def hub_place(location: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        with place_errors(location):
+        with place_errors(location), quiet_library():
             yield
     except EnginewrightError as error:
         refusal = next((link for link in causes(error) if isinstance(link, HfHubHTTPError)), None)

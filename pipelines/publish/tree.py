@@ -10,7 +10,7 @@ Killed anywhere in between, the place has no manifest, and the next call goes on
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,15 @@ def mirror(
     """
     wanted = {file.name: file for file in files}
     there = tree.sizes()
-    is_whole = layout.manifest in there and tree.digest(layout.manifest) == wanted[layout.manifest].sha256
-    _refuse_foreign(tree, location, set(there) - set(wanted), layout, is_whole)
+    ours = wanted[layout.manifest].path.read_bytes()
+    theirs = tree.read(layout.manifest) if layout.manifest in there else b""
+    is_whole = theirs == ours
+    if ours.startswith(theirs) and not is_whole:  # none, or one that a kill cut off
+        there.pop(layout.manifest, None)
+    _refuse_foreign(tree, location, there, set(wanted), layout)
     if layout.manifest in there and not is_whole:
         if not replace:
-            raise another_bundle(location, tree.digest(layout.manifest), wanted[layout.manifest].sha256)
+            raise another_bundle(location, hashlib.sha256(theirs).hexdigest(), wanted[layout.manifest].sha256)
         tree.rename(layout.manifest, layout.replaced)
         there[layout.replaced] = there.pop(layout.manifest)
     trusts_sizes = is_whole and not tree.is_local  # it was whole once; reading it all again is for `pull`
@@ -133,15 +137,20 @@ def mirror(
     return Outcome([file.name for file in missing], sum(file.size_bytes for file in missing), stale)
 
 
-def _refuse_foreign(tree: Tree, location: str, unknown: set[str], layout: Layout, is_whole: bool) -> None:
+def _refuse_foreign(
+    tree: Tree, location: str, there: Mapping[str, int], wanted: set[str], layout: Layout
+) -> None:  # fmt: skip
     """Refuse a tree that holds what no publication wrote: it is not ours to remove."""
-    for old in (layout.replaced, layout.manifest):
-        if old in unknown or (old == layout.manifest and not is_whole and tree.fs.exists(tree.path(old))):
-            named = expected_files(tree.read(old), Path(tree.path(old)))
-            unknown = unknown - {old} - {layout.prefix + name for name in named}
-    if foreign := sorted(name for name in unknown if not name.startswith(layout.varying)):
+    unknown = set(there) - wanted
+    manifests = [name for name in (layout.manifest, layout.replaced) if name in there]
+    for name in manifests:
+        named = expected_files(tree.read(name), Path(tree.path(name)))
+        unknown -= {name} | {layout.prefix + file for file in named}
+    ours = layout.varying if manifests else ()
+    if foreign := sorted(name for name in unknown if not name.startswith(ours)):
+        what = foreign[0] or "it is a file"
         raise EnginewrightError(
-            f"{shown(location)}: has files that are not of this bundle ({foreign[0]}); empty it, or name another place"
+            f"{shown(location)}: has files that are not of this bundle ({what}); empty it, or name another place"
         )
 
 

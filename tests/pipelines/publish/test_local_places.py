@@ -137,6 +137,23 @@ def test_a_killed_replacement_is_not_whole_and_goes_on(
     assert contents(tmp_path / "back") == contents(GOLDEN)
 
 
+@pytest.mark.parametrize("location", ["{}/plain", "triton:{}/models"], indirect=True)
+def test_a_manifest_that_was_cut_off_is_not_whole_and_is_sent_again(
+    location: str, golden: Publication, tmp_path: Path
+) -> None:
+    place(location).publish(golden, replace=False)
+    (manifest,) = tmp_path.rglob("manifest.json")
+    with manifest.open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(EnginewrightError, match="not a bundle manifest"):
+        pull(place(location), tmp_path / "none")
+    assert [name.rpartition("/")[2] for name in place(location).publish(golden, replace=False).sent] == [
+        "manifest.json"
+    ]
+    pull(place(location), tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(GOLDEN)
+
+
 @each_form_in_parts
 def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_whole(
     location: str, golden: Publication, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,11 +193,14 @@ def test_a_place_that_may_not_be_written_is_one_line(location: str, golden: Publ
 def test_a_users_own_files_are_never_touched(location: str, golden: Publication, tmp_path: Path) -> None:
     folder = tmp_path / location.rpartition("/")[2] / (golden.name if location.startswith("triton:") else "")
     folder.mkdir(parents=True)
-    (folder / "mine.txt").write_text("mine")
-    for replace in (False, True):
-        with pytest.raises(EnginewrightError, match=r"has files that are .*\(mine.txt\); empty it, or name another"):
-            place(location).publish(golden, replace)
-    assert contents(folder) == {"mine.txt": b"mine"}
+    for name in ("mine.txt", "attestations/mine.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+        for replace in (False, True):
+            with pytest.raises(EnginewrightError, match=r"has files that are .*; empty it, or name another"):
+                place(location).publish(golden, replace)
+        assert contents(folder) == {name: b"mine"}
+        (folder / name).unlink()
 
 
 @each_form
