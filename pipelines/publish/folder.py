@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from pipelines.publish.errors import no_bundle, place_errors
+from pipelines.publish.mirror import mirror
 from pipelines.publish.publication import Outcome, Publication
-from pipelines.publish.tree import Tree, mirror
+from pipelines.publish.tree import Tree
 from runtime.formats.bundle import MANIFEST_FILE
 
 

@@ -4,10 +4,7 @@ The model is READY, and a version names it, once all its files are there. One bu
 `bundle_id`; the alias `candidate` points at the version published last. promotion.py moves `champion`.
 """
 
-import json
-import platform
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,16 +12,12 @@ from typing import Any
 from pipelines.config import PathsConfig, TrackingConfig
 from pipelines.publish.errors import no_bundle, place_errors
 from pipelines.publish.folder import inside
-from pipelines.publish.host_files import REQUIREMENTS, code_files, default_target
-from pipelines.publish.publication import Outcome, Publication, PublishedFile, file_here
+from pipelines.publish.mlflow_files import ATTESTATIONS, BUNDLE, bundle_files, model_files
+from pipelines.publish.publication import Outcome, Publication, PublishedFile
 from pipelines.tracking_store import Store
-from runtime.formats.bundle import ATTESTATIONS_DIR, Bundle
+from runtime.formats.bundle import Bundle
 from runtime.formats.digest import sha256_file
 
-BUNDLE = "artifacts/bundle/"
-ATTESTATIONS = f"{BUNDLE}{ATTESTATIONS_DIR}/"
-CODE = "mlflow_model.py"
-MLMODEL = "MLmodel"
 CANDIDATE = "candidate"
 ID_TAG = "bundle_id"
 MODEL_TAG = "model_id"  # the store does not tell it of a version that it made
@@ -47,11 +40,11 @@ class MlflowRegistry:
             if found is None:
                 model_id = _begin_model(store, publication)
                 with TemporaryDirectory() as made:
-                    sent = _send(store, model_id, [*_bundle_files(publication), *_model_files(publication, Path(made))])
+                    sent = _send(store, model_id, [*bundle_files(publication), *model_files(publication, Path(made))])
                 store.client.finalize_logged_model(model_id, "READY")
                 found = _register(store.client, name, model_id, publication.bundle)
             else:
-                sent = _send(store, found.tags[MODEL_TAG], _bundle_files(publication))
+                sent = _send(store, found.tags[MODEL_TAG], bundle_files(publication))
             store.client.set_registered_model_alias(name, CANDIDATE, found.version)
         note = f"; version {found.version} of {name} is {CANDIDATE}"
         return Outcome([file.name for file in sent], sum(file.size_bytes for file in sent), note=note)
@@ -133,45 +126,6 @@ def _attested(store: Store, model_id: str) -> dict[str, str]:
         download(store, model_id, ATTESTATIONS.rstrip("/"), folder)
         paths = [path for path in folder.rglob("*") if path.is_file()]
         return {ATTESTATIONS + path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
-
-
-def _bundle_files(publication: Publication) -> list[PublishedFile]:
-    return [file._replace(name=BUNDLE + file.name) for file in publication.files]
-
-
-def _model_files(publication: Publication, folder: Path) -> Iterator[PublishedFile]:
-    """What makes a model of MLflow's of the bundle; those that are not there yet are written to `folder`."""
-    yield from code_files("code/")
-    yield file_here(CODE, Path(__file__).with_name(CODE))
-    (folder / "requirements.txt").write_text("\n".join([*REQUIREMENTS, f"mlflow=={version('mlflow')}", ""]))
-    environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
-    (folder / "python_env.yaml").write_text(json.dumps(environment))  # which is YAML
-    _write_mlmodel(publication, folder / MLMODEL)
-    yield from (file_here(name, folder / name) for name in ("requirements.txt", "python_env.yaml", MLMODEL))
-
-
-def _write_mlmodel(publication: Publication, path: Path) -> None:
-    """Describe the model. MLflow's own way to save an agent would load and run it, on a machine that only publishes."""
-    from mlflow.models import Model, ModelSignature
-    from mlflow.pyfunc import add_to_model
-    from mlflow.types.responses import RESPONSES_AGENT_INPUT_SCHEMA, RESPONSES_AGENT_OUTPUT_SCHEMA
-
-    model = Model(
-        signature=ModelSignature(RESPONSES_AGENT_INPUT_SCHEMA, RESPONSES_AGENT_OUTPUT_SCHEMA),
-        metadata={"task": "agent/v1/responses"},
-        model_size_bytes=sum(file.size_bytes for file in publication.files),
-    )
-    add_to_model(
-        model,
-        loader_module="mlflow.pyfunc.loaders.code_model",
-        code="code",
-        python_env="python_env.yaml",
-        model_config={"target": default_target(publication.bundle)},
-        model_code_path=CODE,
-        artifacts={"bundle": {"path": BUNDLE.rstrip("/"), "uri": BUNDLE.rstrip("/")}},
-        streamable=True,
-    )
-    model.save(str(path))
 
 
 def _register(client: Any, name: str, model_id: str, bundle: Bundle) -> Any:

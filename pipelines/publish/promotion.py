@@ -14,7 +14,8 @@ from pipelines.hardware import fingerprint
 from pipelines.provenance import environment_tags
 from pipelines.publish.errors import place_errors
 from pipelines.publish.gates import Evidence, Gate, judge
-from pipelines.publish.mlflow_registry import BUNDLE, CANDIDATE, MODEL_TAG, download, listing
+from pipelines.publish.mlflow_files import BUNDLE
+from pipelines.publish.mlflow_registry import CANDIDATE, MODEL_TAG, download, listing
 from pipelines.tracking_store import Store
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE

@@ -13,8 +13,9 @@ from tempfile import TemporaryDirectory
 from pipelines.publish.errors import no_bundle, place_errors, shown
 from pipelines.publish.folder import pull_tree
 from pipelines.publish.host_files import PACKAGES, code_files, default_target
+from pipelines.publish.mirror import Layout, mirror
 from pipelines.publish.publication import Outcome, Publication, file_here
-from pipelines.publish.tree import Layout, Tree, mirror
+from pipelines.publish.tree import Tree
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import MANIFEST_FILE, Bundle
 
