@@ -6,6 +6,7 @@ ARGS ?=
 PROMPT ?= The capital of France is
 BUNDLE ?= $(HOME_DIR)/bundles/latest
 OUT ?=
+URL ?=
 PORT ?=
 
 HOME_DIR := $(or $(ENGINEWRIGHT_HOME),.enginewright)
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench inspect doctor diff archive export-hf publish pull promote rollback serve ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive export-hf publish pull promote rollback serve ui clean-cache test lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -53,6 +54,12 @@ verify: $(READY) ## Check a bundle's engine against its reference on this machin
 
 bench: $(READY) ## Measure a bundle's engine on this machine
 	@$(ENGINEWRIGHT) bench '$(BUNDLE)' $(ARGS)
+
+load: $(READY) ## Profile any OpenAI endpoint: URL=<http://host:8000/v1>, the key in OPENAI_API_KEY, ARGS='--users 16 ...'
+	@$(ENGINEWRIGHT) load $(if $(URL),--url '$(URL)') $(ARGS)
+
+soak: $(READY) ## Use a server of a tiny model badly for MINUTES=10, and check what it is left with; or BUNDLE=<a small one>
+	@$(ENGINEWRIGHT) soak '$(if $(filter command line environment,$(origin BUNDLE)),$(BUNDLE),tests/runtime/golden/schema-1/bundle)' $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 inspect: $(READY) ## Say what a bundle is
 	@$(ENGINEWRIGHT) inspect '$(BUNDLE)' $(ARGS)

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.load.options import add_options as add_load_options
+from pipelines.load.options import options_of
 from pipelines.publish.commands import add_publish_commands
+from pipelines.soak.options import SoakOptions
 from runtime.cli import add_commands, run_command
 
 DESCRIPTION = "From an LLM checkpoint to a verified engine bundle."
@@ -58,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
     clean.add_argument("--max-gb", type=float, help="then the least recently used, until the rest is at most this")
     clean.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    load = add(commands, "load", load_command, "profile an OpenAI-compatible endpoint: latencies, rates, goodput")
+    add_load_options(load)
+    soak = add(commands, "soak", soak_command, "use a server of ours badly for minutes, and check what it is left with")
+    soak.add_argument("bundle", type=Path, help="a small model's bundle; its engine is run in float64")
+    soak.add_argument("--minutes", type=float, default=SoakOptions.minutes, help="of use (default: %(default)g)")
+    soak.add_argument("--users", type=int, default=SoakOptions.users, help="streams at once (default: %(default)d)")
+    soak.add_argument("--out", type=Path, default=latest.parents[1] / "soak", help="folder of the report")
     ui = add(commands, "ui", ui_command, "open MLflow on the tracking store")
     ui.add_argument("--port", default="5000")
     ui.add_argument("--host", default="127.0.0.1", help="address to listen on; the page has no password")
@@ -131,6 +141,21 @@ def clean_command(options: argparse.Namespace) -> None:
     limits = Limits(options.max_age_days, options.max_gb)
     done = clean(load_config([], os.environ).paths, limits, options.dry_run)
     print("\n".join(report_lines(done, limits, options.dry_run)))
+
+
+def load_command(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pipelines.load.command import load
+
+    load(options_of(options), Console())
+
+
+def soak_command(options: argparse.Namespace) -> None:
+    from pipelines.soak.command import soak
+
+    report = soak(SoakOptions(options.bundle, options.out, options.minutes, options.users))
+    print(json.dumps({name: report[name] for name in ("passed", "counts", "memory_mb_per_minute")}, indent=2))
 
 
 def ui_command(options: argparse.Namespace) -> None:

@@ -25,6 +25,11 @@ class OpenRequest(NamedTuple):
     outputs: list[RequestOutput]
     deltas: AsyncIterator[StreamDelta]
 
+    @property
+    def completions(self) -> list[Completion]:
+        """All samples of the first prompt, then of the next."""
+        return [completion for output in self.outputs for completion in output.completions]
+
 
 class AsyncLLM:
     """A loaded bundle behind a thread of its own. Use it as an async context manager, or call `close`.
@@ -92,15 +97,14 @@ class AsyncLLM:
         """Submit prompts together; leaving the block, however, cancels what is left of them.
 
         Raises:
-            EnginewrightError: a prompt is empty or too long; none is in the engine then.
+            EnginewrightError: a prompt is empty or too long, or a parameter does not fit the model; none is in the
+                engine then.
         """
         loop = asyncio.get_running_loop()
         deltas: asyncio.Queue[StreamDelta | BaseException] = asyncio.Queue()
 
         def publish(item: StreamDelta | BaseException) -> None:
-            with suppress(
-                RuntimeError
-            ):  # the caller's loop is closed: it is gone, and its prompts are on their way out
+            with suppress(RuntimeError):  # a closed loop: the caller is gone, and its prompts are on their way out
                 loop.call_soon_threadsafe(deltas.put_nowait, item)
 
         if params is not None and params.structured is not None:  # a complex grammar would hold up the others' steps

@@ -1,4 +1,4 @@
-"""From a CUDA engine's folder to its backend: checks of this machine first, each with its remedy, then the load."""
+"""The CUDA engine's backend: checks of this machine first, then weights, then a KV cache of what memory is left."""
 
 import json
 from collections.abc import Iterator
@@ -11,17 +11,23 @@ from plugins.cuda.archs import device_archs
 from plugins.cuda.driver import driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.library import add_folder, has_image
-from runtime.backends.cuda import CudaBackend, CudaLimits, make_cuda_backend
+from runtime.backends.base import EngineLimits
+from runtime.backends.cuda import CudaBackend
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.kernel_list import KERNELS_DIR, KernelList
-from runtime.kernels import step_sources
+from runtime.kv.cache import KVCache
+from runtime.model.decoder import Decoder
+from runtime.model.whole_step import step_sources
 from runtime.spec import ModelSpec
 
+DEVICE = "cuda"
+GIB = 2**30
 
-def load_cuda_backend(
+
+def make_cuda_backend(
     checkpoint: Checkpoint, plan: EnginePlan, engine_dir: Path, draft_dir: Path | None = None
 ) -> CudaBackend:
     """Load a CUDA engine on torch's current device.
@@ -33,14 +39,26 @@ def load_cuda_backend(
     """
     require_gpu(KernelList.read(engine_dir))
     add_folder(engine_dir / KERNELS_DIR)
-    limits = CudaLimits(
-        plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.block_size, plan.num_blocks,
-        plan.kv_cache_fraction * own_share(plan, checkpoint.spec, draft_dir),
-    )  # fmt: skip
+    whole_steps = step_sources(checkpoint.spec, getattr(torch, plan.dtype), plan.block_size)
+    return load_on_gpu(checkpoint, plan, draft_dir, use_whole_step=all(map(has_image, whole_steps)))
+
+
+def load_on_gpu(
+    checkpoint: Checkpoint, plan: EnginePlan, draft_dir: Path | None = None, use_whole_step: bool = True
+) -> CudaBackend:
+    """As `make_cuda_backend`, with whatever kernels this process has; where it was given none, it compiles them.
+
+    use_whole_step: passes over few rows go through one kernel where it takes the model; without, all through the ops.
+    """
     dtype = getattr(torch, plan.dtype)
-    whole_steps = step_sources(checkpoint.spec, dtype, plan.block_size)
-    with gpu_errors("loading the engine"):
-        return make_cuda_backend(checkpoint, dtype, limits, bool(whole_steps) and all(map(has_image, whole_steps)))
+    with gpu_errors("loading the weights"):
+        decoder = Decoder(checkpoint, dtype, plan.linear, plan.max_seq_len, DEVICE)
+        plan = sized(plan, checkpoint.spec, draft_dir, torch.cuda.mem_get_info()[0])
+        cache = KVCache(checkpoint.spec, plan.num_blocks + 1, plan.block_size, dtype, DEVICE)
+    limits = EngineLimits(
+        plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
+    )  # fmt: skip
+    return CudaBackend(decoder, cache, limits, use_whole_step)
 
 
 def require_gpu(kernels: KernelList) -> None:
@@ -68,11 +86,28 @@ def require_gpu(kernels: KernelList) -> None:
         )
 
 
-def own_share(plan: EnginePlan, spec: ModelSpec, draft_dir: Path | None) -> float:
-    """The engine's part of the memory for KV caches, which a smaller model that drafts needs as well."""
+def sized(plan: EnginePlan, spec: ModelSpec, draft_dir: Path | None, free_bytes: int) -> EnginePlan:
+    """Give the plan its number of KV blocks, where the load is to count them.
+
+    Raises:
+        EnginewrightError: what is free does not hold one request of max_seq_len.
+    """
+    if not plan.sized_at_load:
+        return plan
     drafting = _draft_model(draft_dir)
-    own = plan.block_bytes(spec)
-    return own / (own + plan.block_bytes(drafting.spec)) if drafting else 1.0
+    block_bytes = plan.block_bytes(spec) + (plan.block_bytes(drafting.spec) if drafting else 0)
+    weights = (drafting.path / "weights.safetensors").stat().st_size if drafting else 0
+    usable = int((free_bytes - weights) * plan.kv_cache_fraction)
+    num_blocks = usable // block_bytes - 1  # and one that padding writes to
+    needed = -(-plan.max_seq_len // plan.block_size)
+    if num_blocks < needed:
+        fits = max(num_blocks, 0) * plan.block_size
+        raise EnginewrightError(
+            f"{free_bytes / GIB:.1f} GiB of the GPU are free beside the weights, and kv_cache_fraction "
+            f"{plan.kv_cache_fraction} of it holds {fits} tokens; one request of max_seq_len {plan.max_seq_len} needs "
+            f"{needed * block_bytes / GIB:.1f} GiB; free the GPU, or build with a lower target.cuda.max_seq_len"
+        )
+    return plan.with_blocks(num_blocks)
 
 
 def _draft_model(draft_dir: Path | None) -> Checkpoint | None:
@@ -91,6 +126,12 @@ def gpu_errors(doing: str) -> Iterator[None]:
     """Turn torch's and the kernels' errors about the GPU into one line with a remedy."""
     try:
         yield
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        raise EnginewrightError(
+            f"the GPU ran out of memory {doing}: {free / GIB:.1f} of {total / GIB:.1f} GiB are free; stop what else "
+            "runs on it (nvidia-smi), or build with lower target.cuda limits"
+        ) from error
     except torch.AcceleratorError as error:
         raise EnginewrightError(
             f"the GPU failed {doing}: {str(error).splitlines()[0]}; start again, and see dmesg for Xid messages"

@@ -8,8 +8,6 @@ import torch
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
-from plugins.decoder_step.cuda import step_source
-from plugins.decoder_step.plan import plan_step
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
@@ -19,11 +17,10 @@ from plugins.rope_kv_write import cuda as rope_kv_write
 from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
 from runtime.errors import EnginewrightError
-from runtime.model.whole_step import rows_of, step_spec
+from runtime.model import whole_step
 from runtime.spec import ModelSpec
 
 CUDA_DTYPES = ("bfloat16", "float16")
-LARGE_SHARED_ARCHS = ("sm_90a", "sm_100")  # whose blocks may have the 227 KiB of shared memory that whole steps take
 
 
 class NeededKernel(NamedTuple):
@@ -55,18 +52,19 @@ def kernels_for(spec: ModelSpec, dtype: str, block_size: int) -> tuple[NeededKer
         raise EnginewrightError(f"target cuda: {error}") from error
 
 
-def step_sources(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> list[KernelSource]:
-    """Return the whole-step kernels, one for each bucket of rows; none where the model goes through the ops alone."""
-    sizes = step_spec(spec)
-    plans = [plan_step(sizes, rows) for rows in rows_of(spec, dtype)]
-    return [step_source(sizes, plan, block_size) for plan in plans if not isinstance(plan, str)]
-
-
 def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[NeededKernel]:
-    for op in (emit_tokens, kv_compact, kv_copy_blocks, place_tokens, sample):
-        yield NeededKernel(op.SOURCE)
-    for element_op in (rms_norm, rope_kv_write, silu_mul):
-        yield NeededKernel(element_op.source(dtype))
-    yield NeededKernel(attention.PLAN_SOURCE)
-    yield NeededKernel(attention.source(dtype, spec.head_dim))
-    yield from (NeededKernel(source, LARGE_SHARED_ARCHS) for source in step_sources(spec, dtype, block_size))
+    for source in (
+        place_tokens.SOURCE,
+        *dict.fromkeys(rms_norm.source(element) for element in (dtype, torch.bfloat16)),  # the last is float32's
+        rope_kv_write.source(dtype),
+        kv_copy_blocks.SOURCE,
+        attention.PLAN_SOURCE,
+        attention.source(dtype, spec.head_dim),
+        silu_mul.source(dtype),
+        sample.SOURCE,
+        kv_compact.SOURCE,
+        emit_tokens.SOURCE,
+    ):
+        yield NeededKernel(source)
+    for source in whole_step.step_sources(spec, dtype, block_size):
+        yield NeededKernel(source, whole_step.ARCHS)

@@ -73,9 +73,9 @@ def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | Non
     """
     plan = EnginePlan.read(engine_dir)
     if plan.target == "cuda":
-        from runtime.cuda_engine import load_cuda_backend
+        from runtime.cuda_engine import make_cuda_backend
 
-        return load_cuda_backend(checkpoint, plan, engine_dir, draft_dir)
+        return make_cuda_backend(checkpoint, plan, engine_dir, draft_dir)
     return make_backend(checkpoint, plan)
 
 

@@ -111,7 +111,8 @@ class TextEngine:
 
     def _checked(self, prompt_ids: list[int]) -> list[int]:
         last = self.engine.backend.vocab_size - 1
-        if outside := [token_id for token_id in prompt_ids if not 0 <= token_id <= last]:
+        longest = self.engine.backend.limits.max_seq_len  # the engine refuses what is longer
+        if outside := [token_id for token_id in prompt_ids[:longest] if not 0 <= token_id <= last]:
             raise EnginewrightError(f"the prompt has token {outside[0]}; this model's tokens are 0 to {last}")
         return prompt_ids
 
@@ -130,9 +131,7 @@ class TextEngine:
                 finish_reason = "stop"
         if finish_reason is not None:
             text += self._close(request, finish_reason)
-        return StreamDelta(
-            completion, text, event.token_id, finish_reason, event.was_drafted, event.logprobs, read_at
-        )  # fmt: skip
+        return StreamDelta(completion, text, event.token_id, finish_reason, event.was_drafted, event.logprobs, read_at)
 
     def _close(self, request: Request, finish_reason: FinishReason) -> str:
         """Settle a finished request and return the text that was held back."""

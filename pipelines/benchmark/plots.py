@@ -65,7 +65,7 @@ def draw_burst(samples: Sequence[BurstSample], subtitle: str) -> Figure:
         axes.bar([r + shift for r in requests], [median(each) for each in times], BAR_WIDTH, color=colour, label=label,
                  zorder=2)  # fmt: skip
     axes.set_xticks(requests, [f"request {request + 1}" for request in requests], fontsize=9)
-    _dress_axes(axes, "ms (lower is better)")
+    dress_axes(axes, "ms (lower is better)")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -89,7 +89,7 @@ def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=9)
         axes.set_xlabel("prompt tokens per step", fontsize=9, color=INK)
-        _dress_axes(axes, label)
+        dress_axes(axes, label)
         axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -123,10 +123,10 @@ def _dress(axes: Axes, labels: list[str]) -> None:
     # A single group keeps room at its sides, or its bars would be as wide as walls.
     side = 0.6 if len(labels) > 1 else 1.0
     axes.set_xlim(-side, len(labels) - 1 + side)
-    _dress_axes(axes, "tokens/s (higher is better)")
+    dress_axes(axes, "tokens/s (higher is better)")
 
 
-def _dress_axes(axes: Axes, label: str) -> None:
+def dress_axes(axes: Axes, label: str) -> None:
     axes.set_ylabel(label, fontsize=9, color=INK)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(colors=INK, labelsize=9, length=0)

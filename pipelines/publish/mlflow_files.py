@@ -1,4 +1,4 @@
-"""The files of a bundle as a model of MLflow's: the bundle, the code that runs it, and MLmodel, which describes them."""
+"""The files of a bundle as a model of MLflow's: the bundle, the code that runs it, and what describes both."""
 
 import json
 import platform

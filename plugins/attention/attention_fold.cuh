@@ -1,7 +1,7 @@
 // Folding partial softmaxes: of a block's key warps through shared memory, and of a tile's splits through the workspace.
 #pragma once
 
-#include "attention.cuh"
+#include "attention_tile.cuh"
 
 // Softmax over some keys, of four columns of one row.
 struct Folded {
@@ -75,7 +75,7 @@ struct AttentionFold {
     __device__ __forceinline__ void write_output(int row, int column, const Folded& folded) const {
         const float inverse = folded.sum > 0.0f ? 1.0f / folded.sum : 0.0f;  // a row that sees no key is zero
         unsigned* to =
-            reinterpret_cast<unsigned*>(static_cast<T*>(tile.params.out) + tile.out_offset(row) + column);
+            reinterpret_cast<unsigned*>(static_cast<T*>(tile.params.out) + out_offset(tile.params, tile.task, row) + column);
         to[0] = pack2<T>(folded.values[0] * inverse, folded.values[1] * inverse);
         to[1] = pack2<T>(folded.values[2] * inverse, folded.values[3] * inverse);
     }
@@ -87,29 +87,6 @@ struct AttentionFold {
         float* stats = partial_stats(where);
         stats[0] = folded.base;
         stats[1] = folded.sum;
-    }
-
-    // One group of columns of this warp's rows.
-    template <int COLUMN>
-    __device__ __forceinline__ void share_columns() const {
-#pragma unroll
-        for (int m = 0; m < S::ROW_TILES; ++m) {
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = (tile.row_warp * S::ROW_TILES + m) * 16 + half * 8 + tile.lane / 4;
-                float* to = merge + (tile.key_warp * S::ROWS + row) * S::MERGE_STRIDE + tile.lane % 4 * 2;
-#pragma unroll
-                for (int n = 0; n < S::MERGE_COLUMNS / 8; ++n) {
-                    to[n * 8] = tile.acc[m][COLUMN / 8 + n][2 * half];
-                    to[n * 8 + 1] = tile.acc[m][COLUMN / 8 + n][2 * half + 1];
-                }
-                if (COLUMN == 0 && tile.lane % 4 == 0) {
-                    float* stats = merge_stats(tile.key_warp, row);
-                    stats[0] = tile.row_base[m][half];
-                    stats[1] = tile.row_sum[m][half];
-                }
-            }
-        }
     }
 
     __device__ __forceinline__ void fold_columns(int first_column) const {
@@ -136,7 +113,8 @@ struct AttentionFold {
     __device__ __forceinline__ void merge_from() const {
         if constexpr (COLUMN < S::D) {
             block_sync();  // the ring, or the columns before, have been read
-            share_columns<COLUMN>();
+            tile.rows.template share_columns<COLUMN>(merge + tile.key_warp * S::ROWS * S::MERGE_STRIDE,
+                                                     merge_stats(tile.key_warp, 0));
             block_sync();
             fold_columns(COLUMN);
             merge_from<COLUMN + S::MERGE_COLUMNS>();
@@ -234,9 +212,9 @@ __device__ __forceinline__ void attend(const AttentionParams& params, int block,
         const AttentionTask task = load_task<S>(params, work);
         if (work >= *params.num_items * params.num_kv_heads) return;
         AttentionTile<S> tile(params, task, shared);
-        tile.template run<typename QueryFragments<S::Q_IN_REGISTERS, S>::Type>();
+        tile.run();
         if constexpr (S::KEY_WARPS == 1) {
-            tile.write_rows();
+            tile.rows.write_rows(params, task);
         } else {
             AttentionFold<S>(tile, shared).finish();
         }

@@ -39,13 +39,13 @@ class Variant(NamedTuple):
     entry: str
     key_warps: int
     row_warps: int
-    row_tiles: int
+    warp_rows: int
     chunk: int
     stages: int
 
     @property
     def rows(self) -> int:
-        return 16 * self.row_warps * self.row_tiles
+        return self.row_warps * self.warp_rows
 
     @property
     def threads(self) -> int:
@@ -54,19 +54,20 @@ class Variant(NamedTuple):
     def shared_bytes(self, head_dim: int) -> int:
         row_bytes = 2 * head_dim + 16
         ring = self.key_warps * self.stages * 2 * self.chunk * row_bytes
-        columns = head_dim if self.rows == 16 else 32
-        merge = self.key_warps * self.rows * (columns + 8 + 2) * 4
+        columns = head_dim if self.rows <= 16 else 32
+        merge = self.key_warps * self.rows * (columns + (4 if self.warp_rows == 8 else 8) + 2) * 4
         return self.rows * row_bytes + max(ring, merge) + 16
 
 
-def variants(head_dim: int) -> dict[str, Variant]:
-    """The configurations of attention.cu: one row or few per request, up to SHORT_ROWS, and more."""
-    narrow = head_dim <= 128
-    return {
-        "decode": Variant("attention_decode_kernel", 4, 1, 1, 16, 3),
-        "tree": Variant("attention_tree_kernel", 4, 2, 2 if narrow else 1, 16, 3),
-        "chunk": Variant("attention_chunk_kernel", 1, 4 if narrow else 8, 2 if narrow else 1, 64, 2),
-    }
+def variants(head_dim: int) -> list[Variant]:
+    """The configurations of attention.cu, the narrowest first; the last is for requests of more than SHORT_ROWS."""
+    warp_rows, row_warps = (32, 4) if head_dim <= 128 else (16, 8)
+    return [
+        Variant("attention_decode_kernel", 4, 1, 8, 16, 2),
+        Variant("attention_group_kernel", 4, 1, 16, 16, 2),
+        Variant("attention_tree_kernel", 4, 2, warp_rows, 16, 2),
+        Variant("attention_chunk_kernel", 1, row_warps, warp_rows, 64, 2),
+    ]
 
 
 class _Params(ctypes.Structure):
@@ -100,7 +101,7 @@ class _Settings(NamedTuple):
     block_size: int
     head_dim: int
     window: int
-    is_wide: int  # whether short requests' tiles are the tree kernel's
+    short_variant: int  # of `variants`, for the short requests
     short_tiles: int
     short_items: int  # tiles x splits
     long_tiles: int
@@ -147,7 +148,7 @@ def plan_attention_cuda(
         query_starts.data_ptr(), context_lens.data_ptr(), block_tables.data_ptr(),
         ancestors.data_ptr() if ancestors is not None else None, plan.data_ptr(), counters.data_ptr(),
         num_requests, num_nodes, shape.num_kv_heads, group, shape.block_size.bit_length() - 1, max_blocks,
-        settings.window, kinds["tree" if settings.is_wide else "decode"].rows, kinds["chunk"].rows,
+        settings.window, kinds[settings.short_variant].rows, kinds[-1].rows,
         NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, settings.num_slots, settings.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
@@ -179,12 +180,12 @@ def attention_cuda(
         scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(settings.head_dim)
-    _launch(kinds["tree" if settings.is_wide else "decode"], settings, settings.short_items, q.dtype, params)
+    _launch(kinds[settings.short_variant], settings, settings.short_items, q.dtype, params)
     if settings.long_tiles:
         params.items += 4 * _PLAN_ITEM * settings.short_items
         params.num_items += 4
         params.max_works = settings.long_tiles * settings.num_kv_heads
-        _launch(kinds["chunk"], settings, settings.long_tiles, q.dtype, params)
+        _launch(kinds[-1], settings, settings.long_tiles, q.dtype, params)
 
 
 def _launch(kind: Variant, settings: _Settings, items: int, dtype: torch.dtype, params: _Params) -> None:
@@ -210,10 +211,10 @@ def _settings(
     kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
     longest = min(num_tokens, max_query_len or num_tokens)
     # Beside long prompts the other rows decode; a batch without trees that is wide may be such a batch.
-    mean_rows = -(-num_tokens // max(num_requests, 1)) * group
-    is_wide = mean_rows > kinds["decode"].rows and (num_nodes > 0 or longest <= SHORT_ROWS)
+    mean_rows = group if num_nodes == 0 and longest > SHORT_ROWS else -(-num_tokens // max(num_requests, 1)) * group
+    short_variant = next((i for i, kind in enumerate(kinds[:2]) if mean_rows <= kind.rows), 2)
     short_tokens = min(num_tokens, SHORT_ROWS * num_requests)
-    short_tiles = short_tokens * group // kinds["tree" if is_wide else "decode"].rows + min(num_requests, short_tokens)
+    short_tiles = short_tokens * group // kinds[short_variant].rows + min(num_requests, short_tokens)
     splits = -(-min(max_blocks * shape.block_size, NEAR_KEYS) // NEAR_SPLIT)
     splits += -(-max(max_blocks * shape.block_size - NEAR_KEYS, 0) // FAR_SPLIT)
     if shape.sliding_window is not None:
@@ -222,11 +223,11 @@ def _settings(
     num_slots = min(short_tokens * splits, WORKSPACE_BYTES // slot_bytes) if splits > 1 else 0
     long_tiles = 0
     if longest > SHORT_ROWS:
-        long_tiles = num_tokens * group // kinds["chunk"].rows + min(num_requests, num_tokens // SHORT_ROWS)
+        long_tiles = num_tokens * group // kinds[-1].rows + min(num_requests, num_tokens // SHORT_ROWS)
     window = _MOST_KEYS if shape.sliding_window is None else shape.sliding_window
     return _Settings(
         num_tokens, shape.num_heads, shape.num_kv_heads, shape.block_size, shape.head_dim, window,
-        int(is_wide), short_tiles, short_tiles * splits, long_tiles, num_slots,
+        short_variant, short_tiles, short_tiles * splits, long_tiles, num_slots,
     )  # fmt: skip
 
 

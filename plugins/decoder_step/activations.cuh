@@ -81,18 +81,19 @@ __device__ inline void load_residual(const Workspace& work, const Residual& resi
                 if (is_real(index))
                     packets[index] = embedded_packet(residual.embedded(first + index / PACKETS) + column_of(index));
         }
+        float squares[BATCH] = {};
 #pragma unroll
-        for (int row = 0; row < BATCH; ++row) {
-            if (first + row >= work.num_rows) break;
-            float squares = 0.0f;
+        for (int index = 0; index < BATCH * PACKETS; ++index)
+            if (is_real(index))
+                squares[index / PACKETS] +=
+                    norm_packet(packets[index], weights[index % PACKETS],
+                                activation_at(work, first + index / PACKETS, column_of(index)));
 #pragma unroll
-            for (int at = 0; at < PACKETS; ++at)
-                if (is_real(row * PACKETS + at))
-                    squares += norm_packet(packets[row * PACKETS + at], weights[at],
-                                           activation_at(work, first + row, column_of(at)));
-            squares = warp_sum(squares);
-            if (lane_id() == 0) work.squares[warp_id() * MAX_ROWS + first + row] = squares;
-        }
+        for (int row = 0; row < BATCH; ++row) squares[row] = warp_sum(squares[row]);
+#pragma unroll
+        for (int row = 0; row < BATCH; ++row)
+            if (lane_id() == 0 && first + row < work.num_rows)
+                work.squares[warp_id() * MAX_ROWS + first + row] = squares[row];
     }
 }
 
@@ -179,13 +180,15 @@ struct Epilogue {
     }
 
     __device__ void scale(const Workspace& work, TileSums& sums) const {
+        const int lane = lane_id();
+        const float factor = lane < work.num_rows ? inverse_rms(work, lane, eps) : 0.0f;  // of row `lane`
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
             for (int index = 0; index < 2; ++index) {
-                const float factor = inverse_rms(work, min(TileSums::row(block, index), work.num_rows - 1), eps);
-                sums.value[block][index] *= factor;
-                sums.value[block][index + 2] *= factor;
+                const float its = shfl(factor, TileSums::row(block, index));
+                sums.value[block][index] *= its;
+                sums.value[block][index + 2] *= its;
             }
     }
 

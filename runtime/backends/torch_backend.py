@@ -66,10 +66,10 @@ class TorchBackend:
         self.most_repeats = most_repeats
         self.uniform_drafts = False
         self._decoder = decoder
-        self._cache = cache
+        self.cache = cache
 
     def forward(self, batch: Batch) -> DecoderOutput:
-        return self._decoder.forward(batch, self._cache)
+        return self._decoder.forward(batch, self.cache)
 
     def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
         return run
@@ -100,7 +100,7 @@ class TorchBackend:
         return _Pass(drawing, accepted, _logprobs(output.logits, drawing, accepted, emitting))
 
     def _caches(self) -> list[KVCache]:
-        return [self._cache, *(self.drafter.caches if self.drafter else [])]
+        return [self.cache, *(self.drafter.caches if self.drafter else [])]
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         for cache in self._caches():

@@ -2,8 +2,10 @@
 
 import torch
 
-from plugins.decoder_step.cuda import DecoderStep
-from plugins.decoder_step.plan import supports
+from plugins.cuda.launch import max_shared_bytes
+from plugins.cuda.source import KernelSource
+from plugins.decoder_step.cuda import DecoderStep, step_source
+from plugins.decoder_step.plan import SHARED_BYTES, plan_step, supports
 from plugins.decoder_step.weights import StepLayer, StepSpec, StepWeights
 from plugins.linear.plain import PlainLinear
 from plugins.linear.two_part import TwoPartLinear
@@ -12,7 +14,8 @@ from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput, LayerWeights
 from runtime.spec import ModelSpec
 
-ROWS = (1, 4, 8, 16, 32)  # a kernel is compiled for each; a step takes the smallest that holds it
+ARCHS = ("sm_90a", "sm_100")  # whose blocks may have as much shared memory as the kernel is laid out for
+ROWS = (1, 4)  # a kernel is compiled for each, and a step takes the smallest that holds it; with more rows the ops win
 
 
 def step_spec(spec: ModelSpec) -> StepSpec:
@@ -25,14 +28,22 @@ def rows_of(spec: ModelSpec, dtype: torch.dtype) -> tuple[int, ...]:
     return tuple(rows for rows in ROWS if supports(step_spec(spec), dtype, rows) is None)
 
 
+def step_sources(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> list[KernelSource]:
+    """What is compiled for a model; for the architectures of `ARCHS`."""
+    sizes = step_spec(spec)
+    plans = [plan_step(sizes, rows) for rows in rows_of(spec, dtype)]
+    return [step_source(sizes, plan, block_size) for plan in plans if not isinstance(plan, str)]
+
+
 class WholeStep:
     """Steps of up to `max(rows_of(...))` tokens over one cache. Shares the decoder's weights."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, max_seq_len: int) -> None:
-        weights = _step_weights(decoder)
         self._spec = decoder.spec
-        rows = rows_of(decoder.spec, cache.storage.dtype)
-        self._steps = {count: DecoderStep(weights, cache.storage, count, max_seq_len) for count in rows}
+        has_room = max_shared_bytes(torch.cuda.current_device()) >= SHARED_BYTES
+        rows = rows_of(decoder.spec, cache.storage.dtype) if has_room else ()
+        weights = _step_weights(decoder) if rows else None
+        self._steps = {count: DecoderStep(weights, cache.storage, count, max_seq_len) for count in rows if weights}
 
     def takes(self, batch: Batch) -> bool:
         """Whether a kernel holds the batch."""

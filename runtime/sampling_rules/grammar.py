@@ -3,7 +3,6 @@
 llguidance is optional; it is imported when a request first asks for structured output.
 """
 
-import json
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
@@ -83,14 +82,18 @@ class GrammarCompiler:
         vocabulary = self._vocabulary
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False)
-        schema = json.loads(structured.json_schema)
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITESPACE})
-        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
-        if matcher.is_error():
-            raise EnginewrightError(
-                f"the JSON schema cannot be used: {_one_line(matcher.get_error())}; simplify the schema"
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(
+                structured.json_schema, overrides={"whitespace_pattern": _WHITESPACE}
             )
+            limits = LLParserLimits(verbose_errors=False)
+            matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+            matcher.compute_bitmask()  # finds schemas that no text can satisfy
+            problem = matcher.get_error()
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise EnginewrightError(f"the JSON schema cannot be used: {_one_line(problem)}; simplify the schema")
         return Grammar(matcher, vocabulary.eos_token)
 
     @cached_property
@@ -118,5 +121,5 @@ class GrammarCompiler:
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text.replace("<non-verbose/>", "").split())
     return line if len(line) <= 200 else line[:200] + "..."

@@ -99,7 +99,7 @@ def _min_tokens(min_tokens: int, stop_ids: list[int]) -> Rule:
     def forbid(logits: torch.Tensor, generated: list[int]) -> torch.Tensor:
         if len(generated) >= min_tokens:
             return logits
-        ends = torch.tensor([token for token in stop_ids if token < len(logits)], dtype=torch.int64)
+        ends = torch.tensor([token for token in stop_ids if 0 <= token < len(logits)], dtype=torch.int64)
         others = logits.index_fill(0, ends.to(logits.device), -torch.inf)
         return others if torch.isfinite(others).any() else logits
 

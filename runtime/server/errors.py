@@ -9,8 +9,6 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-_TYPES = {429: "rate_limit_error"}
-
 
 class ApiError(Exception):
     """A request that gets an error instead of an answer."""
@@ -28,7 +26,9 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.headers = dict(headers or {})
-        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        if status == 429:
+            kind = "rate_limit_error"
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     def response(self) -> Response:
@@ -41,6 +41,8 @@ class ApiError(Exception):
 
 def internal_error(error: Exception) -> ApiError:
     """A fault of the server's, of which the client learns the kind alone."""
+    if isinstance(error, RecursionError):
+        return ApiError(400, "the body is nested too deeply", "invalid_json")
     return ApiError(500, f"the request failed ({type(error).__name__}); the server's log says more", "internal")
 
 
@@ -49,6 +51,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _from_api)
     app.add_exception_handler(RequestValidationError, _from_validation)
     app.add_exception_handler(HTTPException, _from_http)
+    app.add_exception_handler(RecursionError, _from_bug)
     app.add_exception_handler(Exception, _from_bug)  # uvicorn logs its traceback
 
 
@@ -71,7 +74,7 @@ def invalid_field(problems: list[Any]) -> ApiError:
 
 async def _from_api(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    _remember(request, error.message)
+    request.state.record.error = error.message
     return error.response()
 
 
@@ -90,7 +93,3 @@ async def _from_http(request: Request, error: Exception) -> Response:
 
 async def _from_bug(request: Request, error: Exception) -> Response:
     return internal_error(error).response()
-
-
-def _remember(request: Request, message: str) -> None:
-    request.state.record.error = message

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
-from runtime.async_llm import AsyncLLM
+from runtime.async_llm import AsyncLLM, OpenRequest
 from runtime.errors import EnginewrightError
 from runtime.sampling import SamplingParams
 from runtime.server.errors import ApiError, internal_error
@@ -14,7 +14,7 @@ from runtime.server.limits import Admission
 from runtime.server.metrics import Metrics
 from runtime.server.observer import Observer
 from runtime.server.record import RequestRecord
-from runtime.text_engine import RequestOutput, StreamDelta
+from runtime.text_engine import StreamDelta
 
 _log = logging.getLogger("enginewright.server")
 
@@ -28,13 +28,6 @@ class Asked(NamedTuple):
     cache_salt: str
 
 
-class Generation(NamedTuple):
-    """A request that the engine works on."""
-
-    outputs: list[RequestOutput]
-    deltas: AsyncIterator[StreamDelta]
-
-
 class Generator:
     """The engine behind the server's queue."""
 
@@ -46,7 +39,7 @@ class Generator:
         self._failure_is_logged = False
 
     @asynccontextmanager
-    async def open(self, asked: Asked, record: RequestRecord) -> AsyncIterator[Generation]:
+    async def open(self, asked: Asked, record: RequestRecord) -> AsyncIterator[OpenRequest]:
         """Run a request; leaving the block frees what it holds of the engine.
 
         Raises:
@@ -57,13 +50,13 @@ class Generator:
                 async with asyncio.timeout(self._timeout_s):
                     prompts = await asyncio.to_thread(asked.encode)
                     async with self._llm.open(prompts, asked.params, asked.cache_salt) as request:
-                        observer = Observer(self._metrics, record, request.outputs)
+                        observer = Observer(self._metrics, record, request)
                         try:
-                            yield Generation(request.outputs, _watched(request.deltas, observer))
+                            yield request._replace(deltas=_watched(request.deltas, observer))
                         finally:
                             observer.close()
                             if record.prompt is not None:  # the log may have texts
-                                record.output = [one.text for output in request.outputs for one in output.completions]
+                                record.output = [completion.text for completion in request.completions]
         except TimeoutError as error:
             message = f"the request took longer than {self._timeout_s:g} s, this server's limit; ask for fewer tokens"
             raise ApiError(504, message, "timeout") from error
@@ -97,4 +90,7 @@ class Generator:
 async def _watched(deltas: AsyncIterator[StreamDelta], observer: Observer) -> AsyncIterator[StreamDelta]:
     async for delta in deltas:
         observer.see(delta)
+        if delta.finish_reason == "error":
+            message = f"the answer could not go on: {delta.completion.error}"
+            raise ApiError(400, message, "structured_output_failed", "response_format")
         yield delta

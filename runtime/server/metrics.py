@@ -88,6 +88,14 @@ class _EngineCollector(Collector):
         yield self._total("spec_decode_num_draft_tokens", "Tokens in them.", drafts.num_draft_tokens)
         yield self._total("spec_decode_num_accepted_tokens", "Those accepted.", drafts.num_accepted_tokens)
         yield self._per_position(drafts.num_accepted_tokens_per_pos)
+        yield self._cache_config()
+
+    def _cache_config(self) -> Metric:
+        limits = self._engine.backend.limits
+        sizes = {"block_size": str(limits.block_size), "num_gpu_blocks": str(limits.num_blocks)}
+        family = GaugeMetricFamily("vllm:cache_config_info", "Sizes of the KV cache.", labels=(*_LABELS, *sizes))
+        family.add_metric((*self._labels, *sizes.values()), 1)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"vllm:{name}", text, labels=_LABELS)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from runtime.async_llm import OpenRequest
 from runtime.server.metrics import Metrics
 from runtime.server.record import RequestRecord
-from runtime.text_engine import Completion, RequestOutput, StreamDelta
+from runtime.text_engine import Completion, StreamDelta
 
 
 @dataclass
@@ -18,14 +19,14 @@ class _Times:
 class Observer:
     """Call `see` with every delta and `close` once, however the request ends."""
 
-    def __init__(self, metrics: Metrics, record: RequestRecord, outputs: list[RequestOutput]) -> None:
+    def __init__(self, metrics: Metrics, record: RequestRecord, request: OpenRequest) -> None:
         self._metrics = metrics
         self._record = record
-        self._outputs = outputs
+        self._num_samples = len(request.completions)
         self._times: dict[Completion, _Times] = {}
-        record.prompt_tokens = sum(len(output.prompt_ids) for output in outputs)
+        record.prompt_tokens = sum(len(output.prompt_ids) for output in request.outputs)
         metrics.prompt_tokens.inc(record.prompt_tokens)
-        for output in outputs:
+        for output in request.outputs:
             metrics.observe("request_prompt_tokens", len(output.prompt_ids))
 
     def see(self, delta: StreamDelta) -> None:
@@ -43,8 +44,7 @@ class Observer:
 
     def close(self) -> None:
         """Count the samples that never came to an end."""
-        num_samples = sum(len(output.completions) for output in self._outputs)
-        for _ in range(num_samples - len(self._record.finish_reasons)):
+        for _ in range(self._num_samples - len(self._record.finish_reasons)):
             self._metrics.count_end("abort")
             self._record.finish_reasons.append("abort")
 

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             continue
         kind: Any = _KINDS.get(field.name, float if isinstance(field.default, float) else str)
         shown = text if field.default is None else f"{text} (default: {field.default})"
-        parser.add_argument(flag, type=kind, default=field.default, help=shown, metavar="X")
+        parser.add_argument(flag, type=kind, default=field.default, help=shown)
 
 
 def serve_command(options: argparse.Namespace, speculation: "SpeculationOptions") -> None:

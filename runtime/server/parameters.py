@@ -1,9 +1,13 @@
 """From a request's fields to the engine's `SamplingParams`."""
 
+from typing import TypeVar
+
 from runtime.errors import EnginewrightError
-from runtime.sampling import SamplingParams
+from runtime.sampling import SamplingParams, StructuredOutput
 from runtime.server.errors import ApiError
-from runtime.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from runtime.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, ResponseFormat
+
+_Value = TypeVar("_Value", int, float)
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions; a chat goes on to the engine's limit
 
@@ -31,7 +35,7 @@ def completion_params(request: CompletionRequest) -> SamplingParams:
     """
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise ApiError(400, f"best_of is {request.best_of}; this server has it equal to n alone", param="best_of")
-    max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    max_tokens = _or(COMPLETION_MAX_TOKENS, request.max_tokens)
     return to_sampling_params(request, max_tokens, request.logprobs)
 
 
@@ -39,39 +43,48 @@ def to_sampling_params(request: GenerationRequest, max_tokens: int | None, logpr
     """The engine's parameters; what a request leaves away has OpenAI's default.
 
     Raises:
-        ApiError: a field out of its bounds, or one that this engine does not have.
+        ApiError: a field out of its bounds.
     """
-    _refuse_missing_features(request)
-    temperature = 1.0 if request.temperature is None else request.temperature
     try:
         return SamplingParams(
-            temperature=temperature,
-            top_k=0 if request.top_k in (None, -1) else request.top_k,  # -1 is how vLLM says all
-            top_p=1.0 if request.top_p is None else request.top_p,
+            temperature=_or(1.0, request.temperature),
+            top_k=0 if request.top_k == -1 else _or(0, request.top_k),  # -1 is how vLLM says all
+            top_p=_or(1.0, request.top_p),
             min_p=request.min_p or 0.0,
             seed=request.seed,
-            n=1 if request.n is None else request.n,
+            n=_or(1, request.n),
             max_tokens=max_tokens,
             stop=tuple(request.stop or ()),
             stop_token_ids=tuple(request.stop_token_ids or ()),
             ignore_eos=bool(request.ignore_eos),
             logprobs=logprobs,
+            logit_bias=_bias(request.logit_bias or {}),
+            repetition_penalty=_or(1.0, request.repetition_penalty),
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            min_tokens=request.min_tokens or 0,
+            structured=_structured(request.response_format),
         )
     except EnginewrightError as error:
         raise ApiError(400, str(error), "invalid_value") from error
 
 
-def _refuse_missing_features(request: GenerationRequest) -> None:
-    neutral = {
-        "logit_bias": {},
-        "presence_penalty": 0,
-        "frequency_penalty": 0,
-        "repetition_penalty": 1,
-        "min_tokens": 0,
-    }
-    for name, value in neutral.items():
-        if getattr(request, name) not in (None, value):
-            raise ApiError(400, f"{name} is not supported by this engine", "unsupported", name)
-    if request.response_format is not None and request.response_format.type != "text":
-        message = f"response_format {request.response_format.type!r} is not supported by this engine"
-        raise ApiError(400, message, "unsupported", "response_format")
+def _or(default: _Value, given: _Value | None) -> _Value:
+    return default if given is None else given
+
+
+def _bias(given: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token_id): bias for token_id, bias in given.items()}
+    except ValueError as error:
+        raise ApiError(400, f"logit_bias: its keys are token ids ({error})", "invalid_value", "logit_bias") from error
+
+
+def _structured(asked: ResponseFormat | None) -> StructuredOutput | None:
+    if asked is None or asked.type == "text":
+        return None
+    if asked.type == "json_object":
+        return StructuredOutput()
+    if asked.json_schema is None or asked.json_schema.schema_ is None:
+        raise ApiError(400, "response_format.json_schema.schema is missing", "missing_field", "response_format")
+    return StructuredOutput.from_schema(asked.json_schema.schema_)

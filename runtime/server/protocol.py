@@ -3,10 +3,14 @@
 A field that is not here is refused by name. `null` is as good as leaving a field away.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
+
+# The engine looks at these at every token, for all requests on one thread.
+_FewStops = Field(max_length=16)
+_FewTokens = Field(max_length=1024)
 
 
 class _Fields(BaseModel):
@@ -62,11 +66,11 @@ class GenerationRequest(_Ignored):
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: Annotated[list[str], _FewStops] | None = None
+    stop_token_ids: Annotated[list[int], _FewTokens] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], _FewTokens] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None

@@ -3,18 +3,25 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from runtime.async_llm import OpenRequest
 from runtime.server.errors import ApiError
-from runtime.server.generation import Asked, Generation, Generator
+from runtime.server.generation import Asked, Generator
 from runtime.server.protocol import GenerationRequest
 from runtime.server.record import RequestRecord
 from runtime.server.shapes import Envelope, Shape, usage
 from runtime.text_engine import Completion
 
+_EVENT_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events otherwise
+]
 _DONE = b"data: [DONE]\n\n"
 _LAST_WORDS_S = 5.0  # for an error event to a client that may not be reading
 CLIENT_LEFT = 499  # nginx' status for the log; nobody receives it
@@ -42,32 +49,31 @@ class GenerationResponse(Response):
             record.error = "the client left"
 
     async def _send_whole(self, scope: Scope, receive: Receive, record: RequestRecord, send: Send) -> None:
-        async with self._generator.open(self._asked, record) as generation:
-            async for _ in generation.deltas:
+        async with self._generator.open(self._asked, record) as request:
+            async for _ in request.deltas:
                 pass
-        completions = [completion for output in generation.outputs for completion in output.completions]
-        choices = [{"index": index, **self._whole(completion)} for index, completion in enumerate(completions)]
+        choices = [{"index": index, **self._whole(completion)} for index, completion in enumerate(request.completions)]
         counts = usage(record.prompt_tokens, record.completion_tokens)
         await JSONResponse(self._envelope.whole(choices, counts))(scope, receive, send)
 
     async def _send_events(self, record: RequestRecord, send: Send) -> None:
         started = False
         try:
-            async with self._generator.open(self._asked, record) as generation:
-                headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async with self._generator.open(self._asked, record) as request:
+                await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
                 started = True
-                async for chunk in self._chunks(generation, record):
+                async for chunk in self._chunks(request, record):
                     await send(_body(_event(chunk), more=True))
             await send(_body(_DONE, more=False))
         except ApiError as error:
             if not started:
                 raise
             record.error = error.message
-            async with asyncio.timeout(_LAST_WORDS_S):
-                await send(_body(error.event().encode() + _DONE, more=False))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await send(_body(error.event().encode() + _DONE, more=False))
 
-    async def _chunks(self, generation: Generation, record: RequestRecord) -> AsyncIterator[dict[str, Any]]:
+    async def _chunks(self, request: OpenRequest, record: RequestRecord) -> AsyncIterator[dict[str, Any]]:
         options = self._request.stream_options
         with_usage = options is not None and bool(options.include_usage or options.continuous_usage_stats)
         running = options is not None and bool(options.continuous_usage_stats)
@@ -76,14 +82,13 @@ class GenerationResponse(Response):
             counts = usage(record.prompt_tokens, record.completion_tokens) if running or not choices else None
             return self._envelope.chunk(list(choices), counts, with_usage)
 
-        completions = [completion for output in generation.outputs for completion in output.completions]
-        index_of = {completion: index for index, completion in enumerate(completions)}
+        index_of = {completion: index for index, completion in enumerate(request.completions)}
         opening = self._shape.opening()
         if opening is not None:
             for index in index_of.values():
                 yield chunk({"index": index, **opening})
-        offsets = [0] * len(completions)
-        async for delta in generation.deltas:
+        offsets = [0] * len(index_of)
+        async for delta in request.deltas:
             index = index_of[delta.completion]
             logprobs = None
             if delta.logprobs is not None:

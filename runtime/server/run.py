@@ -1,5 +1,6 @@
 """Starts a server over a bundle and ends it without losing what it has begun."""
 
+import ipaddress
 import logging
 import os
 import socket
@@ -43,8 +44,10 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
     model = ServedModel(name, opened.bundle_id, target, longest, int(time.time()))
     app = make_app(llm, model, settings, keys, tracer)
     configure_logs()
-    address = f"http://{settings.host}:{listener.getsockname()[1]}/"
-    print(f"{name} at {address} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    print(f"{name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    if not keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        _log.warning("whoever reaches this address may use it: no API keys were given")
     try:
         DrainingServer(app, llm, settings.drain_timeout_s).run(sockets=[listener])
     finally:
@@ -57,11 +60,15 @@ class DrainingServer(uvicorn.Server):
     """On the first signal, open requests go on for a while and new ones get 503; the second ends the server at once."""
 
     def __init__(self, app: FastAPI, llm: AsyncLLM, drain_timeout_s: float) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=_CLOSING_S
-            )
+        config = uvicorn.Config(
+            app,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_CLOSING_S,
         )
+        super().__init__(config)
         self._admission = app.state.admission
         self._llm = llm
         self._drain_timeout_s = drain_timeout_s

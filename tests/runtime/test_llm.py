@@ -2,6 +2,8 @@
 
 import asyncio
 import math
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -127,6 +129,57 @@ def test_an_async_caller_that_leaves_frees_its_blocks(text_engine):
     asyncio.run(main())
     assert not text_engine.has_work
     text_engine.engine.scheduler.check()
+
+
+def test_an_async_caller_that_gives_up_before_its_prompt_arrives_leaves_nothing_behind(text_engine, monkeypatch):
+    step, stepping = text_engine.step, threading.Event()
+
+    def slow_step():
+        stepping.set()
+        time.sleep(0.02)
+        return step()
+
+    async def main():
+        async with AsyncLLM(text_engine) as llm:
+            first = asyncio.ensure_future(_collect(llm, "hello", SamplingParams(max_tokens=3, ignore_eos=True)))
+            await asyncio.to_thread(stepping.wait)
+            second = asyncio.ensure_future(_collect(llm, "other"))
+            await asyncio.sleep(0.01)  # its prompt waits for the step to end
+            second.cancel()
+            assert len(await first) > 0
+            assert not text_engine.has_work
+            return await _collect(llm, "third")
+
+    monkeypatch.setattr(text_engine, "step", slow_step)
+    assert asyncio.run(main()) == LLM(text_engine).generate("third", PARAMS)[0].text
+
+
+def test_a_caller_whose_loop_is_gone_does_not_end_the_engine(text_engine):
+    alone = LLM(text_engine).generate("other", PARAMS)[0].text
+    llm = AsyncLLM(text_engine)
+    loop = asyncio.new_event_loop()
+    stream = llm.stream("hello", SamplingParams(max_tokens=80, ignore_eos=True))
+    loop.run_until_complete(anext(stream))
+    loop.close()
+    assert asyncio.run(_collect(llm, "other")) == alone
+    assert llm.failure is None
+    llm.close()
+
+
+def test_prompts_opened_together_are_all_in_the_engine_or_none(text_engine):
+    async def main():
+        async with AsyncLLM(text_engine) as llm:
+            with pytest.raises(EnginewrightError, match="the prompt has token 260; this model's tokens are 0 to 259"):
+                async with llm.open(["fine", [65, 260]], PARAMS):
+                    pass
+            assert not text_engine.has_work
+            async with llm.open(["hello", "other"], PARAMS) as request:
+                async for _ in request.deltas:
+                    pass
+            return [completion.text for completion in request.completions]
+
+    alone = [output.text for output in LLM(text_engine).generate(["hello", "other"], PARAMS)]
+    assert asyncio.run(main()) == alone
 
 
 def test_an_async_caller_sees_a_refused_prompt(text_engine):

@@ -42,6 +42,13 @@ __device__ __forceinline__ void ldmatrix_x2_trans(unsigned (&r)[2], const void* 
                  : "memory");
 }
 
+// The transpose of an 8x8 matrix of 2-byte elements, two to a lane: elements (group, pair) and (group, pair + 1).
+__device__ __forceinline__ unsigned transpose_8x8(unsigned elements) {
+    unsigned result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(elements));
+    return result;
+}
+
 // acc += a b, with a 16x16, b 16x8 and acc 16x8.
 template <class T>
 __device__ __forceinline__ void mma_16x8x16(float (&acc)[4], const unsigned (&a)[4], const unsigned (&b)[2]);

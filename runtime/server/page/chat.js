@@ -1,65 +1,12 @@
 // The chat page: streams answers from /v1/chat/completions. Whatever comes from the model goes to the page as text alone.
 
+import { call, events, problem } from "./server.js";
+
 const element = (id) => document.getElementById(id);
-const KEY_NAME = "enginewright-api-key";
 
 let model = null;
 let messages = []; // what was said so far, both sides
 let running = null; // the AbortController of the answer that is being written
-
-// --- Talking to the server
-
-async function call(path, options = {}) {
-  for (let tries = 0; ; tries++) {
-    const key = sessionStorage.getItem(KEY_NAME);
-    const headers = { "Content-Type": "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
-    const response = await fetch(path, { ...options, headers });
-    if (response.status !== 401) return response;
-    await askForKey(tries > 0 || key !== null);
-  }
-}
-
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the connection was lost before the answer was complete");
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.replace(/^data: /, "");
-      if (data === "[DONE]") return;
-      const event = JSON.parse(data);
-      if (event.error) throw new Error(event.error.message);
-      yield event;
-    }
-  }
-}
-
-async function problem(response) {
-  const body = await response.json().catch(() => null);
-  return body?.error?.message ?? `the server answered with status ${response.status}`;
-}
-
-function askForKey(wasRefused) {
-  const dialog = element("key-dialog");
-  element("key-problem").hidden = !wasRefused;
-  element("key").value = "";
-  dialog.showModal();
-  return new Promise((resolve, reject) => {
-    element("key-form").onsubmit = (event) => {
-      event.preventDefault();
-      sessionStorage.setItem(KEY_NAME, element("key").value.trim());
-      dialog.close();
-      resolve();
-    };
-    element("key-cancel").onclick = () => dialog.close();
-    dialog.onclose = () => reject(new Error("this server needs an API key"));
-  });
-}
-
-// --- One turn
 
 function addTurn(kind) {
   const turn = element("turn").content.cloneNode(true).firstElementChild;
@@ -155,8 +102,6 @@ function fail(turn, error) {
   turn.classList.add("failed");
   showFigures(turn, error instanceof TypeError ? "the server cannot be reached" : error.message);
 }
-
-// --- The page around it
 
 function setBusy(isBusy) {
   element("composer").classList.toggle("busy", isBusy);

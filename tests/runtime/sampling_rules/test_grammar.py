@@ -7,6 +7,7 @@ import sys
 
 import llguidance
 import pytest
+import tokenizers
 
 from runtime.async_llm import AsyncLLM
 from runtime.errors import EnginewrightError
@@ -104,6 +105,7 @@ def test_streams_side_by_side_get_what_they_would_get_alone(text_engine):
         ({"type": "string", "pattern": "("}, "the JSON schema cannot be used: .*unclosed group"),
         ({"not": {"type": "string"}}, "the JSON schema cannot be used: .*not"),
         ({"$ref": "https://example.org/schema"}, "the JSON schema cannot be used: .*example.org"),
+        ({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "the JSON schema cannot be used: NoExtension"),
     ],
 )
 def test_a_schema_that_cannot_be_used_is_refused_at_once_in_one_line(llm, schema, message):
@@ -113,9 +115,10 @@ def test_a_schema_that_cannot_be_used_is_refused_at_once_in_one_line(llm, schema
     assert not llm.text_engine.has_work
 
 
-def test_what_is_not_json_is_refused():
-    with pytest.raises(EnginewrightError, match="the JSON schema is not JSON: "):
-        StructuredOutput("{oops")
+@pytest.mark.parametrize("text", ["{oops", "[]", "3", "null", '"a"'])
+def test_a_schema_that_is_no_json_object_is_refused(text_engine, text):
+    with pytest.raises(EnginewrightError, match="the JSON schema cannot be used: "):
+        text_engine.submit("x", SamplingParams(max_tokens=5, structured=StructuredOutput(text)))
 
 
 def test_structured_output_cannot_ignore_the_end_token():
@@ -136,6 +139,14 @@ def test_a_model_without_an_end_token_is_named(text_engine, tmp_path):
     engine = TextEngine(text_engine.engine, Tokenizer(tmp_path))
     with pytest.raises(EnginewrightError, match="needs a model with an end token"):
         engine.submit("x", params())
+
+
+def test_a_tokenizer_that_llguidance_cannot_read_is_named(tmp_path):
+    make_tokenizer(tmp_path)
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(EnginewrightError, match="structured output cannot use this model's tokenizer: can't determine"):
+        GrammarCompiler(Tokenizer(tmp_path)).compile(StructuredOutput())
 
 
 def test_a_grammar_is_compiled_once(tokenizer):

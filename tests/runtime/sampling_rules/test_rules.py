@@ -16,7 +16,7 @@ LOGITS = [math.sin(3 * token) * 2 for token in range(VOCAB_SIZE)]
 
 
 def rules(params, prompt=(1, 2, 3), output=()):
-    return TextRules(params, list(prompt), list(output), frozenset([STOP, 10**6]), None)
+    return TextRules(params, list(prompt), list(output), frozenset([-1, STOP, 10**6]), None)
 
 
 def by_hand(params, prompt, output):

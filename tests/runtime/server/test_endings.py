@@ -8,30 +8,34 @@ import openai
 import pytest
 
 from runtime.async_llm import AsyncLLM
-from tests.runtime.server.conftest import CHAT, COMPLETIONS, called, is_idle, running, until
-from tests.runtime.server.test_wrong_requests import refused
+from tests.runtime.server.harness import CHAT, COMPLETIONS, called, is_idle, num_open, refused, running, until
 
 LONG = {"prompt": "hello", "max_tokens": 80, "ignore_eos": True, "temperature": 0}
 STREAM = {**LONG, "stream": True}
 
 
 @pytest.mark.parametrize("n", [1, 9], ids=["running", "some of them waiting"])
-def test_a_client_that_leaves_a_stream_frees_its_blocks(slow_llm, n):
-    with running(slow_llm) as (server, address):
-        with httpx2.stream("POST", address + COMPLETIONS, json={**STREAM, "n": n}) as response:
-            next(response.iter_bytes())
-            assert not is_idle(slow_llm)
-        until(lambda: is_idle(slow_llm), seconds=1.0)
-        until(lambda: server.config.app.state.admission.num_open == 0)
-    slow_llm.text_engine.engine.scheduler.check()
+def test_a_client_that_leaves_a_stream_frees_its_blocks_with_the_step_that_runs(held_llm, pace, n):
+    with running(held_llm) as (server, address):
+        with httpx2.stream("POST", address + COMPLETIONS, json={**STREAM, "n": n}):
+            until(lambda: pace.num_steps == 6)
+            assert num_open(server) == n
+        until(lambda: num_open(server) == 0)
+        assert not is_idle(held_llm)
+        pace.go_on()
+        until(lambda: is_idle(held_llm))
+    assert pace.num_steps == 6
+    held_llm.text_engine.engine.scheduler.check()
 
 
-def test_a_client_that_does_not_wait_for_a_whole_answer_frees_its_blocks(slow_llm):
-    with running(slow_llm) as (server, address):
+def test_a_client_that_does_not_wait_for_a_whole_answer_frees_its_blocks(held_llm, pace):
+    with running(held_llm) as (server, address):
         with pytest.raises(httpx2.ReadTimeout):
-            httpx2.post(address + COMPLETIONS, json={**LONG, "n": 6}, timeout=0.2)
-        until(lambda: is_idle(slow_llm), seconds=1.0)
-        until(lambda: server.config.app.state.admission.num_open == 0)
+            httpx2.post(address + COMPLETIONS, json={**LONG, "n": 6}, timeout=1.0)
+        until(lambda: num_open(server) == 0)
+        pace.go_on()
+        until(lambda: is_idle(held_llm))
+    assert pace.num_steps == 6
 
 
 def test_a_client_that_leaves_before_its_prompt_is_in_the_engine_leaves_nothing_there(slow_llm):
@@ -86,8 +90,8 @@ def test_an_engine_that_fails_midway_ends_open_streams_with_an_error(slow_llm, m
     assert "device lost" in caplog.text  # the client learns the kind, the log everything
 
 
-def test_on_sigterm_open_streams_finish_and_new_requests_are_turned_away(slow_llm):
-    with running(slow_llm) as (server, address):
+def test_on_sigterm_open_streams_finish_and_new_requests_are_turned_away(held_llm, pace):
+    with running(held_llm) as (server, address):
         assert httpx2.get(f"{address}/ready").status_code == 200
         with httpx2.stream("POST", address + COMPLETIONS, json=STREAM, timeout=10) as response:
             lines = response.iter_lines()
@@ -96,6 +100,7 @@ def test_on_sigterm_open_streams_finish_and_new_requests_are_turned_away(slow_ll
             assert refused(httpx2.get(f"{address}/ready"), 503)["code"] == "draining"
             assert httpx2.get(f"{address}/health").status_code == 200
             turned_away = httpx2.post(address + COMPLETIONS, json=LONG)
+            pace.go_on()
             rest = [line for line in lines if line]
         assert refused(turned_away, 503)["message"] == "the server is shutting down"
         assert turned_away.headers["retry-after"] == "5"
@@ -107,7 +112,7 @@ def test_on_sigterm_open_streams_finish_and_new_requests_are_turned_away(slow_ll
 @pytest.mark.parametrize("times", [1, 2], ids=["the time is over", "a second signal"])
 def test_what_has_not_finished_when_draining_ends_is_told_so(slow_llm, times):
     with running(slow_llm, drain_timeout_s=0.2 if times == 1 else 60.0) as (server, address):
-        with httpx2.stream("POST", address + COMPLETIONS, json=STREAM, timeout=10) as response:
+        with httpx2.stream("POST", address + COMPLETIONS, json={**STREAM, "n": 12}, timeout=30) as response:
             lines = response.iter_lines()
             next(lines)
             for _ in range(times):

@@ -9,31 +9,30 @@ import pytest
 from runtime.errors import EnginewrightError
 from runtime.server.auth import load_keys
 from runtime.server.settings import ServerSettings
-from tests.runtime.server.conftest import COMPLETIONS, called, is_idle, running, until
-from tests.runtime.server.test_wrong_requests import refused
+from tests.runtime.server.harness import COMPLETIONS, called, is_idle, num_open, refused, running, until
 from tests.runtime.tiny import PLAN
 
 LONG = {"prompt": "hello", "max_tokens": 80, "ignore_eos": True, "temperature": 0}
-SHORTER = {**LONG, "max_tokens": 25}
 
 
 def stream_lines(response):
     return [line for line in response.text.split("\n\n") if line]
 
 
-def test_a_full_queue_gets_429_with_when_to_come_back_and_takes_requests_again(slow_llm):
-    async def main(address):
+def test_a_full_queue_gets_429_with_when_to_come_back_and_takes_requests_again(held_llm, pace):
+    async def main(server, address):
         async with httpx2.AsyncClient(base_url=address, timeout=30) as client:
             places = PLAN.max_batch_size + 2
-            open_ones = [asyncio.create_task(client.post(COMPLETIONS, json=SHORTER)) for _ in range(places)]
-            while slow_llm.text_engine.engine.scheduler.num_decoding < PLAN.max_batch_size:
+            open_ones = [asyncio.create_task(client.post(COMPLETIONS, json=LONG)) for _ in range(places)]
+            while num_open(server) < places:
                 await asyncio.sleep(0.01)
-            turned_away = await client.post(COMPLETIONS, json=SHORTER)
+            turned_away = await client.post(COMPLETIONS, json=LONG)
+            pace.go_on()
             answers = await asyncio.gather(*open_ones)
-            return turned_away, answers, await client.post(COMPLETIONS, json={**SHORTER, "max_tokens": 2})
+            return turned_away, answers, await client.post(COMPLETIONS, json={**LONG, "max_tokens": 2})
 
-    with running(slow_llm, max_queue=2) as (_, address):
-        turned_away, answers, late = asyncio.run(main(address))
+    with running(held_llm, max_queue=2) as (server, address):
+        turned_away, answers, late = asyncio.run(main(server, address))
     error = refused(turned_away, 429)
     assert error["message"] == "the server is full: 6 samples are open, and it takes 6; try again later"
     assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
@@ -67,21 +66,24 @@ def test_a_body_that_does_not_arrive_gets_408(shared_llm):
     assert "did not arrive within 0.1 s" in answer
 
 
-def test_an_answer_that_takes_too_long_gets_504_and_frees_its_blocks(slow_llm):
-    error = refused(called(slow_llm, COMPLETIONS, LONG, request_timeout_s=0.2), 504)
+def test_an_answer_that_takes_too_long_gets_504_and_frees_its_blocks(held_llm, pace):
+    error = refused(called(held_llm, COMPLETIONS, LONG, request_timeout_s=0.2), 504)
     assert (error["code"], error["type"]) == ("timeout", "server_error")
     assert "longer than 0.2 s" in error["message"]
-    until(lambda: is_idle(slow_llm))
+    pace.go_on()
+    until(lambda: is_idle(held_llm))
+    assert pace.num_steps <= 6
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_error_event(slow_llm):
-    response = called(slow_llm, COMPLETIONS, {**LONG, "stream": True}, request_timeout_s=0.3)
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(held_llm, pace):
+    response = called(held_llm, COMPLETIONS, {**LONG, "stream": True}, request_timeout_s=1.0)
     *tokens, error, done = stream_lines(response)
     assert response.status_code == 200
-    assert 3 < len(tokens) < 80
+    assert 1 <= len(tokens) <= 5
     assert '"code": "timeout"' in error
     assert done == "data: [DONE]"
-    until(lambda: is_idle(slow_llm))
+    pace.go_on()
+    until(lambda: is_idle(held_llm))
 
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Bearer first-ke", "Basic first-key", "first-key"])

@@ -8,6 +8,7 @@ import pytest
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from runtime.text_engine import TextEngine
+from tests.runtime.server.harness import running
 from tests.runtime.tiny import make_engine
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello wörld"}]
@@ -114,6 +115,27 @@ def test_completion_logprobs_have_the_older_shape(client):
     assert logprobs.text_offset[0] == 0
     assert logprobs.text_offset == sorted(logprobs.text_offset)
     assert logprobs.text_offset[-1] <= len(answer.text)
+
+
+def test_streams_say_which_tokens_were_drafted_where_asked(drafting_llm, client):
+    options = {"prompt": "hello", "stream": True, "logprobs": 0, **GREEDY}
+    with running(drafting_llm) as (_, address), openai.OpenAI(base_url=f"{address}/v1", api_key="none") as drafting:
+        chunks = list(drafting.completions.create(**options, extra_body={"enginewright": {"drafted": True}}))
+    flags = [chunk.choices[0].model_extra["enginewright"]["drafted"] for chunk in chunks]
+    drafted = drafting_llm.text_engine.engine.speculation.snapshot()
+    assert len(flags) == 12
+    assert flags[0] is False  # the prompt's own
+    assert 0 < sum(flags) <= drafted.num_accepted_tokens
+    plain = list(client.completions.create(**options))
+    assert [chunk.choices[0].text for chunk in plain] == [chunk.choices[0].text for chunk in chunks]
+    assert "enginewright" not in plain[0].choices[0].model_extra
+
+
+def test_counts_so_far_come_with_every_chunk_where_asked(client):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(client.completions.create(prompt="hello", stream=True, stream_options=options, logprobs=0, **GREEDY))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == [*range(1, len(chunks)), len(chunks) - 1]
 
 
 def test_models_are_listed_and_retrieved(client):

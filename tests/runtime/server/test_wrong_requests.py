@@ -4,19 +4,10 @@ import json
 
 import pytest
 
-from tests.runtime.server.conftest import CHAT, COMPLETIONS
+from tests.runtime.server.harness import CHAT, COMPLETIONS, refused
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 PROMPT = "hi"
-
-
-def refused(response, status):
-    """The error of a response that must have `status`, after a look at its shape."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert "\n" not in error["message"]
-    return error
 
 
 @pytest.mark.parametrize(
@@ -149,6 +140,11 @@ def test_null_is_as_good_as_nothing(call):
     nothing = dict.fromkeys(("n", "stop", "seed", "max_completion_tokens", "tools", "stream", "logit_bias", "user"))
     body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 5}
     assert call(CHAT, {**body, **nothing}).json()["choices"] == call(CHAT, body).json()["choices"]
+
+
+def test_a_salt_of_any_characters_is_only_a_salt(call):
+    body = b'{"prompt": "long enough for a block", "max_tokens": 2, "cache_salt": "\\ud800"}'
+    assert call(COMPLETIONS, body, headers={"content-type": "application/json"}).status_code == 200
 
 
 def test_nothing_refused_reaches_the_engine(call, shared_llm):

@@ -58,6 +58,16 @@ inline void ldmatrix_x2_trans(unsigned (&r)[2], const void* shared) {
     emulator::ldmatrix("ldmatrix_x2_trans", r, shared, true);
 }
 
+inline unsigned transpose_8x8(unsigned elements) {
+    return emulator::collective<unsigned>("transpose_8x8", elements, [](const unsigned* ins, unsigned* outs, unsigned lanes) {
+        for (unsigned lane = 0; lane < lanes; ++lane) {
+            const unsigned group = lane / 4, pair = 2 * (lane % 4), shift = group % 2 * 16;
+            const unsigned low = ins[pair * 4 + group / 2] >> shift, high = ins[(pair + 1) * 4 + group / 2] >> shift;
+            outs[lane] = (low & 0xffffu) | high << 16;
+        }
+    });
+}
+
 template <class T>
 void mma_16x8x16(float (&acc)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     using In = emulator::Words<6>;

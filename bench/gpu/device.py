@@ -1,0 +1,105 @@
+"""The GPU that a row was taken on: what it is, what it reads per second, what it uses."""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+_READ_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Device:
+    """Said in every row's first line. Clocks are what they were then, in MHz."""
+
+    name: str
+    driver: str
+    torch: str
+    cuda: str
+    sm_clock_mhz: int
+    memory_clock_mhz: int
+    host: str
+    source_digest: str
+
+
+def describe() -> Device:
+    handle = _nvml()
+    import pynvml
+
+    return Device(
+        name=torch.cuda.get_device_name(),
+        driver=str(pynvml.nvmlSystemGetDriverVersion()),
+        torch=torch.__version__,
+        cuda=str(torch.version.cuda),
+        sm_clock_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+        memory_clock_mhz=pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+        host=f"{platform.processor() or platform.machine()}, Python {platform.python_version()}",
+        source_digest=source_digest(),
+    )
+
+
+def source_digest() -> str:
+    """Of everything that runs in a row: plugins/ and runtime/."""
+    digest = hashlib.sha256()
+    for folder in ("plugins", "runtime"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def as_line(device: Device) -> dict[str, Any]:
+    return {"kind": "device", **asdict(device)}
+
+
+def read_bandwidth() -> float:
+    """Bytes per second of a sum over 2 GiB, the most that plain reads reach here: median of 5."""
+    data = torch.ones(_READ_BYTES // 4, dtype=torch.int32, device="cuda").view(torch.float32)
+    return _READ_BYTES / median_seconds(lambda: data.sum(), 5)
+
+
+def median_seconds(run: Callable[[], object], repeats: int, inner: int = 1) -> float:
+    """Seconds of one call on the device, by events; the median of `repeats` groups of `inner` calls."""
+    run()
+    seconds = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(inner):
+            run()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3 / inner)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+class Energy:
+    """Joules between entering and leaving, by the counter of the GPU; its steps are about 0.1 s apart."""
+
+    def __enter__(self) -> "Energy":
+        torch.cuda.synchronize()
+        self._start_mj, self._start_s = self._read(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.cuda.synchronize()
+        self.joules = (self._read() - self._start_mj) / 1e3
+        self.seconds = time.perf_counter() - self._start_s
+
+    def _read(self) -> int:
+        import pynvml
+
+        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml()))
+
+
+def _nvml() -> Any:
+    import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
