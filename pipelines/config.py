@@ -242,7 +242,7 @@ class PromoteConfig:
 
     max_decode_loss: float = 0.05  # share of the champion's tokens/s, in each workload that both measured
     max_acceptance_loss: float = 0.05  # share of the champion's tokens per step
-    targets: tuple[str, ...] = ()  # engines that count; empty: every one of the bundle
+    targets: tuple[str, ...] = ()  # engines that count; empty: those that run on this machine
     other_hardware: bool = False  # True: speeds measured on different machines do not count
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from runtime.formats.attestations import (
     read_verified,
 )
 from runtime.formats.bundle import MANIFEST_FILE
+from runtime.targets import why_not_run
 
 NONE = "none"
 NOT_MEASURED = "not measured"
@@ -65,14 +66,23 @@ def judge(
 ) -> list[Gate]:  # fmt: skip
     """Every gate; the champion's place is the candidate's if all pass. here: this machine's fingerprint.
 
-    Without a champion, the verification alone counts.
+    The engines that the settings name count, else those that run on this machine. Without a champion, the verification
+    alone counts.
     """
+    runnable = tuple(target for target in candidate.engines if not why_not_run(target))
+    chosen = config.targets or runnable or tuple(candidate.engines)
     gates = []
-    for target in config.targets or tuple(candidate.engines):
+    for target in chosen:
         gates.append(_verification(target, candidate, champion, here))
         if champion is not None:
             gates += _speed(target, candidate.engine(target).measured, champion.engine(target).measured, config)
-    return gates + ([_acceptance(candidate, champion, config)] if champion is not None else [])
+    if champion is not None:
+        gates.append(_acceptance(candidate, champion, config))
+    left_out = [target for target in candidate.engines if target not in chosen]
+    return gates + [
+        Gate(f"verify {target}", "", _verdict(candidate.engine(target).verified), "not judged here", True)
+        for target in left_out
+    ]
 
 
 def _verification(target: str, candidate: Evidence, champion: Evidence | None, here: Mapping[str, Any]) -> Gate:

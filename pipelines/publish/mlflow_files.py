@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.publish.host_files import REQUIREMENTS, code_files, default_target
+from pipelines.publish.host_files import ANY_TARGET, REQUIREMENTS, code_files
 from pipelines.publish.publication import Publication, PublishedFile, file_here
 from runtime.formats.bundle import ATTESTATIONS_DIR
 
@@ -48,7 +48,7 @@ def _write_mlmodel(publication: Publication, path: Path) -> None:
         loader_module="mlflow.pyfunc.loaders.code_model",
         code="code",
         python_env="python_env.yaml",
-        model_config={"target": default_target(publication.bundle)},
+        model_config={"target": ANY_TARGET},
         model_code_path=CODE,
         artifacts={"bundle": {"path": BUNDLE.rstrip("/"), "uri": BUNDLE.rstrip("/")}},
         streamable=True,

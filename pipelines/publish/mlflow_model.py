@@ -6,6 +6,7 @@ answered one at a time: `enginewright serve` is for load.
 
 import threading
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,9 @@ from mlflow.pyfunc import ResponsesAgent
 from mlflow.types.responses import ResponsesAgentRequest, ResponsesAgentResponse, ResponsesAgentStreamEvent
 
 from runtime import LLM, SamplingParams
+from runtime.formats.bundle import built_targets
+from runtime.machine import look
+from runtime.targets import choose_target
 
 mlflow.tracing.disable()  # or prompts would go to the tracking store
 
@@ -22,7 +26,9 @@ class BundleAgent(ResponsesAgent):  # type: ignore[misc]
     """Chat through the model's own template; greedy unless the request has a temperature."""
 
     def load_context(self, context: Any) -> None:
-        self.llm = LLM(context.artifacts["bundle"], context.model_config["target"])
+        bundle, asked = Path(context.artifacts["bundle"]), context.model_config["target"]
+        target, _ = choose_target(built_targets(bundle), None if asked == "auto" else asked, look())
+        self.llm = LLM(bundle, target)
         self.lock = threading.Lock()
 
     def predict(self, request: ResponsesAgentRequest) -> ResponsesAgentResponse:

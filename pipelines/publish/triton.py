@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from pipelines.publish.errors import no_bundle, place_errors, shown
 from pipelines.publish.folder import pull_tree
-from pipelines.publish.host_files import PACKAGES, code_files, default_target
+from pipelines.publish.host_files import ANY_TARGET, PACKAGES, code_files
 from pipelines.publish.mirror import Layout, mirror
 from pipelines.publish.publication import Outcome, Publication, file_here
 from pipelines.publish.tree import Tree
@@ -59,7 +59,6 @@ class TritonRepository:
 
 def model_config(bundle: Bundle) -> str:
     """The repository's description of the model, in protobuf's text form."""
-    target = default_target(bundle)
     inputs = [_tensor("prompt", "TYPE_STRING"), *(_tensor(*item, optional=True) for item in OPTIONAL_INPUTS.items())]
     return "\n".join(
         [
@@ -69,8 +68,8 @@ def model_config(bundle: Bundle) -> str:
             "model_transaction_policy { decoupled: true }",
             "input [\n  " + ",\n  ".join(inputs) + "\n]",
             "output [\n  " + _tensor("text", "TYPE_STRING") + "\n]",
-            f"instance_group [ {{ count: 1 kind: {'KIND_CPU' if target == 'cpu' else 'KIND_GPU'} }} ]",
-            f'parameters {{ key: "target" value {{ string_value: "{target}" }} }}',
+            "instance_group [ { count: 1 kind: KIND_CPU } ]",  # one process, which finds its GPU itself
+            f'parameters {{ key: "target" value {{ string_value: "{ANY_TARGET}" }} }}',
             "",
         ]
     )

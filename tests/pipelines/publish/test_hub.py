@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from pipelines.publish.model_card import model_card
 from pipelines.publish.publication import Publication, read_publication
 from pipelines.publish.pulling import pull
 from runtime.errors import EnginewrightError
-from tests.pipelines.fake_hub import FakeHub, Repository, serve
+from tests.pipelines.fake_hub import FakeHub, Repository, serve, use
 from tests.pipelines.publish.conftest import GOLDEN
 from tests.pipelines.publish.places import contents, place
 
@@ -21,15 +20,9 @@ TOKEN = "hf_secretSecret123"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """An empty Hub, and a token for it in the environment."""
     with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        use(hub, tmp_path, monkeypatch)
         monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
         yield hub
 
 

@@ -108,18 +108,34 @@ def test_speeds_of_two_machines_are_not_compared_unless_that_is_allowed(make: Ma
     assert judged(make(1.0), best, other_hardware=True)["decode cpu"] is True
 
 
-def test_every_engine_counts_unless_some_are_named(make: Make) -> None:
+def test_the_engines_that_run_here_count_unless_others_are_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make()
     write_manifest(folder, {"name": NAME}, {"cpu": {}, "cuda": {}}, {})
+    monkeypatch.setattr("pipelines.publish.gates.why_not_run", lambda target: "no GPU" if target == "cuda" else "")
+    gates = judge(Evidence.read(folder), None, HERE, PromoteConfig())
+    assert [(gate.name, gate.bound == "not judged here", gate.passed) for gate in gates] == [
+        ("verify cpu", False, True), ("verify cuda", True, True)]  # fmt: skip
+    monkeypatch.setattr("pipelines.publish.gates.why_not_run", lambda target: "")
     assert judged(folder, None) == {"verify cpu": True, "verify cuda": False}
-    assert judged(folder, None, targets=("cpu",)) == {"verify cpu": True}
+    assert judged(folder, None, targets=("cpu",)) == {"verify cpu": True, "verify cuda": True}
+    write_manifest(folder, {"name": NAME}, {"cuda": {}}, {})
+    monkeypatch.setattr("pipelines.publish.gates.why_not_run", lambda target: "no GPU")
+    assert judged(folder, None) == {"verify cuda": False}
+
+
+def test_an_engine_counts_as_verified_where_its_gpus_are_those_of_the_report(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make()
+    write_manifest(folder, {"name": NAME}, {"cuda": {}}, {})
     report = json.loads((folder / "attestations/verify/report.json").read_text())
     report["hardware"] = {**HERE, "gpus": ["a GPU"]}
     (folder / "attestations/verify_cuda").mkdir()
     (folder / "attestations/verify_cuda/report.json").write_text(json.dumps(report))
+    monkeypatch.setattr("pipelines.publish.gates.why_not_run", lambda target: "")
     there = Evidence.read(folder)
-    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": ["a GPU"]}, PromoteConfig())] == [True, True]
-    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": []}, PromoteConfig())] == [True, False]
+    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": ["a GPU"]}, PromoteConfig())] == [True]
+    assert [gate.passed for gate in judge(there, None, {**HERE, "gpus": ["another"]}, PromoteConfig())] == [False]
 
 
 def test_the_champion_moves_when_all_gates_pass_and_rolls_back(

@@ -84,7 +84,7 @@ def model(folder: Path, backend: None) -> Iterator[Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model = module.TritonPythonModel()
-    model.initialize({"model_config": json.dumps({"parameters": {"target": {"string_value": "cpu"}}})})
+    model.initialize({"model_config": json.dumps({"parameters": {"target": {"string_value": "auto"}}})})
     yield model
     model.finalize()
 
@@ -128,7 +128,7 @@ def test_the_configuration_parses_and_names_what_the_model_reads(folder: Path, g
     assert [name for name, item in inputs.items() if not item.get("optional")] == ["prompt"]
     assert inputs["seed"] == {"name": "seed", "data_type": "TYPE_INT64", "dims": [1], "optional": True}
     assert config["output"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [1]}]
-    assert config["parameters"] == {"key": "target", "value": {"string_value": "cpu"}}
+    assert config["parameters"] == {"key": "target", "value": {"string_value": "auto"}}
     assert config["instance_group"] == [{"count": 1, "kind": "KIND_CPU"}]
 
 
