@@ -230,6 +230,29 @@ class PackageConfig:
 
 
 @dataclass(frozen=True)
+class PublishConfig:
+    """Where a build sends its bundle; the commands `publish` and `pull` take the same addresses."""
+
+    to: tuple[str, ...] = ()  # see docs/publishing.md; empty: nowhere
+    replace: bool = False  # another bundle that is there gives way
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """What a bundle must keep of the registry's champion to take its place."""
+
+    max_decode_loss: float = 0.05  # share of the champion's tokens/s, in each workload that both measured
+    max_acceptance_loss: float = 0.05  # share of the champion's tokens per step
+    targets: tuple[str, ...] = ()  # engines that count; empty: those that run on this machine
+    other_hardware: bool = False  # True: speeds measured on different machines do not count
+
+    def __post_init__(self) -> None:
+        for name in ("max_decode_loss", "max_acceptance_loss"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"promote.{name}", value, "a share, 0 or more and below 1")
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     enabled: bool = True
     uri: str = ""  # empty: a sqlite database under paths.root
@@ -258,6 +281,16 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class PublishJob:
+    """The publish stage's settings: `mlflow:` is a place in the build's own store."""
+
+    to: tuple[str, ...]
+    replace: bool
+    tracking: TrackingConfig
+    paths: PathsConfig
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """One build, complete: nothing below it reads files of conf/, the command line or the environment."""
 
@@ -268,6 +301,8 @@ class BuildConfig:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     package: PackageConfig = field(default_factory=PackageConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    promote: PromoteConfig = field(default_factory=PromoteConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     cache: CachePolicy = CachePolicy.on
@@ -293,6 +328,10 @@ class BuildConfig:
             longest = limits.max_seq_len - self.bench.new_tokens
             bound = f"at most {longest}, {target}.max_seq_len less bench.new_tokens"
             require(max(self.bench.prompt_lens) <= longest, "bench.prompt_lens", self.bench.prompt_lens, bound)
+
+    @property
+    def publication(self) -> PublishJob:
+        return PublishJob(self.publish.to, self.publish.replace, self.tracking, self.paths)
 
     @property
     def convert(self) -> ConvertConfig:

@@ -15,6 +15,7 @@ from pipelines.deploy.options import add_options as add_deploy_options
 from pipelines.deploy.options import options_of as deploy_options_of
 from pipelines.load.options import add_options as add_load_options
 from pipelines.load.options import options_of
+from pipelines.publish.commands import add_publish_commands
 from pipelines.soak.options import SoakOptions
 from runtime.cli import add_commands, run_command
 from runtime.errors import EnginewrightError
@@ -25,6 +26,7 @@ EPILOG = """commands on a bundle take its folder, by default the latest one; `en
   enginewright engine --model /models/Qwen2.5-0.5B-Instruct --precision fp32
   enginewright plan --model model.Q4_K_M.gguf target.cpu.max_seq_len=2048
   enginewright generate --prompt "The capital of France is"
+  enginewright publish .enginewright/bundles/latest oci:/srv/models/smollm2 mlflow:
   enginewright clean-cache --max-age-days 30 --max-gb 50
 """
 
@@ -53,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     latest = Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "bundles", "latest")
     add_commands(commands, latest)
+    add_publish_commands(commands, add)
     doctor = add(commands, "doctor", doctor_command, "say what can be built and run here, or whether a bundle can")
     doctor.add_argument("--bundle", type=Path, help="will this bundle run here? exits with 1 if not")
     doctor.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
