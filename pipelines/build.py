@@ -57,7 +57,7 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         results = run_stages(config, runner, stages)
         bundle = place_bundle(results["package"], config.package.name, config.paths.bundles)
         tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
-        return Build(results, bundle)
+        return Build(results | run_publish(config, runner, results["package"], stages), bundle)
 
 
 def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
@@ -102,6 +102,17 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
+
+
+def run_publish(config: BuildConfig, runner: Runs[R], package: R, stages: str = STAGES) -> dict[str, R]:
+    """Send the packaged bundle where the configuration says, or plan it; nothing where it names no place.
+
+    It comes after the bundle has its own place, which a destination that fails does not take from it.
+    """
+    if not config.publish.to:
+        return {}
+    node = Node(f"{stages}.publish", config.publication, always=True)
+    return {"publish": runner.run(node, {"package": package})}
 
 
 def local_files(source: str) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """Linear layers over at most 64 rows on NVIDIA GPUs: sizes, workspace, checks, and the launch."""
 
 import ctypes
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ def source(element: torch.dtype, row_warps: int) -> KernelSource:
 def sources() -> list[KernelSource]:
     """Everything that may be launched."""
     return [source(element, row_warps) for element in ELEMENTS for row_warps in ROW_WARPS]
+
+
+def sources_for(element: torch.dtype, outs: Iterable[int]) -> list[KernelSource]:
+    """What layers with that many outputs each launch."""
+    return [source(element, row_warps) for row_warps in sorted({row_warps_of(out) for out in outs})]
 
 
 def row_warps_of(out: int) -> int:
