@@ -78,17 +78,18 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
             Node(f"{stages}.fetch", pinned(model), external=local_files(model.source), label="draft_fetch"),
         )
         run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
+    drafting = ["draft_convert"] if "draft_convert" in made else []
     run(
         "draft",
         Node(f"{stages}.draft", draft, external=text_files(config.draft.train.texts)),
         "fetch",
         "convert",
-        *(["draft_convert"] if "draft_convert" in made else []),
+        *drafting,
     )
     if config.target.cpu is not None:
         run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.target.cuda is not None:
-        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert")
+        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)

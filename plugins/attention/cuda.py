@@ -61,10 +61,10 @@ class Variant(NamedTuple):
 
 def variants(head_dim: int) -> list[Variant]:
     """The configurations of attention.cu, the narrowest first; the last is for requests of more than SHORT_ROWS."""
-    warp_rows, row_warps = (32, 4) if head_dim <= 128 else (16, 8)
+    warp_rows, row_warps, stages = (32, 4, 3) if head_dim <= 128 else (16, 8, 2)
     return [
-        Variant("attention_decode_kernel", 4, 1, 8, 16, 2),
-        Variant("attention_group_kernel", 4, 1, 16, 16, 2),
+        Variant("attention_decode_kernel", 4, 1, 8, 16, stages),
+        Variant("attention_group_kernel", 4, 1, 16, 16, stages),
         Variant("attention_tree_kernel", 4, 2, warp_rows, 16, 2),
         Variant("attention_chunk_kernel", 1, row_warps, warp_rows, 64, 2),
     ]

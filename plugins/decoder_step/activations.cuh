@@ -7,37 +7,6 @@
 
 #include "linear.cuh"
 
-// The residual stream at some point: what a half of a layer published, or at first the tokens' embeddings.
-struct Residual {
-    const unsigned* words;      // (R, H) float, this block's copy, or null for embeddings
-    const bfloat16* embedding;  // (V, H)
-    const int* token_ids;       // (R,)
-
-    __device__ const bfloat16* embedded(int row) const { return embedding + (long long)token_ids[row] * HIDDEN; }
-
-    // One column, asked for but perhaps not yet there.
-    __device__ unsigned request(int row, int column) const {
-        if (words) return load_relaxed(words + row * HIDDEN + column);
-        return __float_as_uint(to_float(embedded(row)[column]));
-    }
-
-    __device__ float receive(unsigned word, int row, int column) const {
-        return __uint_as_float(words ? await(word, words + row * HIDDEN + column) : word);
-    }
-};
-
-// Four columns of an embedding, as published words would be.
-__device__ inline uint4 embedded_packet(const bfloat16* columns) {
-    const uint2 packed = *reinterpret_cast<const uint2*>(columns);
-    const float2 first = unpack2<bfloat16>(packed.x), second = unpack2<bfloat16>(packed.y);
-    return make_uint4(__float_as_uint(first.x), __float_as_uint(first.y), __float_as_uint(second.x),
-                      __float_as_uint(second.y));
-}
-
-__device__ inline Residual published_residual(const unsigned* copies) {
-    return Residual{copies + blockIdx.x % COPIES * RESIDUAL_WORDS, nullptr, nullptr};
-}
-
 __device__ inline char* activation_at(const Workspace& work, int row, int column) {
     return work.activations + row * ACTIVATION_PITCH + column * 2;
 }
@@ -52,8 +21,9 @@ __device__ inline float norm_packet(const uint4& packet, const uint2& weights, c
     return x * x + y * y + z * z + w * w;
 }
 
-// x * weight into the activations, and each row's sum of squares in parts.
-__device__ inline void load_residual(const Workspace& work, const Residual& residual, const bfloat16* weight) {
+// The residual stream, published (R, H) float, times `weight` into the activations, and each row's sum of squares in
+// parts.
+__device__ inline void load_residual(const Workspace& work, const unsigned* residual, const bfloat16* weight) {
     constexpr int PACKETS = ceil_div(HIDDEN, 4 * CONSUMERS);  // of a row, for each thread
     constexpr int MOST = PACKETS >= 8 ? 1 : 8 / PACKETS;
     constexpr int BATCH = MOST < MAX_ROWS ? MOST : MAX_ROWS;  // rows asked for at once
@@ -70,17 +40,10 @@ __device__ inline void load_residual(const Workspace& work, const Residual& resi
             return first + index / PACKETS < work.num_rows && column_of(index) < HIDDEN;
         };
         uint4 packets[BATCH * PACKETS];
-        if (residual.words) {
-            await_all(packets, [&](int index) {
-                const int at = (first + index / PACKETS) * HIDDEN + column_of(index);
-                return is_real(index) ? residual.words + at : nullptr;
-            });
-        } else {
-#pragma unroll
-            for (int index = 0; index < BATCH * PACKETS; ++index)
-                if (is_real(index))
-                    packets[index] = embedded_packet(residual.embedded(first + index / PACKETS) + column_of(index));
-        }
+        await_all(packets, [&](int index) {
+            const int at = (first + index / PACKETS) * HIDDEN + column_of(index);
+            return is_real(index) ? residual + at : nullptr;
+        });
         float squares[BATCH] = {};
 #pragma unroll
         for (int index = 0; index < BATCH * PACKETS; ++index)
@@ -127,41 +90,47 @@ __device__ inline void load_published(
     }
 }
 
-// What a phase does with its sums: published words, or logits for the LM head.
+// What a phase does with its sums: published words, or logits for the LM head. A thread has one sum of a tile at a time:
+// of row lane % 16 of the tile, for a row of the activations. Warps take turns to be the first, which is the only one
+// where rows are few.
 struct Epilogue {
-    int phase;
-    Residual before;        // dense, down: what the sums are added to
-    const bfloat16* bias;   // qkv, where the model has one
-    unsigned* words;        // all but the LM head
-    float* logits;          // LM head: (R, V)
-    float eps;
-    unsigned previous[ROW_BLOCKS][4];
+    static constexpr int PASSES = ceil_div(MAX_ROWS * TILE_ROWS, CONSUMERS);
 
-    // By the warp that will finish, before the tile's products, so that the residual is there when they are.
-    __device__ void prepare(const Workspace& work, int tile) {
+    int phase;
+    const unsigned* before;  // dense, down: the residual stream that the sums are added to
+    const bfloat16* bias;    // qkv, where the model has one
+    unsigned* words;         // all but the LM head
+    float* logits;           // LM head: (R, V)
+    float eps;
+    unsigned previous[PASSES];
+
+    __device__ static int first_row(int turn) { return 2 * ((int(warp_id()) - turn) & (CONSUMER_WARPS - 1)); }
+    __device__ static int row_of(int first) { return first + int(lane_id()) / TILE_ROWS; }
+    __device__ static int column_of(int tile) { return tile * TILE_ROWS + int(lane_id()) % TILE_ROWS; }
+
+    // Before the tile's products, so that the residual is there when they are.
+    __device__ void prepare(const Workspace& work, int tile, int turn) {
         if (phase != DENSE && phase != DOWN) return;
 #pragma unroll
-        for (int block = 0; block < ROW_BLOCKS; ++block)
-#pragma unroll
-            for (int index = 0; index < 4; ++index) {
-                const int row = TileSums::row(block, index), column = tile * TILE_ROWS + TileSums::tile_row(index);
-                if (row < work.num_rows && column < HIDDEN) previous[block][index] = before.request(row, column);
-            }
+        for (int pass = 0; pass < PASSES; ++pass) {
+            const int row = row_of(first_row(turn) + pass * 2 * CONSUMER_WARPS), column = column_of(tile);
+            if (row < work.num_rows && column < HIDDEN) previous[pass] = load_relaxed(before + row * HIDDEN + column);
+        }
     }
 
-    __device__ void finish(const Workspace& work, int tile, TileSums sums) const {
-        if (phase != DENSE && phase != DOWN) scale(work, sums);
-        if (phase == GATE_UP) {
-            activate(work, tile, sums);
-            return;
+    __device__ void finish(const Workspace& work, int tile, int turn) const {
+#pragma unroll
+        for (int pass = 0; pass < PASSES; ++pass) {
+            const int first = first_row(turn) + pass * 2 * CONSUMER_WARPS, row = row_of(first);
+            if (first >= work.num_rows) break;
+            const bool is_real = row < work.num_rows;
+            float value = is_real ? add_partials(work, turn, row, int(lane_id()) % TILE_ROWS) : 0.0f;
+            if (phase != DENSE && phase != DOWN && is_real) value *= inverse_rms(work, row, eps);
+            if (phase == GATE_UP)
+                activate(tile, row, value, is_real);
+            else if (is_real)
+                store(row, column_of(tile), value, previous[pass]);
         }
-#pragma unroll
-        for (int block = 0; block < ROW_BLOCKS; ++block)
-#pragma unroll
-            for (int index = 0; index < 4; ++index) {
-                const int row = TileSums::row(block, index), column = tile * TILE_ROWS + TileSums::tile_row(index);
-                if (row < work.num_rows) store(row, column, sums.value[block][index], previous[block][index]);
-            }
     }
 
     __device__ void store(int row, int column, float value, unsigned residual) const {
@@ -172,44 +141,19 @@ struct Epilogue {
             if (HAS_QKV_BIAS) value += to_float(bias[column]);
             publish(words + row * QKV_SIZE + column, value);
         } else if (column < HIDDEN) {
-            const float sum = before.receive(residual, row, column) + value;
-#pragma unroll
-            for (int copy = 0; copy < COPIES; ++copy)
-                publish(words + copy * RESIDUAL_WORDS + row * HIDDEN + column, sum);
+            const int at = row * HIDDEN + column;
+            publish(words + at, __uint_as_float(await(residual, before + at)) + value);
         }
     }
 
-    __device__ void scale(const Workspace& work, TileSums& sums) const {
-        const int lane = lane_id();
-        const float factor = lane < work.num_rows ? inverse_rms(work, lane, eps) : 0.0f;  // of row `lane`
-#pragma unroll
-        for (int block = 0; block < ROW_BLOCKS; ++block)
-#pragma unroll
-            for (int index = 0; index < 2; ++index) {
-                const float its = shfl(factor, TileSums::row(block, index));
-                sums.value[block][index] *= its;
-                sums.value[block][index + 2] *= its;
-            }
-    }
-
-    // gate_up: a thread has mlp.fc's value (rows 0 to 7 of the tile) and mlp.gate's (8 to 15) of the same column.
-    __device__ void activate(const Workspace& work, int tile, const TileSums& sums) const {
+    // gate_up: lanes 0 to 7 of 16 have mlp.fc's value of a column, 8 to 15 mlp.gate's.
+    __device__ void activate(int tile, int row, float value, bool is_real) const {
         constexpr float LOG2_E = 1.4426950408889634f;
-        const bool is_odd = (lane_id() / 4) % 2;
-#pragma unroll
-        for (int block = 0; block < ROW_BLOCKS; ++block) {
-            float activated[2];
-#pragma unroll
-            for (int index = 0; index < 2; ++index) {
-                const float fc = sums.value[block][index];
-                activated[index] = fc * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * fc)) * sums.value[block][index + 2];
-            }
-            // A word is two columns, which two threads have: the even one writes its first row's, the odd its second's.
-            const float other = shfl_xor(is_odd ? activated[0] : activated[1], 4);
-            const int row = TileSums::row(block, is_odd), column = tile * (TILE_ROWS / 2) + int(lane_id()) / 4;
-            const unsigned word =
-                is_odd ? pack2<bfloat16>(other, activated[1]) : pack2<bfloat16>(activated[0], other);
-            if (row < work.num_rows) publish(words + (row * INTERMEDIATE + column) / 2, word);
-        }
+        const float gate = shfl_xor(value, TILE_ROWS / 2);
+        const float activated = value * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * value)) * gate;
+        const float next = shfl_xor(activated, 1);
+        const int lane = int(lane_id()) % TILE_ROWS;
+        if (is_real && lane < TILE_ROWS / 2 && lane % 2 == 0)
+            publish(words + (row * INTERMEDIATE + tile * (TILE_ROWS / 2) + lane) / 2, pack2<bfloat16>(activated, next));
     }
 };

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "activations.cuh"
+#include "params.cuh"
 
 constexpr int WARP_KEYS = 16;
 static_assert(SPLIT_KEYS == WARP_KEYS * CONSUMER_WARPS, "a warp takes its keys at once");
@@ -58,22 +59,15 @@ __device__ inline AttentionScratch attention_scratch(char* memory) {
 
 // What attention reads and writes in one layer.
 struct AttentionLayer {
-    const unsigned* qkv;  // published (R, QKV) float
-    unsigned* attended;   // to be published (R, N D) bfloat16
-    bfloat16* k_cache;    // (blocks, N_kv, BLOCK_SIZE, D)
-    bfloat16* v_cache;
-    const bfloat16* q_norm;  // (D,), or null
-    const bfloat16* k_norm;
-    const bfloat16* cos;  // (positions, D)
-    const bfloat16* sin;
-    const long long* block_tables;
-    int max_blocks;
-    float norm_eps;
-    float scale;             // of the logits, times log2(e)
-    unsigned* exchanged_parts;  // (R, N, EXCHANGED_SPLITS, PART_WORDS), published
-    unsigned* split_parts;      // (R, N, max_splits, PART_WORDS), for contexts of more splits
-    unsigned* split_counts;     // (R, N_kv), all 0 between uses
-    int max_splits;
+    const DecoderStepParams& params;
+    const LayerWeights& weights;
+    unsigned* words;    // of the layer's exchange
+    bfloat16* k_cache;  // (blocks, N_kv, BLOCK_SIZE, D)
+
+    __device__ bfloat16* v_cache() const { return k_cache + params.layer_stride; }
+    __device__ const unsigned* qkv() const { return exchange_at(words).qkv; }
+    __device__ unsigned* attended() const { return exchange_at(words).attended; }
+    __device__ unsigned* parts() const { return exchange_at(words).parts; }
 };
 
 struct AttentionItem {
@@ -107,7 +101,7 @@ __device__ inline AttentionItem find_item(const StepRows& rows, int index) {
 
 // Element offset of a key's row in one layer's cache.
 __device__ inline long long cache_row(const AttentionLayer& layer, const AttentionItem& item, int key) {
-    const long long block = layer.block_tables[item.request * layer.max_blocks + key / BLOCK_SIZE];
+    const long long block = layer.params.block_tables[item.request * layer.params.max_blocks + key / BLOCK_SIZE];
     return ((block * NUM_KV_HEADS + item.head) * BLOCK_SIZE + key % BLOCK_SIZE) * HEAD_DIM;
 }
 
@@ -117,8 +111,8 @@ __device__ inline void take_head(
     const AttentionLayer& layer, const unsigned* head, const bfloat16* norm, int position, char* out, bfloat16* copy) {
     constexpr int HALF = HEAD_DIM / 2, PAIRS = ceil_div(HALF, 32);
     const bool is_rotated = position >= 0;
-    const bfloat16* cos = layer.cos + (long long)position * HEAD_DIM;
-    const bfloat16* sin = layer.sin + (long long)position * HEAD_DIM;
+    const bfloat16* cos = layer.params.cos + (long long)position * HEAD_DIM;
+    const bfloat16* sin = layer.params.sin + (long long)position * HEAD_DIM;
     unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
     float cosine[PAIRS], sine[PAIRS];
     float squares = 0.0f;
@@ -137,7 +131,7 @@ __device__ inline void take_head(
 #pragma unroll
     for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
     const float factor =
-        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.norm_eps) : 1.0f;
+        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.params.norm_eps) : 1.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
@@ -178,8 +172,8 @@ __device__ inline void take_heads(
         char* out = is_query   ? scratch.queries + job * HEAD_PITCH
                     : is_value ? scratch.values + node * HEAD_PITCH
                                : scratch.keys + node * HEAD_PITCH;
-        bfloat16* copy = is_query ? nullptr : (is_value ? layer.v_cache : layer.k_cache) + cache_row(layer, item, key);
-        take_head(layer, layer.qkv + row * QKV_SIZE + head * HEAD_DIM, is_query ? layer.q_norm : layer.k_norm,
+        bfloat16* copy = is_query ? nullptr : (is_value ? layer.v_cache() : layer.k_cache) + cache_row(layer, item, key);
+        take_head(layer, layer.qkv() + row * QKV_SIZE + head * HEAD_DIM, is_query ? layer.weights.q_norm : layer.weights.k_norm,
                   is_value ? -1 : rows.positions[row], out, copy);
     }
 }
@@ -196,41 +190,19 @@ struct WarpKeys {
     __device__ static int v_column(int half) { return 64 * half + 8 * (int(lane_id()) / 4); }
 };
 
-// The old ones from the cache; zeros past the item's keys, and for new ones until they are there.
-__device__ inline void load_old_keys(WarpKeys& keys, const AttentionLayer& layer, const AttentionItem& item, int base) {
-    const uint4 zeros = make_uint4(0, 0, 0, 0);
-    const int end = min(item.end_key, item.first_new);
+// Keys from `first` to before `end`, old ones out of the cache and new ones out of shared memory. Others stay as they are.
+__device__ inline void load_keys(
+    WarpKeys& keys, const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch, int base,
+    int first, int end) {
+    const auto head = [&](int key, const bfloat16* cache, const char* fresh) {
+        return key < item.first_new ? reinterpret_cast<const char*>(cache + cache_row(layer, item, key))
+                                    : fresh + (key - item.first_new) * HEAD_PITCH;
+    };
 #pragma unroll
     for (int index = 0; index < 2; ++index) {
         const int key = base + WarpKeys::k_key(index);
-        const bfloat16* k = layer.k_cache + (key < end ? cache_row(layer, item, key) : 0);
-#pragma unroll
-        for (int step = 0; step < HEAD_STEPS; ++step) {
-            const int column = WarpKeys::k_column(step);
-            keys.k[index][step] = key < end && column < HEAD_DIM ? load16(k + column) : zeros;
-        }
-    }
-#pragma unroll
-    for (int index = 0; index < 4; ++index) {
-        const int key = base + WarpKeys::v_key(index);
-        const bfloat16* v = layer.v_cache + (key < end ? cache_row(layer, item, key) : 0);
-#pragma unroll
-        for (int half = 0; half < HEAD_HALVES; ++half) {
-            const int column = WarpKeys::v_column(half);
-            keys.v[index][half] = key < end && column < HEAD_DIM ? load16(v + column) : zeros;
-        }
-    }
-}
-
-// Those of this step, from shared memory.
-__device__ inline void load_new_keys(
-    WarpKeys& keys, const AttentionItem& item, const AttentionScratch& scratch, int base) {
-    if (min(base + WARP_KEYS, item.end_key) <= item.first_new) return;
-#pragma unroll
-    for (int index = 0; index < 2; ++index) {
-        const int key = base + WarpKeys::k_key(index);
-        if (key < item.first_new || key >= item.end_key) continue;
-        const char* k = scratch.keys + (key - item.first_new) * HEAD_PITCH;
+        if (key < first || key >= end) continue;
+        const char* k = head(key, layer.k_cache, scratch.keys);
 #pragma unroll
         for (int step = 0; step < HEAD_STEPS; ++step) {
             const int column = WarpKeys::k_column(step);
@@ -240,8 +212,8 @@ __device__ inline void load_new_keys(
 #pragma unroll
     for (int index = 0; index < 4; ++index) {
         const int key = base + WarpKeys::v_key(index);
-        if (key < item.first_new || key >= item.end_key) continue;
-        const char* v = scratch.values + (key - item.first_new) * HEAD_PITCH;
+        if (key < first || key >= end) continue;
+        const char* v = head(key, layer.v_cache(), scratch.values);
 #pragma unroll
         for (int half = 0; half < HEAD_HALVES; ++half) {
             const int column = WarpKeys::v_column(half);
@@ -285,6 +257,7 @@ __device__ inline void weigh_scores(
     float (&scores)[2][4], const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item,
     const AttentionScratch& scratch, int first_query, int base) {
     const int quad = int(lane_id()) % 4;
+    const float scale = layer.params.scale * 1.4426950408889634f;  // for powers of two
 #pragma unroll
     for (int low = 0; low < 2; ++low) {
         const int at = int(lane_id()) / 4 + 8 * low;
@@ -295,7 +268,7 @@ __device__ inline void weigh_scores(
         for (int index = 0; index < 4; ++index) {
             float& score = scores[index / 2][2 * low + index % 2];
             const int key = base + 8 * (index / 2) + 2 * quad + index % 2;
-            score = is_visible(rows, item, seen, key) ? score * layer.scale : -INFINITY;
+            score = is_visible(rows, item, seen, key) ? score * scale : -INFINITY;
             maximum = fmaxf(maximum, score);
         }
         maximum = fmaxf(maximum, shfl_xor(maximum, 1));
@@ -351,8 +324,8 @@ __device__ inline void weigh_values(const float (&weights)[2][4], const WarpKeys
 
 __device__ inline unsigned* parts_of(const AttentionLayer& layer, const AttentionItem& item, int row, int head) {
     const bool is_exchanged = item.num_splits <= EXCHANGED_SPLITS;
-    return (is_exchanged ? layer.exchanged_parts : layer.split_parts) +
-           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.max_splits) * PART_WORDS;
+    return (is_exchanged ? layer.parts() : layer.params.split_parts) +
+           (long long)(row * NUM_HEADS + head) * (is_exchanged ? EXCHANGED_SPLITS : layer.params.max_splits) * PART_WORDS;
 }
 
 // Add the warps' results of a query tile; publish them, or leave them as this split's.
@@ -385,7 +358,7 @@ __device__ inline void combine_warps(
         const int head = item.head * GROUP + query % GROUP;
         if (item.num_splits == 1) {
             const float factor = reciprocal_fast(sum);
-            publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+            publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                     pack2<bfloat16>(first * factor, second * factor));
         } else {
             unsigned* part = parts_of(layer, item, row, head) + item.split * PART_WORDS;
@@ -427,34 +400,45 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
             }
         }
         const float factor = reciprocal_fast(sum);
-        publish(layer.attended + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+        publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                 pack2<bfloat16>(first * factor, second * factor));
     }
 }
 
-// Where a request has many splits: the block that ends last adds them.
-__device__ inline void finish_split(
+// Whether this block adds the results of the item's request: few splits are added by the block of the last one, many by
+// the block that comes here last.
+__device__ inline bool is_adder(
     const AttentionLayer& layer, const AttentionItem& item, const AttentionScratch& scratch) {
-    // Releases what the whole block wrote, by way of the barrier before; the last one wraps the count to 0.
+    if (item.num_splits <= EXCHANGED_SPLITS) return item.num_splits > 1 && item.split == item.num_splits - 1;
+    // Releases what the whole block wrote, by way of the barrier at the item's end; the last one wraps the count to 0.
     if (threadIdx.x == 0) {
-        unsigned* count = layer.split_counts + item.request * NUM_KV_HEADS + item.head;
+        unsigned* count = layer.params.split_counts + item.request * NUM_KV_HEADS + item.head;
         *scratch.is_last = increment_wrap(count, item.num_splits - 1) == unsigned(item.num_splits) - 1;
     }
     named_sync(CONSUMER_BARRIER, CONSUMERS);
-    if (*scratch.is_last) combine_splits(layer, item);
+    const bool is_last = *scratch.is_last;
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    return is_last;
 }
 
 __device__ inline void attend_item(
     const AttentionLayer& layer, const StepRows& rows, const AttentionItem& item, const AttentionScratch& scratch) {
-    const int base = item.first_key + WARP_KEYS * int(warp_id());
-    WarpKeys keys;
-    load_old_keys(keys, layer, item, base);
+    WarpKeys keys = {};
+    // Twice the same code: the old keys before the queries are there, the new ones with the first queries.
 #pragma unroll 1
-    for (int first_query = 0; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
-        take_heads(layer, rows, item, scratch, first_query);
-        named_sync(CONSUMER_BARRIER, CONSUMERS);
+    for (int first_query = -QUERY_TILE; first_query < item.num_rows * GROUP; first_query += QUERY_TILE) {
+        int base = item.first_key + WARP_KEYS * int(warp_id());
+        asm volatile("" : "+r"(base));  // or the addresses of all keys are kept from one turn to the next, in local memory
+        if (first_query >= 0) {
+            take_heads(layer, rows, item, scratch, first_query);
+            named_sync(CONSUMER_BARRIER, CONSUMERS);
+        }
+        const bool is_first = first_query < 0;
+        const int first = is_first ? 0 : item.first_new, end = is_first ? item.first_new : item.end_key;
+        if (first_query <= 0 && base < min(end, item.end_key) && base + WARP_KEYS > first)
+            load_keys(keys, layer, item, scratch, base, first, min(end, item.end_key));
+        if (is_first) continue;
         if (base < item.end_key) {
-            if (first_query == 0) load_new_keys(keys, item, scratch, base);
             float scores[2][4] = {};
             score_keys(scores, keys, scratch.queries);
             weigh_scores(scores, layer, rows, item, scratch, first_query, base);
@@ -463,20 +447,6 @@ __device__ inline void attend_item(
         named_sync(CONSUMER_BARRIER, CONSUMERS);
         combine_warps(layer, item, scratch, first_query);
         named_sync(CONSUMER_BARRIER, CONSUMERS);
-    }
-    if (item.num_splits > EXCHANGED_SPLITS) finish_split(layer, item, scratch);
-}
-
-// Ask for the old keys and values of this block's first item, so that they are in L2 once the queries are there.
-__device__ inline void prefetch_keys(const AttentionLayer& layer, const StepRows& rows, int first_item) {
-    constexpr int LINE = 64, LINES = ceil_div(HEAD_DIM, LINE);  // elements of 128 bytes; lines of a key
-    if (first_item >= rows.item_starts[rows.num_requests]) return;
-    const AttentionItem item = find_item(rows, first_item);
-    const int keys = min(item.end_key, item.first_new) - item.first_key;
-    for (int index = threadIdx.x; index < keys * LINES; index += CONSUMERS) {
-        const long long at = cache_row(layer, item, item.first_key + index / LINES) + index % LINES * LINE;
-        prefetch_l2(layer.k_cache + at);
-        prefetch_l2(layer.v_cache + at);
     }
 }
 
@@ -491,7 +461,6 @@ __device__ inline void attend(
 #pragma unroll 1
     for (int index = first_item; index < items; index += gridDim.x) {
         const AttentionItem item = find_item(rows, index);
-        const bool is_last_of_few = item.split == item.num_splits - 1 && item.num_splits <= EXCHANGED_SPLITS;
-        if (is_last_of_few && item.num_splits > 1) combine_splits(layer, item);
+        if (is_adder(layer, item, scratch)) combine_splits(layer, item);
     }
 }

@@ -12,58 +12,13 @@
 #include "attend.cuh"
 #include "trace.cuh"
 
-struct LayerWeights {
-    const bfloat16* input_norm;  // (H,)
-    const bfloat16* qkv;         // (QKV, H)
-    const bfloat16* qkv_bias;    // (QKV,), or null
-    const bfloat16* q_norm;      // (D,), or null
-    const bfloat16* k_norm;
-    const bfloat16* dense;      // (H, N D)
-    const bfloat16* post_norm;  // (H,)
-    const bfloat16* fc;         // (I, H), the branch that is activated
-    const bfloat16* gate;       // (I, H)
-    const bfloat16* down;       // (H, I)
-};
-
-struct DecoderStepParams {
-    const LayerWeights* layers;  // (L,)
-    const bfloat16* embedding;   // (V, H)
-    const bfloat16* final_norm;  // (H,)
-    const bfloat16* head;        // (V, H)
-    const bfloat16* cos;         // (positions, D): see rope_kv_write
-    const bfloat16* sin;
-    const long long* token_ids;     // (R,)
-    const long long* positions;     // (R,)
-    const long long* query_starts;  // (B + 1,)
-    const long long* context_lens;  // (B,)
-    const long long* block_tables;  // (B, max_blocks)
-    const long long* ancestors;     // (B, max_nodes), or null
-    bfloat16* cache;                // (2 L, num_blocks, N_kv, BLOCK_SIZE, D)
-    float* logits;                  // (R, V)
-    float* hidden;                  // (R, H), after the final norm
-    unsigned* exchange;             // 2 x EXCHANGE_WORDS, EMPTY before the first launch
-    unsigned* launches;             // (blocks,), 0 before the first launch
-    unsigned* split_parts;          // (R, N, max_splits, PART_WORDS)
-    unsigned* split_counts;         // (R, N_kv), 0 before the first launch
-    long long layer_stride;         // elements of one layer's K: num_blocks N_kv BLOCK_SIZE D
-    int num_rows;
-    int num_requests;
-    int max_blocks;
-    int max_nodes;
-    int max_splits;
-    float norm_eps;
-    float scale;  // of attention's logits
-    int unused;
-};
-static_assert(sizeof(DecoderStepParams) == 20 * 8 + 8 * 4, "mirrored in cuda.py");
-
 __host__ __device__ constexpr int align_up(int bytes, int to) { return ceil_div(bytes, to) * to; }
 
 // Shared memory: activations, or attention's scratch in their place | partials | ring | squares | rows | layers |
 // barriers.
 constexpr int ACTIVATION_BYTES = MAX_ROWS * ACTIVATION_PITCH;
 constexpr int SCRATCH_BYTES = align_up(ACTIVATION_BYTES > ATTENTION_BYTES ? ACTIVATION_BYTES : ATTENTION_BYTES, 128);
-constexpr int PARTIAL_BYTES = 2 * CONSUMER_WARPS * ROW_BLOCKS * 32 * 16;
+constexpr int PARTIAL_BYTES = 2 * MAX_ROWS * CONSUMER_WARPS * TILE_ROWS * 4;
 constexpr int SQUARE_BYTES = align_up(2 * CONSUMER_WARPS * MAX_ROWS * 4, 16);
 constexpr int ROWS_BYTES = align_up(sizeof(StepRows), 16);
 constexpr int TABLE_BYTES = align_up(NUM_LAYERS * sizeof(LayerWeights), 16);
@@ -86,7 +41,7 @@ __device__ inline SharedLayout shared_layout(int num_rows) {
     layout.work.activations = at;
     layout.attention = attention_scratch(at);
     at += SCRATCH_BYTES;
-    layout.work.partials = reinterpret_cast<float4*>(at);
+    layout.work.partials = reinterpret_cast<float*>(at);
     at += PARTIAL_BYTES;
     layout.work.ring.stages = at;
     at += STAGES * STAGE_BYTES;
@@ -187,22 +142,25 @@ struct Consumer {
     int normed = 0;  // phases of this block that began with a norm
 
     __device__ void run() {
-        Residual residual{nullptr, params.embedding, layout.rows->token_ids};
+        const unsigned* residual = publish_embeddings();
 #pragma unroll 1
         for (int index = 0; index <= 4 * NUM_LAYERS; ++index) {
             const int layer = index / 4, phase = index == 4 * NUM_LAYERS ? HEAD : index % 4;
-            const LayerExchange exchange = layer_exchange(set, layer);
+            unsigned* words = set + (long long)layer * LAYER_WORDS;
+            const LayerExchange exchange = exchange_at(words);
             trace(layer, 3 * phase);
-            if (phase == QKV) prefetch_layer(layer, exchange);
-            if (phase == DENSE) attend(attention_layer(layer, exchange), *layout.rows, layout.attention, deal.first_item());
+            if (phase == DENSE) {
+                bfloat16* k_cache = params.cache + 2 * layer * params.layer_stride;
+                attend({params, layout.layers[layer], words, k_cache}, *layout.rows, layout.attention, first_item());
+            }
             run_phase(layer, phase, exchange, residual);
-            if (phase == DENSE) residual = published_residual(exchange.middle);
-            if (phase == DOWN) residual = published_residual(exchange.output);
+            if (phase == DENSE) residual = exchange.middle;
+            if (phase == DOWN) residual = exchange.output;
         }
     }
 
     // One linear layer with what comes before and after it; `residual` is the stream before it.
-    __device__ void run_phase(int layer, int phase, const LayerExchange& exchange, const Residual& residual) {
+    __device__ void run_phase(int layer, int phase, const LayerExchange& exchange, const unsigned* residual) {
         const int columns = columns_of(phase), tiles = tiles_of(phase), first_tile = deal.next(phase);
         const Workspace& work = layout.work;
         const bool is_normed = phase != DENSE && phase != DOWN;
@@ -211,8 +169,7 @@ struct Consumer {
         Epilogue epilogue = make_epilogue(layer, phase, exchange, residual);
 #pragma unroll 1
         for (int tile = first_tile; tile < tiles; tile += gridDim.x) {
-            const bool is_finisher = int(warp_id()) == turn % CONSUMER_WARPS;
-            if (is_finisher) epilogue.prepare(work, tile);
+            epilogue.prepare(work, tile, turn);
             Accumulator sums;
 #pragma unroll 1
             for (int column = 0; column < columns; column += CHUNK) {
@@ -224,7 +181,7 @@ struct Consumer {
             }
             store_partial(work, sums, turn);
             named_sync(CONSUMER_BARRIER, CONSUMERS);
-            if (is_finisher) epilogue.finish(work, tile, add_partials(work, turn));
+            epilogue.finish(work, tile, turn);
             ++turn;
         }
         trace(layer, 3 * phase + 2);
@@ -234,7 +191,7 @@ struct Consumer {
     // The activations of the panel that begins at `column`, if one does. That all have passed the barrier of the last
     // tile says that the ones before may be overwritten.
     __device__ void load_panel(
-        int layer, int phase, const LayerExchange& exchange, const Residual& residual, int column) {
+        int layer, int phase, const LayerExchange& exchange, const unsigned* residual, int column) {
         if (column % PANEL) return;
         const Workspace& work = layout.work;
         if (column > 0) named_sync(CONSUMER_BARRIER, CONSUMERS);
@@ -255,7 +212,7 @@ struct Consumer {
     }
 
     __device__ Epilogue make_epilogue(
-        int layer, int phase, const LayerExchange& exchange, const Residual& residual) const {
+        int layer, int phase, const LayerExchange& exchange, const unsigned* residual) const {
         Epilogue epilogue;
         epilogue.phase = phase;
         epilogue.before = residual;
@@ -276,50 +233,31 @@ struct Consumer {
         ++normed;
     }
 
-    __device__ AttentionLayer attention_layer(int layer, const LayerExchange& exchange) const {
-        AttentionLayer attention;
-        attention.qkv = exchange.qkv;
-        attention.attended = exchange.attended;
-        attention.k_cache = params.cache + 2 * layer * params.layer_stride;
-        attention.v_cache = attention.k_cache + params.layer_stride;
-        attention.q_norm = HAS_QK_NORM ? layout.layers[layer].q_norm : nullptr;
-        attention.k_norm = HAS_QK_NORM ? layout.layers[layer].k_norm : nullptr;
-        attention.cos = params.cos;
-        attention.sin = params.sin;
-        attention.block_tables = params.block_tables;
-        attention.max_blocks = params.max_blocks;
-        attention.norm_eps = params.norm_eps;
-        attention.scale = params.scale * 1.4426950408889634f;
-        attention.exchanged_parts = exchange.parts;
-        attention.split_parts = params.split_parts;
-        attention.split_counts = params.split_counts;
-        attention.max_splits = params.max_splits;
-        return attention;
+    // Attention's items go to blocks from the first on that has no tile of this layer's dense, if there are any.
+    __device__ int first_item() const {
+        Deal after = deal;
+        after.next(DENSE);
+        return after.first_item();
     }
 
-    // Into L2, what the ring does not carry: this layer's keys, and by one block the next layer's vectors.
-    __device__ void prefetch_layer(int layer, const LayerExchange& exchange) const {
-        Deal after = deal;
-        after.next(QKV);
-        prefetch_keys(attention_layer(layer, exchange), *layout.rows, after.first_item());
-        if (int(blockIdx.x) != layer % int(gridDim.x) || layer + 1 == NUM_LAYERS) return;
-        const LayerWeights& next = layout.layers[layer + 1];
-        for (int column = 64 * threadIdx.x; column < HIDDEN; column += 64 * CONSUMERS) {
-            prefetch_l2(next.input_norm + column);
-            prefetch_l2(next.post_norm + column);
+    // The tokens' embeddings, as if a layer before the first had published them.
+    __device__ const unsigned* publish_embeddings() const {
+        unsigned* words = set + 1LL * NUM_LAYERS * LAYER_WORDS;
+        for (int at = blockIdx.x * CONSUMERS + threadIdx.x; at < params.num_rows * HIDDEN; at += gridDim.x * CONSUMERS) {
+            const int row = at / HIDDEN, token_id = layout.rows->token_ids[row];
+            publish(words + at, to_float(params.embedding[(long long)token_id * HIDDEN + at % HIDDEN]));
         }
-        for (int column = 64 * threadIdx.x; HAS_QKV_BIAS && column < QKV_SIZE; column += 64 * CONSUMERS)
-            prefetch_l2(next.qkv_bias + column);
+        return words;
     }
 
     // Only blocks that have a tile of the head have the sums of squares.
-    __device__ void store_hidden(const Residual& last, int first_tile) const {
+    __device__ void store_hidden(const unsigned* last, int first_tile) const {
         const int blocks = min(tiles_of(HEAD), int(gridDim.x));
         for (int row = first_tile; row < params.num_rows; row += blocks) {
             const float factor = inverse_rms(layout.work, row, params.norm_eps);
             for (int column = threadIdx.x; column < HIDDEN; column += CONSUMERS)
-                params.hidden[row * HIDDEN + column] = last.receive(last.request(row, column), row, column) * factor *
-                                                       to_float(params.final_norm[column]);
+                params.hidden[row * HIDDEN + column] = __uint_as_float(load_relaxed(last + row * HIDDEN + column)) *
+                                                       factor * to_float(params.final_norm[column]);
         }
     }
 };

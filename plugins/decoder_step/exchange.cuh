@@ -5,13 +5,10 @@
 // Each layer has its own words, so nothing is overwritten within a step. There are two sets: a step uses one and empties
 // the other, which the step before used and the next one will.
 //
-// All blocks ask for the residual stream at once, which one place would answer slowly: where rows are few it is written
-// COPIES times, and each block reads one of them.
-//
-// Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (COPIES, R, H) float |
-// activated (R, I) bfloat16 | output (COPIES, R, H) float | parts (R, N, EXCHANGED_SPLITS, PART_WORDS) float. `middle` and
+// Words of one layer, R = MAX_ROWS:  qkv (R, QKV) float | attended (R, N D) bfloat16 | middle (R, H) float |
+// activated (R, I) bfloat16 | output (R, H) float | parts (R, N, EXCHANGED_SPLITS, PART_WORDS) float. `middle` and
 // `output` are the residual stream after each half; `parts` are attention's results of a context's splits, where those
-// are few.
+// are few. After the layers: the embeddings (R, H) float.
 #pragma once
 
 #include "element.cuh"
@@ -29,8 +26,8 @@ constexpr int ACTIVATED_WORDS = MAX_ROWS * INTERMEDIATE / 2;
 constexpr int EXCHANGED_SPLITS = 4;
 constexpr int PART_WORDS = HEAD_DIM + 4;  // outputs, maximum, sum, two unused
 constexpr int PARTS_WORDS = MAX_ROWS * NUM_HEADS * EXCHANGED_SPLITS * PART_WORDS;
-constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * COPIES * RESIDUAL_WORDS + PARTS_WORDS;
-constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS;  // of one set
+constexpr int LAYER_WORDS = QKV_WORDS + ATTENDED_WORDS + ACTIVATED_WORDS + 2 * RESIDUAL_WORDS + PARTS_WORDS;
+constexpr long long EXCHANGE_WORDS = 1LL * NUM_LAYERS * LAYER_WORDS + RESIDUAL_WORDS;  // of one set
 static_assert(QKV_SIZE % 4 == 0, "rows of 16-byte packets");
 
 struct LayerExchange {
@@ -42,15 +39,14 @@ struct LayerExchange {
     unsigned* parts;
 };
 
-__device__ inline LayerExchange layer_exchange(unsigned* set, int layer) {
-    unsigned* words = set + (long long)layer * LAYER_WORDS;
+__device__ inline LayerExchange exchange_at(unsigned* words) {
     LayerExchange exchange;
     exchange.qkv = words;
     exchange.attended = exchange.qkv + QKV_WORDS;
     exchange.middle = exchange.attended + ATTENDED_WORDS;
-    exchange.activated = exchange.middle + COPIES * RESIDUAL_WORDS;
+    exchange.activated = exchange.middle + RESIDUAL_WORDS;
     exchange.output = exchange.activated + ACTIVATED_WORDS;
-    exchange.parts = exchange.output + COPIES * RESIDUAL_WORDS;
+    exchange.parts = exchange.output + RESIDUAL_WORDS;
     return exchange;
 }
 

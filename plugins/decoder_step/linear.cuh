@@ -55,20 +55,12 @@ struct Workspace {
     Ring ring;
     char* activations;  // MAX_ROWS x PANEL bfloat16, ACTIVATION_PITCH bytes apart
     float* squares;     // CONSUMER_WARPS x MAX_ROWS: parts of the sum of squares of each row; one of two, in turn
-    float4* partials;   // 2 x CONSUMER_WARPS x ROW_BLOCKS x 32: the warps' sums of a tile, in turn in two halves
+    float* partials;    // 2 x MAX_ROWS x CONSUMER_WARPS x TILE_ROWS: the warps' sums of a tile, in turn in two halves
     int num_rows;
 };
 
-// A thread's part of a tile: rows lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of the activations.
-struct TileSums {
-    float value[ROW_BLOCKS][4];
-
-    __device__ static int tile_row(int index) { return int(lane_id()) / 4 + (index / 2) * 8; }
-    __device__ static int row(int block, int index) {
-        return block * MMA_COLUMNS + 2 * (int(lane_id()) % 4) + index % 2;
-    }
-};
-
+// A thread's sums of a tile, in two parts: rows lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of the
+// activations.
 struct Accumulator {
     float even[ROW_BLOCKS][4] = {};
     float odd[ROW_BLOCKS][4] = {};
@@ -93,30 +85,26 @@ __device__ inline void multiply_stage(
     }
 }
 
-// Leave a warp's sums of a tile where the reducing warp finds them after the next barrier.
+// Leave a warp's sums of a tile where they are found after the next barrier.
 __device__ inline void store_partial(const Workspace& work, const Accumulator& sums, int turn) {
-    float4* partials = work.partials + (turn % 2) * CONSUMER_WARPS * ROW_BLOCKS * 32;
-#pragma unroll
-    for (int block = 0; block < ROW_BLOCKS; ++block) {
-        const float* even = sums.even[block];
-        const float* odd = sums.odd[block];
-        partials[(warp_id() * ROW_BLOCKS + block) * 32 + lane_id()] =
-            make_float4(even[0] + odd[0], even[1] + odd[1], even[2] + odd[2], even[3] + odd[3]);
-    }
-}
-
-__device__ inline TileSums add_partials(const Workspace& work, int turn) {
-    const float4* partials = work.partials + (turn % 2) * CONSUMER_WARPS * ROW_BLOCKS * 32;
-    TileSums total = {};
+    const int tile_row = int(lane_id()) / 4, first_row = 2 * (int(lane_id()) % 4);
+    float* partials = work.partials + ((turn % 2) * MAX_ROWS * CONSUMER_WARPS + int(warp_id())) * TILE_ROWS;
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
-        for (int warp = 0; warp < CONSUMER_WARPS; ++warp) {
-            const float4 part = partials[(warp * ROW_BLOCKS + block) * 32 + lane_id()];
-            total.value[block][0] += part.x;
-            total.value[block][1] += part.y;
-            total.value[block][2] += part.z;
-            total.value[block][3] += part.w;
+        for (int index = 0; index < 4; ++index) {
+            const int row = block * MMA_COLUMNS + first_row + index % 2;
+            if (row < work.num_rows)
+                partials[row * CONSUMER_WARPS * TILE_ROWS + tile_row + index / 2 * 8] =
+                    sums.even[block][index] + sums.odd[block][index];
         }
-    return total;
+}
+
+__device__ inline float add_partials(const Workspace& work, int turn, int row, int tile_row) {
+    const float* partials =
+        work.partials + ((turn % 2) * MAX_ROWS + row) * CONSUMER_WARPS * TILE_ROWS + tile_row;
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < CONSUMER_WARPS; ++warp) sum += partials[warp * TILE_ROWS];
+    return sum;
 }

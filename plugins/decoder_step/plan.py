@@ -11,7 +11,6 @@ SHARED_BYTES = 227 * 1024  # that a block may have from sm_90 on
 _SCRATCH_BUDGET = 96 * 1024  # of which activations may take this much where a model's longest rows fit
 _FEWEST_STAGES = 3
 _WARPS = 8
-_COPIED_ROWS = 8
 
 
 class StepPlan(NamedTuple):
@@ -22,7 +21,6 @@ class StepPlan(NamedTuple):
     chunk: int
     panel: int
     split_keys: int
-    copies: int  # of the residual stream: see exchange.cuh
 
 
 def plan_step(spec: StepSpec, rows: int, limit_bytes: int = SHARED_BYTES, split_keys: int = 128) -> StepPlan | str:
@@ -44,7 +42,7 @@ def plan_step(spec: StepSpec, rows: int, limit_bytes: int = SHARED_BYTES, split_
     stages = min((limit_bytes - fixed) // (16 * _row_pitch(chunk) + 16), 16)
     if stages < _FEWEST_STAGES:
         return f"{rows} rows of hidden size {spec.hidden_size} leave no room in shared memory for weights"
-    return StepPlan(rows, stages, chunk, panel, split_keys, max(1, _COPIED_ROWS // rows))
+    return StepPlan(rows, stages, chunk, panel, split_keys)
 
 
 def supports(spec: StepSpec, dtype: torch.dtype, rows: int = 1) -> str | None:
@@ -64,7 +62,7 @@ def defines(spec: StepSpec, plan: StepPlan, block_size: int) -> dict[str, str]:
         "MODEL_QKV_BIAS": int(spec.qkv_bias), "MODEL_QK_NORM": int(spec.qk_norm),
         "MODEL_WINDOW": spec.sliding_window or 0, "CACHE_BLOCK_SIZE": block_size, "ROWS": plan.rows,
         "RING_STAGES": plan.stages, "RING_CHUNK": plan.chunk, "ACTIVATION_PANEL": plan.panel,
-        "ATTENTION_SPLIT": plan.split_keys, "RESIDUAL_COPIES": plan.copies, "LAUNCH_SHARED_BYTES": shared_bytes(spec, plan),
+        "ATTENTION_SPLIT": plan.split_keys, "LAUNCH_SHARED_BYTES": shared_bytes(spec, plan),
     }  # fmt: skip
     return {name: str(value) for name, value in values.items()}
 
@@ -79,7 +77,7 @@ def _fixed_bytes(spec: StepSpec, rows: int, panel: int) -> int:
     query_rows = min(16, rows * spec.num_heads // spec.num_kv_heads)
     attention = (16 + 2 * rows) * _row_pitch(spec.head_dim) + _WARPS * query_rows * (spec.head_dim * 4 + 24) + 16
     scratch = _round_up(max(rows * _row_pitch(panel), attention), 128)
-    partials = 2 * _WARPS * -(-rows // 8) * 32 * 16
+    partials = 2 * rows * _WARPS * 16 * 4
     table = 80 * spec.num_layers
     return scratch + partials + 2 * _WARPS * rows * 4 + 32 * rows + table + 64
 

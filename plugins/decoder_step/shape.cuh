@@ -20,7 +20,6 @@ constexpr int CHUNK = RING_CHUNK;            // columns of a stage, which has TI
 constexpr int PANEL = ACTIVATION_PANEL;      // columns of the activations that shared memory holds at a time
 constexpr int SPLIT_KEYS = ATTENTION_SPLIT;  // keys of one attention item: fixed, so that results do not depend on load
 
-constexpr int COPIES = RESIDUAL_COPIES;      // of the residual stream that blocks share, so that not all ask one place
 
 constexpr int GROUP = NUM_HEADS / NUM_KV_HEADS;
 constexpr int Q_SIZE = NUM_HEADS * HEAD_DIM;

@@ -97,8 +97,8 @@ def exchange_words(spec: StepSpec, plan: StepPlan) -> int:
     q_size = spec.num_heads * spec.head_dim
     qkv_size = q_size + 2 * spec.num_kv_heads * spec.head_dim
     parts = spec.num_heads * _EXCHANGED_SPLITS * _part_words(spec)
-    row = qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * plan.copies * spec.hidden_size + parts
-    return spec.num_layers * plan.rows * row
+    row = qkv_size + q_size // 2 + spec.intermediate_size // 2 + 2 * spec.hidden_size + parts
+    return plan.rows * (spec.num_layers * row + spec.hidden_size)
 
 
 def _part_words(spec: StepSpec) -> int:

@@ -8,11 +8,12 @@ from typing import Literal, Protocol
 
 import torch
 
+from plugins.linear.cuda import CudaLinear
 from plugins.linear.onednn import OneDnnFloat32Linear, OneDnnLinear
 from plugins.linear.plain import PlainLinear
 from plugins.linear.two_part import TwoPartLinear
 
-LinearKind = Literal["onednn", "onednn_float32", "torch"]
+LinearKind = Literal["onednn", "onednn_float32", "torch", "cuda"]
 
 
 class PackedLinear(Protocol):
@@ -35,7 +36,9 @@ def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | Non
         return OneDnnFloat32Linear(weight, bias)
     if kind == "torch":
         return PlainLinear(weight, bias)
-    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32', 'torch'")
+    if kind == "cuda":
+        return CudaLinear(weight, bias)
+    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32', 'torch', 'cuda'")
 
 
 def pack_head(kind: LinearKind, weight: torch.Tensor) -> PackedLinear:

@@ -11,7 +11,7 @@
 #pragma once
 
 #include "element.cuh"
-#include "math.cuh"
+#include "noise.cuh"
 #include "warp.cuh"
 
 constexpr int SAMPLE_THREADS = 512;
@@ -60,7 +60,7 @@ struct SampleRow {
   double top_p;
   double min_p;
   long long top_k;
-  unsigned seed_low, seed_high, sample_index, position;
+  NoiseKey noise;
   int vocab_size;
 
   __device__ bool is_greedy() const { return temperature == 0.0; }
@@ -77,10 +77,9 @@ __device__ inline SampleRow sample_row(const SampleParams& params, int row) {
   result.top_p = params.top_p[row];
   result.min_p = params.min_p[row];
   result.top_k = params.top_k[row];
-  result.seed_low = unsigned(params.seed[row]);
-  result.seed_high = unsigned((unsigned long long)params.seed[row] >> 32);
-  result.sample_index = unsigned(params.sample_index[row]);
-  result.position = unsigned(params.position[row]);
+  const unsigned long long seed = params.seed[row];
+  result.noise = NoiseKey{
+      unsigned(seed), unsigned(seed >> 32), unsigned(params.sample_index[row]), unsigned(params.position[row])};
   result.vocab_size = params.vocab_size;
   return result;
 }
@@ -113,20 +112,13 @@ __device__ inline Best block_best(Best best, SampleScratch& scratch) {
 
 __device__ inline Best nobody() { return Best{-INFINITY, NO_ID, 0}; }
 
-// Gumbel noise of the tokens 4 * group .. 4 * group + 3: see plugins/sample/philox.py.
-__device__ inline uint4 noise_words(const SampleRow& row, int group) {
-  return philox4x32(make_uint4(group, row.sample_index, row.position, 0), row.seed_low, row.seed_high);
-}
-
-__device__ inline double gumbel(unsigned word) { return -log(-log((double(word) + 0.5) / 4294967296.0)); }
-
 // The best of the tokens in [4 * first_group, 4 * end_group) that are kept.
 template <class Keep>
 __device__ inline Best best_of(const SampleRow& row, int first_group, int end_group, Keep is_kept) {
   Best best = nobody();
   for (int group = first_group + threadIdx.x; group < end_group; group += SAMPLE_THREADS) {
     uint4 words = make_uint4(0, 0, 0, 0);
-    if (!row.is_greedy()) words = noise_words(row, group);
+    if (!row.is_greedy()) words = noise_words(row.noise, group);
     const unsigned each[4] = {words.x, words.y, words.z, words.w};
     for (int at = 0; at < 4; ++at) {
       const int id = 4 * group + at;

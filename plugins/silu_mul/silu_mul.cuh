@@ -19,6 +19,7 @@ static_assert(sizeof(SiluMulParams) == 4 * 8 + 2 * 4, "mirrored in cuda.py");
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// Below -87, where the reciprocal would be subnormal, it is 0.
 __device__ __forceinline__ float silu(float x) {
     return x * reciprocal_fast(1.0f + exp2_fast(-x * LOG2_E));
 }

@@ -6,13 +6,14 @@ import torch
 
 from plugins.library import define, implement
 from plugins.tree_pack.batched import tree_pack_batched
+from plugins.tree_pack.cuda import tree_pack_cuda
 
 define(
     "tree_pack(Tensor candidate_ids, Tensor candidate_parents, Tensor scores, Tensor root_ids, Tensor(a!) token_ids, "
     "Tensor(b!) parents, Tensor(c!) depths, Tensor(d!) ancestors) -> ()"
 )
-for _device in ("CPU", "CUDA"):
-    implement("tree_pack", _device, tree_pack_batched)
+implement("tree_pack", "CPU", tree_pack_batched)
+implement("tree_pack", "CUDA", tree_pack_cuda)
 
 
 class PackedTree(NamedTuple):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from plugins.accept import accept as accept_drawn
 from plugins.emit_tokens import emit_tokens
 from plugins.sample import sample
 from runtime.model.decoder import DecoderOutput
@@ -163,4 +164,4 @@ class DeviceState:
         params = _DrawParams(*(values.repeat_interleave(num_nodes) for values in self._params(drawing.slots)))
         positions = (drawing.roots.unsqueeze(1) + tree.depths + 1).flatten()
         drawn = sample(logits, *params, positions, torch.empty_like(positions)).view_as(tree.depths)
-        return accept(tree, depth, lambda nodes, level, alive: drawn.gather(1, nodes.unsqueeze(1)).squeeze(1))
+        return Accepted(*accept_drawn(tree.token_ids, tree.parents, tree.depths, drawn, depth))

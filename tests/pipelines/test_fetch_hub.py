@@ -285,7 +285,7 @@ def test_a_model_of_the_hub_is_built_by_the_command_line_and_its_token_is_nowher
     home = tmp_path / "home"
     home.mkdir()
     for _ in range(2):
-        done = command(home, "model=org/tiny", "verify=off", "bench=off", real=True)
+        done = command(home, "model=org/tiny", "target=[cpu]", "verify=off", "bench=off", real=True)
         assert done.returncode == 0, done.stderr
     assert "fetch: cached" in done.stderr
     source = json.loads((home / "bundles/latest/manifest.json").read_text())["provenance"]["source"]

@@ -32,7 +32,7 @@ def root(tmp_path: Path, empty_store: Path) -> Path:
 
 
 def config_of(root: Path, overrides: Sequence[str] = ()) -> BuildConfig:
-    return load_config([f"paths.root={root}", *overrides])
+    return load_config([f"paths.root={root}", "target=[cpu]", *overrides])
 
 
 def build(root: Path, *overrides: str) -> Build:

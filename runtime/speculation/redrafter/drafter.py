@@ -6,7 +6,7 @@ has to be merged.
 
 import torch
 
-from plugins.sample.philox import gumbel_noise
+from plugins.draft_select import DrawNoise, draft_select
 from plugins.tree_pack import tree_pack
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
@@ -41,7 +41,7 @@ class ReDrafter:
         Above temperature 0 a token's log-probability is that of softmax(logits + T * noise), with the noise of the
         target's own draw at that position: tokens rank by it as they do in the draw.
         """
-        head, num_draft = self._head, len(self._vocab_ids)
+        head = self._head
         begun = head.begin(context.hidden.to(self._embedding.dtype))
         state = head.advance(self._embedding[context.root_ids], None)
         batch = torch.arange(len(begun), device=begun.device).unsqueeze(1)
@@ -51,37 +51,32 @@ class ReDrafter:
         num_candidates = 0
         for depth in range(1, shape.depth + 1):
             width = beam_scores.shape[1]
-            logits = head.logits(begun.repeat_interleave(width, 0), state).float().unflatten(0, (-1, width))
-            if context.samples:
-                logits = logits + self._noise(context, depth).unsqueeze(1)
-            paths = logits + (beam_scores - torch.logsumexp(logits, -1)).unsqueeze(-1)
-            best, index = paths.flatten(1).topk(min(max(shape.num_beams, shape.num_nodes - 1), width * num_draft))
-            beam = index // num_draft
-            token_ids = self._vocab_ids[index - beam * num_draft]
-            ids.append(token_ids)
-            parents.append(beam_nodes.gather(1, beam))
-            scores.append(best)
+            logits = head.logits(begun.repeat_interleave(width, 0), state).unflatten(0, (-1, width))
+            best = draft_select(
+                logits, beam_scores, beam_nodes, self._vocab_ids, max(shape.num_beams, shape.num_nodes - 1),
+                self._noise(context, depth),
+            )  # fmt: skip
+            ids.append(best.token_ids)
+            parents.append(best.parents)
+            scores.append(best.scores)
             if depth < shape.depth:
                 going_on = slice(shape.num_beams)
-                beam_scores = best[:, going_on]
+                beam_scores = best.scores[:, going_on]
                 nodes = num_candidates + torch.arange(beam_scores.shape[1], device=begun.device)
                 beam_nodes = nodes.expand_as(beam_scores)
-                rows = (batch * width + beam[:, going_on]).flatten()
-                state = head.advance(self._embedding[token_ids[:, going_on].flatten()], state[rows])
-                num_candidates += best.shape[1]
+                rows = (batch * width + best.beams[:, going_on]).flatten()
+                state = head.advance(self._embedding[best.token_ids[:, going_on].flatten()], state[rows])
+                num_candidates += best.scores.shape[1]
         tree = tree_pack(
             torch.cat(ids, 1), torch.cat(parents, 1), torch.cat(scores, 1), context.root_ids, shape.num_nodes
         )
         return DraftTree(*tree)
 
-    def _noise(self, context: DraftContext, depth: int) -> torch.Tensor:
-        """(B, V_draft) float32, T * noise of the draws `depth` tokens past the roots; 0 where T is."""
-        token_ids = self._vocab_ids.expand(len(context.root_ids), -1)
-        seed, sample_index, position = (
-            value.unsqueeze(1) for value in (context.seed, context.sample_index, context.positions + depth)
-        )
-        noise = gumbel_noise(token_ids, seed, sample_index, position).float()
-        return context.temperature.unsqueeze(1) * noise
+    def _noise(self, context: DraftContext, depth: int) -> DrawNoise | None:
+        """Of the draws `depth` tokens past the roots; None where all are greedy."""
+        if not context.samples:
+            return None
+        return DrawNoise(context.temperature, context.seed, context.sample_index, context.positions + depth)
 
     def follow(self, batch: Batch) -> None:
         """Nothing to see: no state outlives a step."""
