@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive export-hf publish pull promote rollback serve ui clean-cache test test-gpu lint clean
+.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -78,6 +78,12 @@ export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<n
 
 archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 	@$(ENGINEWRIGHT) archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
+
+sign: $(READY) ## Sign a bundle, its provenance and what its checks found: KEY=<EC private key.pem>
+	@$(ENGINEWRIGHT) sign '$(BUNDLE)' --key '$(KEY)' $(ARGS)
+
+deploy-files: $(READY) ## Write what deploys a bundle: container, Kubernetes, KServe, Ray Serve: OUT=<new folder>
+	@$(ENGINEWRIGHT) deploy-files '$(BUNDLE)' '$(or $(OUT),$(HOME_DIR)/deploy)' $(ARGS)
 
 publish: $(READY) ## Send a bundle to places: TO='<folder, file.tar.zst, oci:, triton:, hub:, mlflow:, s3://...> ...'
 	@$(ENGINEWRIGHT) publish '$(BUNDLE)' $(TO) $(ARGS)

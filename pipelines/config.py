@@ -10,6 +10,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 
 from plugins.cuda.archs import ARCHS
+from runtime.benchmark.settings import SuiteSettings
 from runtime.errors import EnginewrightError
 
 
@@ -202,12 +203,12 @@ class VerifyConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     enabled: bool = True
-    batch_sizes: tuple[int, ...] = (1, 4, 8)
-    prompt_lens: tuple[int, ...] = (32, 512)
-    new_tokens: int = 32
-    repeats: int = 3
-    warmups: int = 1
-    mixed_requests: int = 16
+    batch_sizes: tuple[int, ...] = SuiteSettings.batch_sizes
+    prompt_lens: tuple[int, ...] = SuiteSettings.prompt_lens
+    new_tokens: int = SuiteSettings.new_tokens
+    repeats: int = SuiteSettings.repeats
+    warmups: int = SuiteSettings.warmups
+    mixed_requests: int = SuiteSettings.mixed_requests
     baseline: bool = True  # measure transformers in the same run
     speculation_prompts: int = 4  # measured plainly and with each drafter; 0 leaves speculation out
     speculation_tokens: int = 64  # of each answer

@@ -7,10 +7,10 @@ from typing import Any
 
 from runtime.formats.attestations import (
     BENCH_SUMMARY,
-    CUDA_VERIFY_REPORT,
     VERIFY_REPORT,
     Verified,
     device,
+    for_target,
     not_run,
     read_measured,
     read_verified,
@@ -52,9 +52,9 @@ def _cuda_verified(bundle: Bundle) -> Iterator[str]:
     """What the build found of the engine for NVIDIA GPUs, where the bundle has one."""
     if "cuda" not in bundle.manifest["targets"]:
         return
-    if reason := not_run(bundle.path / CUDA_VERIFY_REPORT):
+    if reason := not_run(bundle.path / for_target(VERIFY_REPORT, "cuda")):
         yield f"          cuda: NOT VERIFIED: {reason}"
-    elif (report := read_verified(bundle.path, CUDA_VERIFY_REPORT)) is not None:
+    elif (report := read_verified(bundle.path, "cuda")) is not None:
         yield f"          cuda: {_gate(report)}"
 
 

@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 
 from pipelines.config import PromoteConfig
 from runtime.formats.attestations import (
-    BENCH_SUMMARY,
-    VERIFY_REPORT,
     Measured,
     Verified,
     device,
-    for_target,
     read_accepted_lengths,
     read_measured,
     read_verified,
@@ -57,18 +54,11 @@ class Evidence:
         """From a folder with a bundle's manifest and attestations."""
         targets = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["targets"]
         lengths = list(read_accepted_lengths(folder).values())  # the bundle's own drafter comes first
-        return Evidence(
-            {target: engine_of(folder, target) for target in sorted(targets)}, lengths[0] if lengths else None
-        )
+        engines = {name: Machine(read_verified(folder, name), read_measured(folder, name)) for name in sorted(targets)}
+        return Evidence(engines, lengths[0] if lengths else None)
 
     def engine(self, target: str) -> Machine:
         return self.engines.get(target, Machine(None, None))
-
-
-def engine_of(folder: Path, target: str) -> Machine:
-    """What a bundle's folder says of one of its engines."""
-    verified = read_verified(folder, for_target(VERIFY_REPORT, target))
-    return Machine(verified, read_measured(folder, for_target(BENCH_SUMMARY, target)))
 
 
 def judge(

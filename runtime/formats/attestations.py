@@ -13,7 +13,6 @@ from runtime.formats.bundle import ATTESTATIONS_DIR
 
 NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
 VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")
-CUDA_VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify_cuda", "report.json")
 BENCH_SUMMARY = Path(ATTESTATIONS_DIR, "bench", "summary.json")
 PLAIN_DECODING = "off"  # the drafter of a benchmark's rows that were decoded without one
 
@@ -65,9 +64,9 @@ def for_target(report: Path, target: str) -> Path:
     return report if target == "cpu" else report.parent.with_name(f"{report.parent.name}_{target}") / report.name
 
 
-def read_verified(bundle: Path, path: Path = VERIFY_REPORT) -> Verified | None:
-    """A verification report of a bundle's folder: by default that of the engine for the CPU."""
-    report = _read(bundle / path)
+def read_verified(bundle: Path, target: str = "cpu") -> Verified | None:
+    """The verification report of one engine of a bundle's folder."""
+    report = _read(bundle / for_target(VERIFY_REPORT, target))
     try:
         figures, logits = report["engine"]["figures"], report["engine"]["figures"]["logits"]
         return Verified(
@@ -84,9 +83,9 @@ def read_verified(bundle: Path, path: Path = VERIFY_REPORT) -> Verified | None:
         return None
 
 
-def read_measured(bundle: Path, path: Path = BENCH_SUMMARY) -> Measured | None:
-    """A benchmark summary of a bundle's folder: by default that of the engine for the CPU."""
-    summary = _read(bundle / path)
+def read_measured(bundle: Path, target: str = "cpu") -> Measured | None:
+    """The benchmark summary of one engine of a bundle's folder."""
+    summary = _read(bundle / for_target(BENCH_SUMMARY, target))
     try:
         measured = Measured(str(summary["cpu"]), summary.get("hardware"), tuple(summary["rows"]))
         measured.speeds()
