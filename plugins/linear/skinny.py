@@ -12,9 +12,9 @@ from plugins.cuda.run import ELEMENTS, processors, require_rows, run_kernel
 from plugins.cuda.source import KernelSource
 
 MOST_ROWS = 64
-_THREADS, _VECTOR = 128, 8
+_THREADS = 256
 _WARP_ROWS, _WARP_COLUMNS, _MOST_STAGES = 32, 64, 8
-_BUCKETS = (8, 16, 32, 64)
+_BUCKETS = (16, 32, 64)
 _FEWEST_UNITS = 3  # of a block: fewer cost more to add up than they save
 _MOST_TILES = 8192
 # SKINNY_SHARED_LIMIT of skinny.cuh, by compute capability.
