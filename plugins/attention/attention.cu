@@ -7,9 +7,11 @@ extern "C" __device__ const unsigned attention_params_bytes = sizeof(AttentionPa
 // The wide heads' sums leave no room for a second tile of rows.
 constexpr int TREE_ROWS = HEAD_DIM <= 128 ? 32 : 16;
 
+constexpr int STAGES = HEAD_DIM <= 128 ? 3 : 2;
+
 //                                       D         key warps  row warps                  warp rows  chunk  stages
-using Decode = AttentionConfig<ELEMENT, HEAD_DIM, 4,         1,                         8,         16,    2>;
-using Group = AttentionConfig<ELEMENT, HEAD_DIM,  4,         1,                         16,        16,    2>;
+using Decode = AttentionConfig<ELEMENT, HEAD_DIM, 4,         1,                         8,         16,    STAGES>;
+using Group = AttentionConfig<ELEMENT, HEAD_DIM,  4,         1,                         16,        16,    STAGES>;
 using Tree = AttentionConfig<ELEMENT, HEAD_DIM,   4,         2,                         TREE_ROWS, 16,    2>;
 using Chunk = AttentionConfig<ELEMENT, HEAD_DIM,  1,         HEAD_DIM <= 128 ? 4 : 8,   TREE_ROWS, 64,    2>;
 

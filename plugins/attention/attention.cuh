@@ -91,7 +91,7 @@ struct AttentionConfig {
     static constexpr int FLAG_BYTES = 16;
     // Splits are folded some rows at a time, some splits ahead.
     static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 4;
-    static constexpr int FOLD_AHEAD = ROWS <= 16 ? 8 : 4;
+    static constexpr int FOLD_AHEAD = ROWS <= 16 ? 16 : 4;
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");

@@ -61,10 +61,10 @@ class Variant(NamedTuple):
 
 def variants(head_dim: int) -> list[Variant]:
     """The configurations of attention.cu, the narrowest first; the last is for requests of more than SHORT_ROWS."""
-    warp_rows, row_warps = (32, 4) if head_dim <= 128 else (16, 8)
+    warp_rows, row_warps, stages = (32, 4, 3) if head_dim <= 128 else (16, 8, 2)
     return [
-        Variant("attention_decode_kernel", 4, 1, 8, 16, 2),
-        Variant("attention_group_kernel", 4, 1, 16, 16, 2),
+        Variant("attention_decode_kernel", 4, 1, 8, 16, stages),
+        Variant("attention_group_kernel", 4, 1, 16, 16, stages),
         Variant("attention_tree_kernel", 4, 2, warp_rows, 16, 2),
         Variant("attention_chunk_kernel", 1, row_warps, warp_rows, 64, 2),
     ]
@@ -174,7 +174,8 @@ def attention_cuda(
     params = _Params(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), block_tables.data_ptr(),
         ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr() + 4 * _PLAN_HEADER,
-        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
+        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0),
+        out.stride(1), settings.num_slots,
         -(-(2**32) // group), group, settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
         block_tables.shape[1], settings.short_items * settings.num_kv_heads, ancestors.shape[1], settings.window, 0,
         scale * math.log2(math.e),

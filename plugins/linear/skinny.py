@@ -12,6 +12,7 @@ from plugins.cuda.run import ELEMENTS, processors, require_rows, run_kernel
 from plugins.cuda.source import KernelSource
 
 MOST_ROWS = 64
+ROW_WARPS = (1, 2, 4)  # of a tile, see row_warps_of
 _THREADS = 256
 _WARP_ROWS, _WARP_COLUMNS, _MOST_STAGES = 32, 64, 8
 _BUCKETS = (16, 32, 64)
@@ -62,7 +63,7 @@ def source(element: torch.dtype, row_warps: int) -> KernelSource:
 
 def sources() -> list[KernelSource]:
     """Everything that may be launched."""
-    return [source(element, row_warps) for element in ELEMENTS for row_warps in (1, 2, 4)]
+    return [source(element, row_warps) for element in ELEMENTS for row_warps in ROW_WARPS]
 
 
 def sources_for(element: torch.dtype, outs: Iterable[int]) -> list[KernelSource]:
