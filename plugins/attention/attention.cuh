@@ -86,12 +86,10 @@ struct AttentionConfig {
     static constexpr int RING_BYTES = KEY_WARPS * STAGES * 2 * CHUNK_BYTES;
     static constexpr int MERGE_COLUMNS = ROWS <= 16 ? D : 32;
     static constexpr int MERGE_STRIDE = MERGE_COLUMNS + (NARROW ? 4 : 8);  // floats; spreads a warp's stores over banks
-    static constexpr int MERGE_BYTES = KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4;
+    static constexpr int MERGE_BYTES = KEY_WARPS > 1 ? KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4 : 0;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
-    static constexpr int FLAG_BYTES = 16;
-    // Splits are folded some rows at a time, some splits ahead.
-    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 4;
-    static constexpr int FOLD_AHEAD = ROWS <= 16 ? 16 : 4;
+    static constexpr int FLAG_BYTES = KEY_WARPS > 1 ? 16 : 0;
+    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 2;  // whose splits a thread folds at once
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");

@@ -28,8 +28,9 @@ SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 MIN_BLOCK_SIZE = 16  # keys of a chunk
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
-_PLAN_HEADER, _PLAN_ITEM = 4, 44  # int32 each; attention_plan.cuh
+_PLAN_HEADER, _PLAN_ITEM = 4, 48  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 128
+_LARGE_SHARED = ((9, 0), (10, 0))  # LARGE of attention.cu
 _MOST_KEYS = 2**31 - 1
 
 
@@ -56,17 +57,28 @@ class Variant(NamedTuple):
         ring = self.key_warps * self.stages * 2 * self.chunk * row_bytes
         columns = head_dim if self.rows <= 16 else 32
         merge = self.key_warps * self.rows * (columns + (4 if self.warp_rows == 8 else 8) + 2) * 4
+        if self.key_warps == 1:
+            return self.rows * row_bytes + ring
         return self.rows * row_bytes + max(ring, merge) + 16
 
 
-def variants(head_dim: int) -> list[Variant]:
+def has_large_shared(device: torch.device) -> bool:
+    """Whether the images for this device are of attention.cu's large configurations."""
+    return torch.cuda.get_device_capability(device) in _LARGE_SHARED
+
+
+def variants(head_dim: int, device: torch.device) -> list[Variant]:
     """The configurations of attention.cu, the narrowest first; the last is for requests of more than SHORT_ROWS."""
-    warp_rows, row_warps, stages = (32, 4, 3) if head_dim <= 128 else (16, 8, 2)
+    large, wide = has_large_shared(device), head_dim > 128
+    key_warps = 2 if wide else 4
+    stages = 2 if wide or (head_dim > 96 and not large) else 3
+    warp_rows = 16 if wide else 32
+    chunk = 64 if large or head_dim <= 96 else 16 if wide else 32
     return [
-        Variant("attention_decode_kernel", 4, 1, 8, 16, stages),
-        Variant("attention_group_kernel", 4, 1, 16, 16, stages),
-        Variant("attention_tree_kernel", 4, 2, warp_rows, 16, 2),
-        Variant("attention_chunk_kernel", 1, row_warps, warp_rows, 64, 2),
+        Variant("attention_decode_kernel", key_warps, 1, 8, 16, stages),
+        Variant("attention_group_kernel", key_warps, 1, 16, 16, stages),
+        Variant("attention_tree_kernel", key_warps, 2, warp_rows, 16, 2),
+        Variant("attention_chunk_kernel", 1, 8 if wide else 4, warp_rows, chunk, 2),
     ]
 
 
@@ -135,9 +147,10 @@ def plan_attention_cuda(
     num_nodes = 0 if ancestors is None else ancestors.shape[1]
     if ancestors is not None:
         _check_indices(ancestors, num_requests, query_starts.device)
-    settings = _settings(shape, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
-    kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
-    device, num_counters = query_starts.device, settings.short_tiles * shape.num_kv_heads
+    device = query_starts.device
+    settings = _settings(shape, device, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
+    kinds, group = variants(shape.head_dim, device), shape.num_heads // shape.num_kv_heads
+    num_counters = settings.short_tiles * shape.num_kv_heads
     num_items = settings.short_items + settings.long_tiles
     plan = torch.empty(_PLAN_HEADER + num_items * _PLAN_ITEM, dtype=torch.int32, device=device)
     partial = torch.empty(settings.num_slots * shape.num_heads * (shape.head_dim + 2), device=device)
@@ -174,12 +187,12 @@ def attention_cuda(
     params = _Params(
         q.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr(), out.data_ptr(), block_tables.data_ptr(),
         ancestors.data_ptr() if ancestors.numel() else None, records.data_ptr() + 4 * _PLAN_HEADER,
-        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1), out.stride(0), out.stride(1), settings.num_slots,
-        -(-(2**32) // group), group, settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
+        records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1),
+        out.stride(0), out.stride(1), settings.num_slots, -(-(2**32) // group), group, settings.num_heads, settings.num_kv_heads, settings.block_size.bit_length() - 1,
         block_tables.shape[1], settings.short_items * settings.num_kv_heads, ancestors.shape[1], settings.window, 0,
         scale * math.log2(math.e),
     )  # fmt: skip
-    kinds = variants(settings.head_dim)
+    kinds = variants(settings.head_dim, q.device)
     _launch(kinds[settings.short_variant], settings, settings.short_items, q.dtype, params)
     if settings.long_tiles:
         params.items += 4 * _PLAN_ITEM * settings.short_items
@@ -202,13 +215,14 @@ def current_stream() -> int:
 
 def _settings(
     shape: "AttentionShape",
+    device: torch.device,
     num_requests: int,
     max_blocks: int,
     num_nodes: int,
     num_tokens: int,
     max_query_len: int | None,
 ) -> _Settings:
-    kinds, group = variants(shape.head_dim), shape.num_heads // shape.num_kv_heads
+    kinds, group = variants(shape.head_dim, device), shape.num_heads // shape.num_kv_heads
     longest = min(num_tokens, max_query_len or num_tokens)
     # Beside long prompts the other rows decode; a batch without trees that is wide may be such a batch.
     mean_rows = group if num_nodes == 0 and longest > SHORT_ROWS else -(-num_tokens // max(num_requests, 1)) * group

@@ -35,13 +35,18 @@ def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest)
     return plan_attention_cuda(shape, query_starts, context_lens, block_tables, *rest)
 
 
-@pytest.fixture(params=[False, True], ids=["first thread first", "last thread first"])
+@pytest.fixture(params=[(False, 900), (True, 860)], ids=["first thread first", "last thread first, sm_86"])
 def emulated(request, monkeypatch):
-    """Launches go to the host emulator."""
+    """Launches go to the host emulator, of a GPU with 227 KiB of shared memory per block or with 99."""
+    reverse, arch = request.param
+    most_shared = (227 if arch == 900 else 99) * 1024
 
     def launch(kernel, grid, block, shared_bytes, params, stream, dependent):
+        assert shared_bytes <= most_shared
         source, entry = kernel
-        emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=request.param)
+        emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=reverse, arch=arch)
+
+    monkeypatch.setattr("plugins.attention.cuda.has_large_shared", lambda device: arch == 900)
 
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
@@ -92,7 +97,9 @@ class TestEmulated:
 
     @pytest.mark.parametrize(("head_dim", "dtype"), [(96, torch.float16), (128, torch.bfloat16), (256, torch.float16)])
     def test_head_dims_and_dtypes(self, head_dim, dtype):
-        check(make_case([1, 9, 65], [270, 9, 70], **TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}))
+        sizes = TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}
+        check(make_case([1, 9, 65], [270, 9, 70], **sizes))
+        check(make_case([20], [40], **sizes))
 
     @pytest.mark.parametrize(("window", "head_dim"), [(None, 64), (3, 64), (None, 96)])
     def test_trees_beside_chains(self, window, head_dim):
