@@ -1,4 +1,4 @@
-// Folding partial softmaxes: of a block's key warps through shared memory, and of a tile's splits through the workspace.
+// Folding partial softmaxes: of a block's key warps through shared memory, of a tile's splits through the workspace.
 #pragma once
 
 #include "attention_tile.cuh"

@@ -46,7 +46,7 @@ def emulated(request, monkeypatch):
         source, entry = kernel
         emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=reverse, arch=arch)
 
-    monkeypatch.setattr("plugins.attention.cuda.has_large_shared", lambda device: arch == 900)
+    monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
 
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
@@ -122,7 +122,7 @@ class TestEmulated:
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
+        monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
 
 
