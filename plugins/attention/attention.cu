@@ -16,10 +16,11 @@ constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : 3;
 constexpr int TREE_ROWS = WIDE ? 16 : 32;
 constexpr int CHUNK_KEYS = LARGE || HEAD_DIM <= 96 ? 64 : WIDE ? 16 : 32;
 
-// A row's result is the same in the first three.
+// A row's result is the same in all but the last.
 //                                                key warps  row warps     warp rows  chunk       stages
 using Decode = AttentionConfig<ELEMENT, HEAD_DIM, KEY_WARPS, 1,            8,         16,         STAGES>;
 using Group = AttentionConfig<ELEMENT, HEAD_DIM,  KEY_WARPS, 1,            16,        16,         STAGES>;
+using SmallTree = AttentionConfig<ELEMENT, HEAD_DIM, KEY_WARPS, 2,         16,        16,         2>;
 using Tree = AttentionConfig<ELEMENT, HEAD_DIM,   KEY_WARPS, 2,            TREE_ROWS, 16,         2>;
 using Chunk = AttentionConfig<ELEMENT, HEAD_DIM,  1,         WIDE ? 8 : 4, TREE_ROWS, CHUNK_KEYS, 2>;
 
@@ -35,6 +36,13 @@ extern "C" __global__ void __launch_bounds__(Group::THREADS)
     grid_dependency_wait();
     grid_dependency_launch();
     attend<Group>(params, blockIdx.x, gridDim.x, shared_memory());
+}
+
+extern "C" __global__ void __launch_bounds__(SmallTree::THREADS)
+    attention_small_tree_kernel(__grid_constant__ const AttentionParams params) {
+    grid_dependency_wait();
+    grid_dependency_launch();
+    attend<SmallTree>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Tree::THREADS)

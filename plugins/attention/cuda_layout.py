@@ -12,6 +12,7 @@ NEAR_SPLIT, NEAR_KEYS, FAR_SPLIT = 256, 2048, 512  # short at first: one request
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 _LARGE_SHARED = ((9, 0), (10, 0))  # LARGE of attention.cu
+_FEW_TREES = 2
 _MOST_KEYS = 2**31 - 1
 
 
@@ -58,6 +59,7 @@ def variants(head_dim: int, device: torch.device) -> list[Variant]:
     return [
         Variant("attention_decode_kernel", key_warps, 1, 8, 16, stages),
         Variant("attention_group_kernel", key_warps, 1, 16, 16, stages),
+        Variant("attention_small_tree_kernel", key_warps, 2, 16, 16, 2),
         Variant("attention_tree_kernel", key_warps, 2, warp_rows, 16, 2),
         Variant("attention_chunk_kernel", 1, 8 if wide else 4, warp_rows, chunk, 2),
     ]
@@ -93,7 +95,9 @@ def plan_layout(
     longest = min(num_tokens, max_query_len or num_tokens)
     # Beside long prompts the other rows decode; a batch without trees that is wide may be such a batch.
     mean_rows = group if num_nodes == 0 and longest > SHORT_ROWS else -(-num_tokens // max(num_requests, 1)) * group
-    short_variant = next((i for i, kind in enumerate(kinds[:2]) if mean_rows <= kind.rows), 2)
+    # Few trees keep more of the GPU busy in smaller tiles; many read their keys fewer times in larger ones.
+    largest = 2 if num_nodes > 0 and num_requests <= _FEW_TREES else 3
+    short_variant = next((i for i, kind in enumerate(kinds[:2]) if mean_rows <= kind.rows), largest)
     short_tokens = min(num_tokens, SHORT_ROWS * num_requests)
     short_tiles = short_tokens * group // kinds[short_variant].rows + min(num_requests, short_tokens)
     splits = -(-min(max_blocks * shape.block_size, NEAR_KEYS) // NEAR_SPLIT)

@@ -107,6 +107,7 @@ class TestEmulated:
         ancestors = [random_tree(12, generator), [0] * 12, random_tree(12, generator)]
         sizes = TINY | {"head_dim": head_dim}
         check(make_case([12, 5, 12], [600, 9, 12], **sizes, ancestors=ancestors), window)
+        check(make_case([12], [300], **sizes, ancestors=ancestors[:1]), window)
 
     def test_a_row_is_the_same_in_every_kernel_and_batch(self):
         whole = make_case([40, 1], [300, 20], **TINY)
