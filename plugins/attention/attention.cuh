@@ -9,10 +9,10 @@
 // rows. At the end the key warps are folded in order. Chunks come by cp.async, S::STAGES deep, into rows padded by 16
 // bytes, which makes ldmatrix free of bank conflicts for every D here. Shared memory: S::SHARED_BYTES.
 //
-// A long context is cut at multiples of the split length. Each split's result goes to a workspace, and the last block of
-// a tile folds them in order. Which keys fold in which order depends on their index alone; a chunk or split that a row
-// does not see changes nothing (its weights are exact zeros, its rescaling an exact one). So a row's result is the same
-// bit for bit whatever rows, requests and shapes S are beside it, as long as KEY_WARPS, CHUNK and the split length agree.
+// A long context is cut into splits at fixed keys. Each split's result goes to a workspace, and the last block of a tile
+// folds them in order. Which keys fold in which order depends on their index alone; a chunk or split that a row does not
+// see changes nothing (its weights are exact zeros, its rescaling an exact one). So a row's result is the same bit for
+// bit whatever rows, requests and shapes S are beside it, as long as KEY_WARPS, CHUNK and the cuts agree.
 #pragma once
 
 #include "async_copy.cuh"

@@ -95,8 +95,8 @@ struct AttentionFold {
 
     __device__ __forceinline__ void write_output(int row, int column, const Folded& folded) const {
         const float inverse = folded.sum > 0.0f ? 1.0f / folded.sum : 0.0f;  // a row that sees no key is zero
-        unsigned* to =
-            reinterpret_cast<unsigned*>(static_cast<T*>(tile.params.out) + out_offset(tile.params, tile.task, row) + column);
+        T* row_out = static_cast<T*>(tile.params.out) + out_offset(tile.params, tile.task, row);
+        unsigned* to = reinterpret_cast<unsigned*>(row_out + column);
         to[0] = pack2<T>(folded.values[0] * inverse, folded.values[1] * inverse);
         to[1] = pack2<T>(folded.values[2] * inverse, folded.values[3] * inverse);
     }
@@ -147,8 +147,8 @@ struct AttentionFold {
         block_sync();
         if (threadIdx.x == 0) {
             const PlannedItem& item = tile.task.item;
-            unsigned* counter =
-                tile.params.counters + static_cast<long long>(item.counter) * tile.params.num_kv_heads + tile.task.kv_head;
+            const long long tiles_before = static_cast<long long>(item.counter) * tile.params.num_kv_heads;
+            unsigned* counter = tile.params.counters + tiles_before + tile.task.kv_head;
             const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(item.num_splits);
             if (last) *counter = 0;  // for the next layer
             *flag = last;
@@ -157,8 +157,8 @@ struct AttentionFold {
         return *flag != 0;
     }
 
-    // Each thread folds four columns of FOLD_ROWS rows at a time, FOLD_BATCH splits at once. Batches begin at multiples of
-    // FOLD_BATCH among all splits there can be: what a row's window leaves out at its start does not move them.
+    // Each thread folds four columns of FOLD_ROWS rows at a time, FOLD_BATCH splits at once. Batches begin at multiples
+    // of FOLD_BATCH among all splits there can be: what a row's window leaves out at its start does not move them.
     __device__ __forceinline__ void fold_splits() const {
         constexpr int QUADS = S::D / 4;
         const PlannedItem& item = tile.task.item;

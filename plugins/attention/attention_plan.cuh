@@ -1,8 +1,8 @@
 // Where each request's work lies: written once per step, read by every layer's attention.
 //
 // Plan, int32: PLAN_HEADER integers, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
-// most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its tiles.
-// K/V heads come on top of both. One block per request writes that request's items.
+// most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its
+// tiles. K/V heads come on top of both. One block per request writes that request's items.
 #pragma once
 
 #include "element.cuh"
@@ -110,7 +110,8 @@ struct RequestNeed {
     int num_splits;   // 0: long, or without rows
 };
 
-__device__ __forceinline__ RequestNeed request_need(const AttentionPlanParams& params, int index, const SplitRule& rule) {
+__device__ __forceinline__ RequestNeed request_need(const AttentionPlanParams& params, int index,
+                                                    const SplitRule& rule) {
     RequestNeed need = {0, 0, 0, 0, 0};
     if (index >= params.num_requests) return need;
     const long long context = params.context_lens[index];
@@ -197,7 +198,8 @@ __device__ __forceinline__ void plan_long(const AttentionPlanParams& params, int
         const int last_row = min(first_row + params.long_tile, need.rows * params.group) - 1;
         const int key_begin = max(root + first_row / params.group + 1 - params.window, 0);
         const int key_end = root + last_row / params.group + 1;
-        const PlannedItem item = {request, need.context, need.rows, 0, first_token, tile, key_begin, key_end, 0, 1, 0, 0, 0, {}};
+        const PlannedItem item = {request,   need.context, need.rows, 0, first_token, tile,
+                                  key_begin, key_end,      0,         1, 0,           0,    0, {}};
         store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
     }
 }
