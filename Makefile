@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive export-hf serve ui clean-cache test lint clean
+.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -33,7 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=cpu PRECISION=<bf16, fp16, fp32> ARGS='key=value ...'
+engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=<cpu,cuda> PRECISION=<bf16, fp16; fp32 with TARGET=cpu> ARGS='key=value ...'
 	@$(ENGINEWRIGHT) engine $(BUILD_OPTIONS) $(ARGS)
 
 plan: $(READY) ## Say what a build would do, take and need; takes what engine takes and changes nothing
@@ -79,6 +79,24 @@ export-hf: $(READY) ## Write the bundle's model as a Hugging Face folder: OUT=<n
 archive: $(READY) ## Write a bundle as one file, OUT=<file.tar.zst>
 	@$(ENGINEWRIGHT) archive '$(BUNDLE)' $(if $(OUT),--out '$(OUT)')
 
+sign: $(READY) ## Sign a bundle, its provenance and what its checks found: KEY=<EC private key.pem>
+	@$(ENGINEWRIGHT) sign '$(BUNDLE)' --key '$(KEY)' $(ARGS)
+
+deploy-files: $(READY) ## Write what deploys a bundle: container, Kubernetes, KServe, Ray Serve: OUT=<new folder>
+	@$(ENGINEWRIGHT) deploy-files '$(BUNDLE)' '$(or $(OUT),$(HOME_DIR)/deploy)' $(ARGS)
+
+publish: $(READY) ## Send a bundle to places: TO='<folder, file.tar.zst, oci:, triton:, hub:, mlflow:, s3://...> ...'
+	@$(ENGINEWRIGHT) publish '$(BUNDLE)' $(TO) $(ARGS)
+
+pull: $(READY) ## Bring a published bundle back: FROM=<place> OUT=<new folder>
+	@$(ENGINEWRIGHT) pull '$(FROM)' '$(OUT)'
+
+promote: $(READY) ## Make the registry's candidate, or VERSION=, its champion if it passes the gates: NAME=
+	@$(ENGINEWRIGHT) promote $(if $(NAME),--name '$(NAME)') $(if $(VERSION),--version '$(VERSION)') $(ARGS)
+
+rollback: $(READY) ## Make the previous champion the champion again: NAME=
+	@$(ENGINEWRIGHT) rollback $(if $(NAME),--name '$(NAME)')
+
 serve: $(READY) ## Answer OpenAI's API with the latest bundle, chat page at / (PORT=8000)
 	@$(ENGINEWRIGHT) serve '$(BUNDLE)' $(if $(PORT),--port $(PORT)) $(ARGS)
 
@@ -87,6 +105,9 @@ ui: $(READY) ## Open MLflow on the local store (PORT=5000)
 
 test: $(READY) ## Run the whole test suite
 	@$(PYTHON) -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU, and write bench/results/<device>/test-gpu.json
+	@$(PYTHON) -m tests.gpu_report $(ARGS)
 
 lint: $(READY) ## Check style and types
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -57,7 +57,7 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
         results = run_stages(config, runner, stages)
         bundle = place_bundle(results["package"], config.package.name, config.paths.bundles)
         tracker.engine_packaged(engine_of(config, results), results["package"].metadata)
-        return Build(results, bundle)
+        return Build(results | run_publish(config, runner, results["package"], stages), bundle)
 
 
 def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
@@ -78,17 +78,18 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
             Node(f"{stages}.fetch", pinned(model), external=local_files(model.source), label="draft_fetch"),
         )
         run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
+    drafting = ["draft_convert"] if "draft_convert" in made else []
     run(
         "draft",
         Node(f"{stages}.draft", draft, external=text_files(config.draft.train.texts)),
         "fetch",
         "convert",
-        *(["draft_convert"] if "draft_convert" in made else []),
+        *drafting,
     )
     if config.target.cpu is not None:
         run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.target.cuda is not None:
-        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert")
+        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
@@ -101,6 +102,17 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
+
+
+def run_publish(config: BuildConfig, runner: Runs[R], package: R, stages: str = STAGES) -> dict[str, R]:
+    """Send the packaged bundle where the configuration says, or plan it; nothing where it names no place.
+
+    It comes after the bundle has its own place, which a destination that fails does not take from it.
+    """
+    if not config.publish.to:
+        return {}
+    node = Node(f"{stages}.publish", config.publication, always=True)
+    return {"publish": runner.run(node, {"package": package})}
 
 
 def local_files(source: str) -> tuple[Path, ...]:

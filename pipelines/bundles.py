@@ -15,6 +15,7 @@ from pipelines.cache import remove
 from pipelines.digest import FileEntry
 from pipelines.runner import StageResult
 from runtime.formats.digest import sha256_file
+from runtime.trust.signatures import SIGNATURES_DIR
 
 log = logging.getLogger(__name__)
 MANIFEST_FILE = "manifest.json"
@@ -47,13 +48,12 @@ def place_bundle(package: StageResult, name: str, bundles: Path) -> Path:
 
 
 def is_same(files: tuple[FileEntry, ...], source: Path, folder: Path) -> bool:
-    """Whether each file has the size and the time of change of its original, which a copy keeps."""
-    if not folder.is_dir() or sum(path.is_file() for path in folder.rglob("*")) != len(files):
+    """Whether each file has the size and the time of change of its original, which a copy keeps; it may be signed."""
+    placed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if {name for name in placed if not Path(name).is_relative_to(SIGNATURES_DIR)} != {entry.path for entry in files}:
         return False
     for entry in files:
         original, copied = (source / entry.path).stat(), folder / entry.path
-        if not copied.is_file():
-            return False
         if (copied.stat().st_size, copied.stat().st_mtime_ns) != (original.st_size, original.st_mtime_ns):
             return False
     return True

@@ -10,6 +10,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 
 from plugins.cuda.archs import ARCHS
+from runtime.benchmark.settings import SuiteSettings
 from runtime.errors import EnginewrightError
 
 
@@ -202,12 +203,12 @@ class VerifyConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     enabled: bool = True
-    batch_sizes: tuple[int, ...] = (1, 4, 8)
-    prompt_lens: tuple[int, ...] = (32, 512)
-    new_tokens: int = 32
-    repeats: int = 3
-    warmups: int = 1
-    mixed_requests: int = 16
+    batch_sizes: tuple[int, ...] = SuiteSettings.batch_sizes
+    prompt_lens: tuple[int, ...] = SuiteSettings.prompt_lens
+    new_tokens: int = SuiteSettings.new_tokens
+    repeats: int = SuiteSettings.repeats
+    warmups: int = SuiteSettings.warmups
+    mixed_requests: int = SuiteSettings.mixed_requests
     baseline: bool = True  # measure transformers in the same run
     speculation_prompts: int = 4  # measured plainly and with each drafter; 0 leaves speculation out
     speculation_tokens: int = 64  # of each answer
@@ -226,6 +227,29 @@ class PackageConfig:
 
     def __post_init__(self) -> None:
         require(self.format == "folder", "package.format", self.format, "folder")
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Where a build sends its bundle; the commands `publish` and `pull` take the same addresses."""
+
+    to: tuple[str, ...] = ()  # see docs/publishing.md; empty: nowhere
+    replace: bool = False  # another bundle that is there gives way
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """What a bundle must keep of the registry's champion to take its place."""
+
+    max_decode_loss: float = 0.05  # share of the champion's tokens/s, in each workload that both measured
+    max_acceptance_loss: float = 0.05  # share of the champion's tokens per step
+    targets: tuple[str, ...] = ()  # engines that count; empty: those that run on this machine
+    other_hardware: bool = False  # True: speeds measured on different machines do not count
+
+    def __post_init__(self) -> None:
+        for name in ("max_decode_loss", "max_acceptance_loss"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"promote.{name}", value, "a share, 0 or more and below 1")
 
 
 @dataclass(frozen=True)
@@ -257,6 +281,16 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class PublishJob:
+    """The publish stage's settings: `mlflow:` is a place in the build's own store."""
+
+    to: tuple[str, ...]
+    replace: bool
+    tracking: TrackingConfig
+    paths: PathsConfig
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """One build, complete: nothing below it reads files of conf/, the command line or the environment."""
 
@@ -267,6 +301,8 @@ class BuildConfig:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
     package: PackageConfig = field(default_factory=PackageConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    promote: PromoteConfig = field(default_factory=PromoteConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     cache: CachePolicy = CachePolicy.on
@@ -292,6 +328,10 @@ class BuildConfig:
             longest = limits.max_seq_len - self.bench.new_tokens
             bound = f"at most {longest}, {target}.max_seq_len less bench.new_tokens"
             require(max(self.bench.prompt_lens) <= longest, "bench.prompt_lens", self.bench.prompt_lens, bound)
+
+    @property
+    def publication(self) -> PublishJob:
+        return PublishJob(self.publish.to, self.publish.replace, self.tracking, self.paths)
 
     @property
     def convert(self) -> ConvertConfig:

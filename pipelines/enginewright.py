@@ -11,10 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipelines.deploy.options import add_options as add_deploy_options
+from pipelines.deploy.options import options_of as deploy_options_of
 from pipelines.load.options import add_options as add_load_options
 from pipelines.load.options import options_of
+from pipelines.publish.commands import add_publish_commands
 from pipelines.soak.options import SoakOptions
 from runtime.cli import add_commands, run_command
+from runtime.errors import EnginewrightError
 
 DESCRIPTION = "From an LLM checkpoint to a verified engine bundle."
 EPILOG = """commands on a bundle take its folder, by default the latest one; `enginewright COMMAND --help` says more.
@@ -22,6 +26,7 @@ EPILOG = """commands on a bundle take its folder, by default the latest one; `en
   enginewright engine --model /models/Qwen2.5-0.5B-Instruct --precision fp32
   enginewright plan --model model.Q4_K_M.gguf target.cpu.max_seq_len=2048
   enginewright generate --prompt "The capital of France is"
+  enginewright publish .enginewright/bundles/latest oci:/srv/models/smollm2 mlflow:
   enginewright clean-cache --max-age-days 30 --max-gb 50
 """
 
@@ -50,10 +55,16 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     latest = Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "bundles", "latest")
     add_commands(commands, latest)
+    add_publish_commands(commands, add)
     doctor = add(commands, "doctor", doctor_command, "say what can be built and run here, or whether a bundle can")
     doctor.add_argument("--bundle", type=Path, help="will this bundle run here? exits with 1 if not")
     doctor.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
+    sign = add(commands, "sign", sign_command, "sign a bundle, its provenance and what its checks found")
+    sign.add_argument("bundle", type=Path, nargs="?", default=latest, help="its folder (default: the latest)")
+    sign.add_argument("--key", type=Path, required=True, help="an EC private key in PEM")
+    sign.add_argument("--builder", default="urn:enginewright:local", help="URI of who built it (default: %(default)s)")
+    add_deploy_options(add(commands, "deploy-files", deploy_command, "write what deploys a bundle"), latest)
     clean = add(commands, "clean-cache", clean_command, "remove cached stages and leftovers; bundles stay")
     clean.add_argument("--max-age-days", type=float, help="remove stages not used for this long")
     clean.add_argument("--max-gb", type=float, help="then the least recently used, until the rest is at most this")
@@ -128,6 +139,21 @@ def doctor_command(options: argparse.Namespace) -> None:
         print(json.dumps(as_plain(diagnosis), indent=2))
     else:
         print_diagnosis(diagnosis, Console())
+
+
+def sign_command(options: argparse.Namespace) -> None:
+    try:
+        from pipelines.signing.sign import sign_bundle
+    except ImportError as error:
+        raise EnginewrightError(f"signing needs the extra trust ({error}): pip install enginewright[trust]") from error
+    print(sign_bundle(options.bundle, options.key, options.builder))
+
+
+def deploy_command(options: argparse.Namespace) -> None:
+    from pipelines.deploy.files import write_deploy_files
+
+    write_deploy_files(options.bundle, options.out, deploy_options_of(options))
+    print(options.out)
 
 
 def clean_command(options: argparse.Namespace) -> None:

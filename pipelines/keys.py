@@ -30,6 +30,7 @@ class Node:
     target: str = ""
     external: tuple[Path, ...] = ()  # the user's own files that it reads: size and time of change enter the key
     check_inputs: bool = False  # re-read every input file and compare its digest before building
+    always: bool = False  # built each time, whatever is cached: its effect is outside the cache
     label: str = ""  # what a build that runs the stage twice calls this run of it; no part of the key
 
     @property

@@ -133,8 +133,13 @@ def translate(arguments: Iterable[str], environment: Mapping[str, str]) -> list[
 
 
 def translate_model(override: str) -> Sequence[str]:
-    """`model=a.gguf` as `model=custom model.source='a.gguf'`; anything else as it is. A comma is a sweep."""
+    """`model=a.gguf` as `model=custom model.source='a.gguf'`; anything else as it is. A comma is a sweep.
+
+    An address for `draft.source` may hold what Hydra's grammar does not take, such as `==`, and is quoted too.
+    """
     key, _, value = override.partition("=")
+    if key == "draft.source" and value.startswith(SOURCE_SCHEMES):
+        return [f"{key}={quoted(value)}"]
     values = [value] if exists(value) else value.split(",")
     sources = [item for item in values if is_source(item)]
     if key != "model" or not sources:

@@ -52,7 +52,7 @@ class Runner:
         """
         made_from = key_parts(node, {name: result.artifact for name, result in inputs.items()}, self.roots)
         entry = self.cache.entry(node.stage.name, json_digest(made_from))
-        reads = self.policy in (CachePolicy.on, CachePolicy.readonly)
+        reads = self.policy in (CachePolicy.on, CachePolicy.readonly) and not node.always
         result = self.cached(entry) if reads else None
         if result is None and self.policy is CachePolicy.readonly:
             raise EnginewrightError(f"stage {node.name} is not in the cache and cache=readonly; write cache=on")

@@ -8,48 +8,77 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from runtime.formats.bundle import DRAFT_DIR
 from runtime.formats.checkpoint import WEIGHTS_FILE
 from runtime.formats.digest import sha256_file
+
+if TYPE_CHECKING:
+    from cyclonedx.model.component import Component
 
 SBOM_FILE = "sbom.cdx.json"
 LIBRARY = "cyclonedx-python-lib"
 
 
-def write_sbom(folder: Path, name: str, fetched: Path, libraries: Sequence[str]) -> None:
-    """Write the bill of a bundle's folder that has its config and weights.
+class Described(NamedTuple):
+    """A model's components, and its card, which the library cannot say yet."""
+
+    model: "Component"
+    weights: "Component"
+    sources: list["Component"]
+    card: dict[str, Any]
+
+
+def write_sbom(
+    folder: Path, name: str, fetched: Path, libraries: Sequence[str], draft_fetched: Path | None = None
+) -> None:
+    """Write the bill of a bundle's folder that has its config and weights, and a drafting model where it has one.
 
     Args:
         fetched: the fetch stage's output, with `source.json` and `source/`.
         libraries: distributions whose versions decided the bytes.
+        draft_fetched: the same of the model that drafts.
     """
     from cyclonedx.model.bom import Bom
-    from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
 
+    tools = [_library(library) for library in sorted({*libraries, "python"})]
+    main = _describe(folder, "", name, fetched)
+    drafts = [_describe(folder, f"{DRAFT_DIR}/", f"{name}-draft", draft_fetched)] if draft_fetched else []
+    bom = Bom(components=[*(draft.model for draft in drafts), *tools])
+    bom.metadata.component = main.model
+    for part in (main, *drafts):
+        bom.components.update([part.weights, *part.sources])
+        bom.register_dependency(part.model, [part.weights])
+        bom.register_dependency(part.weights, [*part.sources, *tools])
+    bom.register_dependency(main.model, [draft.model for draft in drafts])
+    fields = json.loads(JsonV1Dot6(bom).output_as_string())
+    fields.pop("serialNumber", None)
+    fields["metadata"].pop("timestamp", None)
+    written = {part["bom-ref"]: part for part in (fields["metadata"]["component"], *fields["components"])}
+    for part in (main, *drafts):
+        written[part.model.bom_ref.value]["modelCard"] = part.card
+    (folder / SBOM_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _describe(folder: Path, prefix: str, name: str, fetched: Path) -> Described:
+    """The components of the model whose files are below `prefix` in the bundle."""
+    from cyclonedx.model.component import Component, ComponentType
+
     source = json.loads((fetched / "source.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights = _file(WEIGHTS_FILE, sha256_file(folder / WEIGHTS_FILE))
+    config = json.loads((folder / prefix / "config.json").read_text(encoding="utf-8"))
     model = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
         name=name,
         version=source["revision"],
-        bom_ref="model",
+        bom_ref=f"{prefix}model",
         licenses=_licenses(stated_license(fetched / "source")),
         properties=_properties({"source:kind": source["kind"], "source:uri": source["uri"], "dtype": config["dtype"]}),
     )
-    parts = [weights, *(_file(f"source/{entry['path']}", entry["sha256"]) for entry in source["files"])]
-    tools = [_library(library) for library in sorted({*libraries, "python"})]
-    bom = Bom(components=[*parts, *tools])
-    bom.metadata.component = model
-    bom.register_dependency(model, [weights])
-    bom.register_dependency(weights, [*parts[1:], *tools])
-    fields = json.loads(JsonV1Dot6(bom).output_as_string())
-    fields.pop("serialNumber", None)
-    fields["metadata"].pop("timestamp", None)
-    fields["metadata"]["component"]["modelCard"] = model_card(config)  # which the library cannot say yet
-    (folder / SBOM_FILE).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    weights = _file(f"{prefix}{WEIGHTS_FILE}", sha256_file(folder / prefix / WEIGHTS_FILE))
+    sources = [_file(f"{prefix}source/{entry['path']}", entry["sha256"]) for entry in source["files"]]
+    return Described(model, weights, sources, model_card(config))
 
 
 def model_card(config: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ MAX_REASON_CHARS = 200
 TEXT_SUFFIXES = (".json", ".jsonl", ".log", ".txt")
 MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password that the URL has
     # By default it goes on for minutes before it says that a server is down.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",

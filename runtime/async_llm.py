@@ -42,8 +42,11 @@ class AsyncLLM:
         bundle: str | Path | TextEngine,
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
+        trust: str | Path | None = None,
     ) -> None:
-        self._text_engine = bundle if isinstance(bundle, TextEngine) else load_bundle(bundle, target, speculation)
+        if not isinstance(bundle, TextEngine):
+            bundle = load_bundle(bundle, target, speculation, trust=trust)
+        self._text_engine = bundle
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._subscribers: dict[Completion, _Subscriber] = {}
         self._failure: BaseException | None = None

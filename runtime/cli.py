@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from runtime.benchmark.settings import SuiteSettings
 from runtime.errors import EnginewrightError
 from runtime.server.options import add_options, serve_command
 
@@ -31,6 +32,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run_command(options: argparse.Namespace) -> None:
     """Run the command that a parser chose."""
     try:
+        if key := getattr(options, "require_signature", None):
+            from runtime.trust.signatures import require_signature
+
+            options.bundle = require_signature(options.bundle, key)
         options.command(options)
     except EnginewrightError as error:
         sys.exit(f"error: {error}")
@@ -55,16 +60,20 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     _add_sampling(chat)
     command("verify", _verify, "check the engine against the reference in the bundle, on this machine")
     bench = command("bench", _bench, "measure the engine on this machine")
-    bench.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8], metavar="B")
-    bench.add_argument("--prompt-lens", type=int, nargs="+", default=[32, 512], metavar="S")
-    bench.add_argument("--new-tokens", type=int, default=32)
-    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--batch-sizes", type=int, nargs="+", default=SuiteSettings.batch_sizes, metavar="B")
+    bench.add_argument("--prompt-lens", type=int, nargs="+", default=SuiteSettings.prompt_lens, metavar="S")
+    bench.add_argument("--new-tokens", type=int, default=SuiteSettings.new_tokens)
+    bench.add_argument("--repeats", type=int, default=SuiteSettings.repeats)
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
     inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
     serve = command("serve", _serve, "answer OpenAI's API over HTTP, with a chat page at /")
     add_options(serve)
     _add_speculation(serve)
+    verify_signature = commands.add_parser("verify-signature", help="say whether the owner of a key signed a bundle")
+    _add_bundle(verify_signature, bundle)
+    verify_signature.add_argument("--public-key", type=Path, required=True, dest="require_signature", metavar="FILE")
+    verify_signature.set_defaults(command=lambda options: print(f"{options.bundle}: signed by this key, unchanged"))
     diff = commands.add_parser("diff", help="compare two bundles", description=DIFF)
     diff.add_argument("a", type=Path)
     diff.add_argument("b", type=Path)
@@ -85,13 +94,20 @@ def add_bundle_command(
 ) -> argparse.ArgumentParser:
     """Add one command on a bundle."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    _add_bundle(parser, bundle)
+    parser.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
+    key = os.environ.get("ENGINEWRIGHT_REQUIRE_SIGNATURE")
+    text = "run only what the owner of this key signed (default: ENGINEWRIGHT_REQUIRE_SIGNATURE)"
+    parser.add_argument("--require-signature", type=Path, metavar="PUBLIC_KEY", default=key and Path(key), help=text)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser, bundle: Path | None) -> None:
     if bundle is None:
         parser.add_argument("bundle", type=Path, help="the bundle's folder, or its .tar.zst")
     else:
         parser.add_argument("bundle", type=Path, nargs="?", default=bundle, help="its folder (default: the latest)")
-    parser.add_argument("--target", help="which of its engines (default: cuda where it runs, else cpu)")
-    parser.set_defaults(command=function)
-    return parser
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +218,6 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from runtime.benchmark.suite import SuiteSettings
     from runtime.commands import bench_bundle
 
     settings = SuiteSettings(

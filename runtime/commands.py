@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.samples import Sample, summarise
-from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
+from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.suite import run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
 from runtime.formats.attestations import not_run

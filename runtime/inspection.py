@@ -8,7 +8,9 @@ from typing import Any
 from runtime.formats.attestations import (
     BENCH_SUMMARY,
     VERIFY_REPORT,
+    Verified,
     device,
+    for_target,
     not_run,
     read_measured,
     read_verified,
@@ -33,7 +35,27 @@ def describe(bundle: Bundle) -> str:
     for target, needs in sorted(manifest["targets"].items()):
         lines += [f"target    {target}: {needs['dtype']}, arch {needs['arch']}, {_pairs(needs['limits'])}"]
         lines += [f"          requires {_pairs(needs['requires'])}"] if needs.get("requires") else []
-    return "\n".join([*lines, *_files(bundle), f"verified  {_verified(bundle)}", *_bench(bundle)])
+        lines += _gpus(needs)
+    verified = [f"verified  {_verified(bundle)}", *_cuda_verified(bundle)]
+    return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle)])
+
+
+def _gpus(needs: dict[str, Any]) -> Iterator[str]:
+    """What a target's kernels were built for and by."""
+    if archs := needs.get("archs"):
+        never = needs.get("never_run", [])
+        told = ", ".join(f"{arch} (never run)" if arch in never else arch for arch in archs)
+        yield f"          kernels for {told}; NVRTC {needs['nvrtc']}, driver {needs['minimum_driver']} or newer"
+
+
+def _cuda_verified(bundle: Bundle) -> Iterator[str]:
+    """What the build found of the engine for NVIDIA GPUs, where the bundle has one."""
+    if "cuda" not in bundle.manifest["targets"]:
+        return
+    if reason := not_run(bundle.path / for_target(VERIFY_REPORT, "cuda")):
+        yield f"          cuda: NOT VERIFIED: {reason}"
+    elif (report := read_verified(bundle.path, "cuda")) is not None:
+        yield f"          cuda: {_gate(report)}"
 
 
 def as_data(bundle: Bundle) -> dict[str, Any]:
@@ -77,9 +99,15 @@ def _files(bundle: Bundle) -> Iterator[str]:
 def _verified(bundle: Bundle) -> str:
     if reason := not_run(bundle.path / VERIFY_REPORT):
         return f"NOT VERIFIED: {reason}"
+    if "cpu" not in bundle.manifest["targets"]:
+        return "no engine for the CPU"
     report = read_verified(bundle.path)
     if report is None:
         return "no report in this bundle; run python -m runtime verify"
+    return _gate(report)
+
+
+def _gate(report: Verified) -> str:
     return (
         f"{'passed' if report.passed else 'FAILED'}: greedy agreement {report.greedy_agreement:.2%}, "
         f"mean KL {report.mean_kl_nats:.2e} nats, perplexity x{report.perplexity_ratio:.4f}; on "

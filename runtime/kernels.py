@@ -5,17 +5,22 @@ from typing import NamedTuple
 
 import torch
 
+from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
+from plugins.draft_select import cuda as draft_select
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
+from plugins.linear import skinny
+from plugins.linear.cuda import MOST_WEIGHTS
 from plugins.place_tokens import cuda as place_tokens
 from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
 from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
+from plugins.tree_pack import cuda as tree_pack
 from runtime.errors import EnginewrightError
 from runtime.model import whole_step
 from runtime.spec import ModelSpec
@@ -30,8 +35,10 @@ class NeededKernel(NamedTuple):
     archs: tuple[str, ...] = ()
 
 
-def kernels_for(spec: ModelSpec, dtype: str, block_size: int) -> tuple[NeededKernel, ...]:
-    """Return the kernels that a CUDA engine of this model launches.
+def kernels_for(
+    spec: ModelSpec, dtype: str, block_size: int, drafting: ModelSpec | None = None
+) -> tuple[NeededKernel, ...]:
+    """Return the kernels that a CUDA engine of this model launches, and those of a smaller model that drafts for it.
 
     Raises:
         EnginewrightError: a dtype or a head_dim that no kernel takes.
@@ -41,30 +48,42 @@ def kernels_for(spec: ModelSpec, dtype: str, block_size: int) -> tuple[NeededKer
             f"target cuda computes in {' or '.join(CUDA_DTYPES)}, and dtype is {dtype}; "
             "write precision=bf16, or target=[cpu]"
         )
-    if spec.head_dim not in attention.HEAD_DIMS:
-        known = ", ".join(map(str, attention.HEAD_DIMS))
-        raise EnginewrightError(
-            f"target cuda takes head_dim {known}; this model's is {spec.head_dim}; write target=[cpu]"
-        )
+    for model in (spec, drafting) if drafting else (spec,):
+        if model.head_dim not in attention.HEAD_DIMS:
+            known = ", ".join(map(str, attention.HEAD_DIMS))
+            whose = "this model's" if model is spec else "the drafting model's"
+            raise EnginewrightError(
+                f"target cuda takes head_dim {known}; {whose} is {model.head_dim}; write target=[cpu]"
+            )
+    head_dims = (spec.head_dim, drafting.head_dim) if drafting else (spec.head_dim,)
     try:
-        return tuple(_needed(spec, getattr(torch, dtype), block_size))
+        return tuple(_needed(spec, getattr(torch, dtype), block_size, head_dims))
     except KernelError as error:
         raise EnginewrightError(f"target cuda: {error}") from error
 
 
-def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int) -> Iterator[NeededKernel]:
+def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tuple[int, ...]) -> Iterator[NeededKernel]:
+    for op in (place_tokens, kv_copy_blocks, sample, tree_pack, accept, kv_compact, emit_tokens):
+        yield NeededKernel(op.SOURCE)
     for source in (
-        place_tokens.SOURCE,
-        *dict.fromkeys(rms_norm.source(element) for element in (dtype, torch.bfloat16)),  # the last is float32's
+        *(rms_norm.source(element) for element in dict.fromkeys((dtype, torch.bfloat16))),  # the last is float32's
         rope_kv_write.source(dtype),
-        kv_copy_blocks.SOURCE,
         attention.PLAN_SOURCE,
-        attention.source(dtype, spec.head_dim),
+        *(attention.source(dtype, head_dim) for head_dim in dict.fromkeys(head_dims)),
         silu_mul.source(dtype),
-        sample.SOURCE,
-        kv_compact.SOURCE,
-        emit_tokens.SOURCE,
+        *(draft_select.source(element) for element in (dtype, torch.float32)),
+        *skinny.sources_for(dtype, _few_row_outputs(spec)),
     ):
         yield NeededKernel(source)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
+
+
+def _few_row_outputs(spec: ModelSpec) -> list[int]:
+    """Outputs of the linear layers that are small enough for the kernel for few rows; 1 stands for a draft head's."""
+    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    layers = (
+        (qkv, spec.hidden_size), (spec.hidden_size, spec.num_heads * spec.head_dim),
+        (2 * spec.intermediate_size, spec.hidden_size), (spec.hidden_size, spec.intermediate_size),
+    )  # fmt: skip
+    return [1, *(out for out, width in layers if out * width <= MOST_WEIGHTS)]

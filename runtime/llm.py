@@ -18,16 +18,22 @@ def load_bundle(
     target: str = "cpu",
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
+    trust: str | Path | None = None,
 ) -> TextEngine:
     """Open and check a bundle, unless it is open, and load its engine for `target`, with a drafter where it has one.
 
+    Args:
+        trust: the PEM of a public key; the bundle must be what its owner signed.
+
     Raises:
-        EnginewrightError: the bundle is damaged, or has no engine that runs here.
+        EnginewrightError: the bundle is damaged or not to be trusted, or has no engine that runs here.
     """
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
-    tokenizer = opened.tokenizer()
+    if not isinstance(bundle, Bundle) or trust is not None:
+        path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+        bundle = open_bundle(path, Path(trust) if trust is not None else None)
+    tokenizer = bundle.tokenizer()
     engine = load_engine(
-        opened.checkpoint(), opened.engine_dir(target), tokenizer, opened.draft_dir, speculation, prefix_reuse
+        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 
@@ -46,10 +52,11 @@ class LLM:
         target: str = "cpu",
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         prefix_reuse: bool = True,
+        trust: str | Path | None = None,
     ) -> None:
-        """Load a bundle's folder, or take an engine that is loaded already."""
+        """Load a bundle's folder, as `load_bundle` does, or take an engine that is loaded already."""
         if not isinstance(bundle, TextEngine):
-            bundle = load_bundle(bundle, target, speculation, prefix_reuse)
+            bundle = load_bundle(bundle, target, speculation, prefix_reuse, trust)
         self.text_engine = bundle
 
     def generate(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.errors import EnginewrightError
 from runtime.findings import Finding
@@ -38,6 +38,16 @@ class Readiness:
     @property
     def runs(self) -> bool:
         return all(finding.level != "fails" for finding in self.findings)
+
+
+class MemoryNeed(NamedTuple):
+    """In bytes but max_seq_len, in tokens."""
+
+    spec: ModelSpec
+    element: int  # of one number
+    weights: int  # as the engine's layers hold them
+    kv_cache: int  # once every block is written
+    max_seq_len: int
 
 
 def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
@@ -124,24 +134,36 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
             return
         memory = available = machine.gpus[0].memory_bytes
     try:
-        spec = CheckpointConfig.from_json(json.dumps(manifest["model"]["spec"]), str(path / MANIFEST_FILE)).spec
-        plan = json.loads((path / ENGINES_DIR / target / "engine.json").read_text(encoding="utf-8"))
-        element, held = ELEMENT_BYTES[plan["dtype"]], weight_bytes(plan["dtype"], plan["linear"])
-        cache, longest = plan["num_blocks"] * plan["block_size"], int(plan["max_seq_len"])
+        need = memory_need(path, manifest, target)
     except (EnginewrightError, OSError, ValueError, KeyError, TypeError) as error:
         yield Finding("memory", "note", f"cannot be told ({error!r:.80})")
         return
-    per_token, weights = spec.kv_bytes_per_token(element), spec.num_parameters * held
-    held_cache = f"KV cache up to {cache * per_token / GIB:.2f} GiB" if cache else "KV cache of what is left"
+    spec, element, longest = need.spec, need.element, need.max_seq_len
+    per_token, weights = spec.kv_bytes_per_token(element), need.weights
+    held_cache = f"KV cache up to {need.kv_cache / GIB:.2f} GiB" if need.kv_cache else "KV cache of what is left"
     free = "on the GPU" if target == "cuda" else f"of {memory / GIB:.1f} GiB are free"
     text = f"weights {weights / GIB:.2f} GiB, {held_cache}; {available / GIB:.1f} GiB {free}"
     if weights + longest * per_token > memory:
         text += f"; one request of {longest} tokens needs {(weights + longest * per_token) / GIB:.2f} GiB"
         yield Finding("memory", "fails", text, _smaller(spec, memory, min(element, 2), longest))
-    elif weights + cache * per_token > available:
+    elif weights + need.kv_cache > available:
         yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
     else:
         yield Finding("memory", "ok", text)
+
+
+def memory_need(path: Path, manifest: Mapping[str, Any], target: str) -> MemoryNeed:
+    """What the engine of a target needs, from its plan.
+
+    Raises:
+        EnginewrightError, OSError, ValueError, KeyError, TypeError: the plan or the manifest says something odd.
+    """
+    spec = CheckpointConfig.from_json(json.dumps(manifest["model"]["spec"]), str(path / MANIFEST_FILE)).spec
+    plan = json.loads((path / ENGINES_DIR / target / "engine.json").read_text(encoding="utf-8"))
+    element = ELEMENT_BYTES[plan["dtype"]]
+    kv_cache = plan["num_blocks"] * plan["block_size"] * spec.kv_bytes_per_token(element)
+    weights = spec.num_parameters * weight_bytes(plan["dtype"], plan["linear"])
+    return MemoryNeed(spec, element, weights, kv_cache, int(plan["max_seq_len"]))
 
 
 def weight_bytes(dtype: str, linear: str) -> int:

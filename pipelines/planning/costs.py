@@ -117,7 +117,7 @@ def bench_time(sizes: ModelSizes, config: BuildConfig) -> Time:
 
 def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> int | None:
     """Peak resident bytes. Packed weights lie beside the mapped file's pages while an engine loads."""
-    if stage in ("fetch", "package"):
+    if stage in ("fetch", "package", "publish"):
         return PYTHON_BYTES
     if sizes is None or (stage == "draft" and config.draft.drafter == "train"):
         return None

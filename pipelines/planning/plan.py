@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.build import STAGES, run_stages
+from pipelines.build import STAGES, run_publish, run_stages
 from pipelines.cache import Cache
 from pipelines.config import BuildConfig
 from pipelines.planning.costs import Cost, stage_cost
@@ -69,7 +69,9 @@ def make_plan(config: BuildConfig, stages: str = STAGES) -> Plan:
     Raises:
         EnginewrightError: the source is one that the build would refuse.
     """
-    planned = run_stages(config, Planner(Cache(config.paths.cache), config.cache), stages)
+    planner = Planner(Cache(config.paths.cache), config.cache)
+    planned = run_stages(config, planner, stages)
+    planned |= run_publish(config, planner, planned["package"], stages)
     model = known_model(config.model, planned["fetch"])
     sizes = model_sizes(model.spec, config) if model.spec else None
     drafting = known_model(config.draft.model, planned["draft_fetch"]) if "draft_fetch" in planned else None

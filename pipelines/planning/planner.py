@@ -60,7 +60,7 @@ class Planner:
         unknown = [name for name, plan in inputs.items() if plan.output is None]
         parts = key_parts(node, {name: artifact_of(plan) for name, plan in inputs.items()}, self.roots)
         entry = self.cache.entry(node.stage.name, json_digest(parts))
-        metadata = None if unknown else entry.load()
+        metadata = None if unknown or node.always else entry.load()
         output = Earlier(entry, metadata) if metadata else None
         shown = redacted(parts)
         earlier = earlier_artifacts(self.cache.root / node.stage.name)
@@ -68,6 +68,8 @@ class Planner:
             earlier, key=lambda item: len(differences(shown, item.metadata.made_from)), default=None
         )
         outcome, why = self.decide(entry, shown, unknown, output, nearest)
+        if node.always and outcome == "build":
+            why = "runs in every build"
         return StagePlan(node.stage.name, outcome, why, shown, output, nearest, earlier)
 
     def decide(

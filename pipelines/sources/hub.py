@@ -117,7 +117,7 @@ def _download(address: HubAddress, names: list[str], progress: Progress) -> None
 
 def _check(address: HubAddress, file: HubFile, copy: Path, cached: Path) -> None:
     """Compare a copy with the digest of the Hub's listing; remove what is wrong from the cache."""
-    found = sha256_file(copy) if len(file.digest) == SHA256_DIGITS else _git_blob_id(copy)
+    found = sha256_file(copy) if len(file.digest) == SHA256_DIGITS else git_blob_id(copy)
     if found == file.digest:
         return
     cached.resolve().unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def _check(address: HubAddress, file: HubFile, copy: Path, cached: Path) -> None
     )
 
 
-def _git_blob_id(path: Path) -> str:
+def git_blob_id(path: Path) -> str:
     """The id that git gives a file's content."""
     content = path.read_bytes()  # the Hub keeps whatever is large in Git LFS
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -12,20 +12,29 @@ from runtime.errors import EnginewrightError
 
 @contextmanager
 def hub_errors(address: HubAddress) -> Iterator[None]:
-    """Raise the library's exceptions as ours, and keep its log lines, which quote signed addresses, out of our logs.
+    """Raise the library's exceptions as ours.
 
     The original exception is dropped: tracebacks are kept with failed builds, and its text is not ours to vouch for.
     """
     import httpx2
     from huggingface_hub import errors
+
+    try:
+        with quiet_library():
+            yield
+    except (httpx2.HTTPError, errors.RevisionResolutionError, errors.XetDownloadError, OSError, ValueError) as error:
+        raise EnginewrightError(explain(error, address)) from None
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """Keep the library's log lines, which quote signed addresses, out of our logs."""
     from huggingface_hub.utils import logging as hub_logging
 
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
-    except (httpx2.HTTPError, errors.RevisionResolutionError, errors.XetDownloadError, OSError, ValueError) as error:
-        raise EnginewrightError(explain(error, address)) from None
     finally:
         hub_logging.set_verbosity(verbosity)
 

@@ -36,7 +36,8 @@ class BenchStage:
         """Write samples.jsonl (every timed run), summary.json and a plot per case."""
         from pipelines.benchmark.plots import write_plots
         from runtime.benchmark.samples import summarise
-        from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
+        from runtime.benchmark.settings import SuiteSettings
+        from runtime.benchmark.suite import run_suite, to_samples
         from runtime.benchmark.workloads import uniform_workload
         from runtime.formats.checkpoint import Checkpoint
         from runtime.formats.engine_plan import EnginePlan

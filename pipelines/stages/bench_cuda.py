@@ -22,7 +22,8 @@ class BenchCudaStage:
     ) -> StageOutput:
         """Write samples.jsonl and summary.json."""
         from runtime.benchmark.samples import summarise
-        from runtime.benchmark.suite import SuiteSettings, run_suite, to_samples
+        from runtime.benchmark.settings import SuiteSettings
+        from runtime.benchmark.suite import run_suite, to_samples
         from runtime.benchmark.systems import EngineSystem
         from runtime.formats.checkpoint import TOKENIZER_DIR, Checkpoint
         from runtime.formats.engine_plan import EnginePlan

@@ -14,6 +14,7 @@ from runtime.errors import EnginewrightError
 if TYPE_CHECKING:
     from plugins.cuda.build import Built
     from runtime.formats.engine_plan import EnginePlan
+    from runtime.kernels import NeededKernel
     from runtime.spec import ModelSpec
 
 PLUGINS = Path(__file__).resolve().parent.parent.parent / "plugins"
@@ -40,10 +41,13 @@ class CompileCudaStage:
         from plugins.cuda.build import spills, write_images
         from runtime.formats.checkpoint import Checkpoint
         from runtime.formats.kernel_list import KERNELS_DIR, write_kernel_list
+        from runtime.kernels import kernels_for
 
         checkpoint = Checkpoint(inputs["convert"].path)
         plan = _plan(config, checkpoint.spec, checkpoint.config.dtype)
-        images = _build(checkpoint.spec, plan, config.archs, context)
+        drafting = Checkpoint(inputs["draft_convert"].path).spec if "draft_convert" in inputs else None
+        needed = kernels_for(checkpoint.spec, plan.dtype, plan.block_size, drafting)
+        images = _build(needed, config.archs, context)
         write_images(images, out_dir / KERNELS_DIR)
         write_kernel_list(images, out_dir)
         plan.write(out_dir)
@@ -67,7 +71,7 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePla
     return EnginePlan(
         target="cuda",
         dtype=dtype,
-        linear="torch",
+        linear="cuda",
         max_batch_size=config.max_batch_size,
         max_seq_len=max_seq_len,
         max_num_tokens=min(config.max_num_tokens, max_seq_len),  # a captured step is no longer than a text
@@ -77,13 +81,11 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePla
     )
 
 
-def _build(spec: "ModelSpec", plan: "EnginePlan", archs: Sequence[str], context: StageContext) -> list["Built"]:
+def _build(needed: Sequence["NeededKernel"], archs: Sequence[str], context: StageContext) -> list["Built"]:
     from plugins.cuda.build import build_images
     from plugins.cuda.errors import KernelError
     from plugins.cuda.nvrtc import require_pinned_nvrtc
-    from runtime.kernels import kernels_for
 
-    needed = kernels_for(spec, plan.dtype, plan.block_size)
     jobs = [(kernel.source, arch) for kernel in needed for arch in archs if not kernel.archs or arch in kernel.archs]
 
     def report(share: float, text: str) -> None:

@@ -54,7 +54,8 @@ class PackageStage:
         context.progress.advance(0.5, text="hashing")
         determining = [stage for stage in DETERMINING_STAGES if stage in inputs]
         needs = {target: _compatibility(inputs[stage].path) for target, stage in targets.items()}
-        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries(determining))
+        draft_fetched = inputs["draft_fetch"].path if "draft_fetch" in inputs else None
+        write_sbom(out_dir, config.name, inputs["fetch"].path, _determining_libraries(determining), draft_fetched)
         write_manifest(out_dir, _model(config, inputs), needs, _provenance(inputs, determining))
         context.progress.advance(0.8, text="opening the bundle")
         bundle = open_bundle(out_dir)

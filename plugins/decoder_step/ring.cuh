@@ -1,6 +1,7 @@
 // The weight ring: stages of TILE_ROWS rows x CHUNK columns in shared memory that one warp fills and eight empty.
 // Weights are constants, so the filling warp never waits for other blocks: while the consumers wait for the results of
-// a phase, the weights of the next one arrive.
+// a phase, the weights of the next one arrive. L2 is told to drop them first: what blocks hand each other was emptied a
+// step ago, and would otherwise have to be fetched from memory in every phase.
 #pragma once
 
 #include "async_copy.cuh"
@@ -46,7 +47,7 @@ __device__ inline void fill_stage(const Ring& ring, RingCursor& cursor, const bf
     if constexpr (HAS_BULK_COPY) {
         if (lane == 0) mbarrier_arrive_expect(full, TILE_ROWS * columns * 2);
         warp_sync();
-        if (lane < TILE_ROWS) copy_bulk(stage + lane * STAGE_PITCH, row, columns * 2, full);
+        if (lane < TILE_ROWS) copy_bulk_stream(stage + lane * STAGE_PITCH, row, columns * 2, full);
     } else {
         for (int tile_row = 0; tile_row < TILE_ROWS; ++tile_row) {
             const bfloat16* source = reinterpret_cast<const bfloat16*>(

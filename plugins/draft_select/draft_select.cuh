@@ -5,13 +5,13 @@
 // picks the C best of those and sorts them. The best of a set are those at or above a threshold on a 56-bit rank, by
 // score and then by place, which is found 4 bits at a time.
 //
-// Shared memory: 4 V bytes (or 8 W C, if more) + SELECT_FIXED_BYTES. Arithmetic is float32; noise is within GUMBEL_ERROR.
+// Shared memory: 4 V bytes (or 8 W C, if more) + SELECT_FIXED_BYTES. Arithmetic is float32; noise is within 2^-15.
 #pragma once
 
 #include "element.cuh"
 #include "grid.cuh"
 #include "math.cuh"
-#include "sample/noise.cuh"
+#include "noise.cuh"
 
 constexpr int SELECT_THREADS = 256;
 constexpr int SELECT_WARPS = SELECT_THREADS / 32;

@@ -1,6 +1,7 @@
 """Linear layers over at most 64 rows on NVIDIA GPUs: sizes, workspace, checks, and the launch."""
 
 import ctypes
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from plugins.cuda.run import ELEMENTS, processors, require_rows, run_kernel
 from plugins.cuda.source import KernelSource
 
 MOST_ROWS = 64
+ROW_WARPS = (1, 2, 4)  # of a tile, see row_warps_of
 _THREADS, _VECTOR = 128, 8
 _WARP_ROWS, _WARP_COLUMNS, _MOST_STAGES = 32, 64, 8
 _BUCKETS = (8, 16, 32, 64)
@@ -61,7 +63,12 @@ def source(element: torch.dtype, row_warps: int) -> KernelSource:
 
 def sources() -> list[KernelSource]:
     """Everything that may be launched."""
-    return [source(element, row_warps) for element in ELEMENTS for row_warps in (1, 2, 4)]
+    return [source(element, row_warps) for element in ELEMENTS for row_warps in ROW_WARPS]
+
+
+def sources_for(element: torch.dtype, outs: Iterable[int]) -> list[KernelSource]:
+    """What layers with that many outputs each launch."""
+    return [source(element, row_warps) for row_warps in sorted({row_warps_of(out) for out in outs})]
 
 
 def row_warps_of(out: int) -> int:

@@ -6,24 +6,15 @@ read once, and the sum of both has about twice the bits of either.
 
 import torch
 
-from plugins.linear.skinny import most_rows, skinny_linear
-
 
 class TwoPartLinear:
     """x (R, in) float32 -> (R, out) float32. Aliases the weight (out, in), bfloat16 or float16, that it is given."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
-        fits = weight.stride(1) == 1 and weight.shape[1] % 8 == 0 and weight.data_ptr() % 16 == 0
-        self._most_rows = most_rows(weight.device) // 2 if fits else 0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         high = x.to(self.weight.dtype)
         low = (x - high.float()).to(self.weight.dtype)
-        both = torch.cat([high, low])
-        if len(x) > self._most_rows:
-            sums = torch.mm(both, self.weight.t(), out_dtype=torch.float32)
-            return sums[: len(x)] + sums[len(x) :]
-        logits = x.new_empty(len(x), len(self.weight))
-        skinny_linear(both, self.weight, None, logits, parts=2)
-        return logits
+        both = torch.mm(torch.cat([high, low]), self.weight.t(), out_dtype=torch.float32)
+        return both[: len(x)] + both[len(x) :]

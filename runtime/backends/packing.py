@@ -151,7 +151,8 @@ def _trees(
     assert layout.shape is not None
     assert propose is not None, "a plan with draft trees needs a drafter"
     if layout.num_drafts == layout.num_rows:
-        return propose(state.draft_context(plan.slots, tables, samples), layout.shape)
+        drafted = propose(state.draft_context(plan.slots, tables, samples), layout.shape)
+        return DraftTree(*(part.contiguous() for part in drafted))
     drafted = propose(
         state.draft_context(plan.slots[plan.drafting], tables[plan.drafting], samples), layout.shape
     )  # fmt: skip

@@ -8,10 +8,9 @@ from statistics import median
 from typing import NamedTuple
 
 from runtime.engine import Engine
+from runtime.formats.attestations import PLAIN_DECODING as PLAIN
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import Drafting
-
-PLAIN = "off"
 
 
 class KindPrompt(NamedTuple):

@@ -4,6 +4,7 @@ The manifest comes first and bounds all that follows: an archive holds the files
 it says, and attestations. Nothing else is written to disk: no links, no devices, no path out of the folder.
 """
 
+import hashlib
 import os
 import shutil
 import tarfile
@@ -82,6 +83,23 @@ def extract_bundle(archive: Path, folder: Path | None = None) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def archived_digests(archive: Path) -> dict[str, str]:
+    """Sha256 of every file in an archive by its name; nothing is written.
+
+    Raises:
+        EnginewrightError: the archive cannot be read.
+    """
+    digests = {}
+    with _opened(archive) as stream:
+        for info in _entries(stream, archive):
+            digest = hashlib.sha256()
+            for start in range(0, info.size, CHUNK_BYTES):
+                digest.update(stream.read(min(CHUNK_BYTES, info.size - start)))
+            stream.read(-info.size % BLOCK)
+            digests[info.name] = digest.hexdigest()
+    return digests
 
 
 def _add(sink: Any, path: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from runtime.formats.bundle import ATTESTATIONS_DIR
 NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
 VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")
 BENCH_SUMMARY = Path(ATTESTATIONS_DIR, "bench", "summary.json")
+PLAIN_DECODING = "off"  # the drafter of a benchmark's rows that were decoded without one
 
 
 def not_run(report: Path) -> str:
@@ -58,9 +59,14 @@ class Measured:
         }
 
 
-def read_verified(bundle: Path) -> Verified | None:
-    """The verification report of a bundle's folder."""
-    report = _read(bundle / VERIFY_REPORT)
+def for_target(report: Path, target: str) -> Path:
+    """Where a report of this kind lies for a target: `verify/` is the CPU's, `verify_cuda/` CUDA's."""
+    return report if target == "cpu" else report.parent.with_name(f"{report.parent.name}_{target}") / report.name
+
+
+def read_verified(bundle: Path, target: str = "cpu") -> Verified | None:
+    """The verification report of one engine of a bundle's folder."""
+    report = _read(bundle / for_target(VERIFY_REPORT, target))
     try:
         figures, logits = report["engine"]["figures"], report["engine"]["figures"]["logits"]
         return Verified(
@@ -77,15 +83,25 @@ def read_verified(bundle: Path) -> Verified | None:
         return None
 
 
-def read_measured(bundle: Path) -> Measured | None:
-    """The benchmark summary of a bundle's folder."""
-    summary = _read(bundle / BENCH_SUMMARY)
+def read_measured(bundle: Path, target: str = "cpu") -> Measured | None:
+    """The benchmark summary of one engine of a bundle's folder."""
+    summary = _read(bundle / for_target(BENCH_SUMMARY, target))
     try:
         measured = Measured(str(summary["cpu"]), summary.get("hardware"), tuple(summary["rows"]))
         measured.speeds()
     except (KeyError, TypeError, AttributeError):
         return None
     return measured
+
+
+def read_accepted_lengths(bundle: Path) -> dict[str, float]:
+    """Tokens per target step over all prompts of the benchmark, by drafter; empty where drafting was not measured."""
+    summary = _read(bundle / BENCH_SUMMARY)
+    try:
+        rows = [row for row in summary["speculation"] if row["kind"] == "all" and row["drafting"] != PLAIN_DECODING]
+        return {str(row["drafting"]): float(row["accepted_length"]) for row in rows}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def device(hardware: Mapping[str, Any] | None, fallback: str = "") -> str:

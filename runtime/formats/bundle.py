@@ -84,18 +84,33 @@ def write_manifest(folder: Path, model: dict[str, Any], targets: dict[str, Any],
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_bundle(path: Path) -> Bundle:
-    """Open a bundle and check every file against the manifest.
-
-    An archive is extracted to the folder of its name beside it, unless that is there already.
+def bundle_folder(path: Path) -> Path:
+    """A bundle's folder; an archive is extracted to that of its name beside it, unless it is there already.
 
     Raises:
-        EnginewrightError: no bundle here, a schema this version cannot read, or a file missing, changed or added.
+        EnginewrightError: the archive is damaged, or another bundle is there.
     """
     if path.name.endswith(".tar.zst") and not path.is_dir():
         from runtime.formats.archive import extract_bundle
 
-        path = extract_bundle(path)
+        return extract_bundle(path)
+    return path
+
+
+def open_bundle(path: Path, trust: Path | None = None) -> Bundle:
+    """Open a bundle, a folder or an archive, and check every file against the manifest.
+
+    Args:
+        trust: the PEM of a public key; the bundle must be what its owner signed.
+
+    Raises:
+        EnginewrightError: no bundle here, a schema this version cannot read, or a file missing, changed or added.
+    """
+    path = bundle_folder(path)
+    if trust is not None:
+        from runtime.trust.signatures import require_signature
+
+        require_signature(path, trust)
     manifest_path = path / MANIFEST_FILE
     try:
         text = manifest_path.read_bytes()

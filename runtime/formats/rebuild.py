@@ -8,11 +8,12 @@ from typing import Any
 
 from plugins.cuda.archs import ARCHS
 from runtime.formats.attestations import BENCH_SUMMARY
-from runtime.formats.bundle import ENGINES_DIR
+from runtime.formats.bundle import DRAFT_DIR, DRAFT_FILE, ENGINES_DIR
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
 OWN_SETTINGS = {"cpu": "linear", "cuda": "kv_cache_fraction"}
+RECIPE_FILE = "recipe.json"  # of a draft head
 BENCH_SETTINGS = ("batch_sizes", "prompt_lens", "new_tokens")
 
 
@@ -23,17 +24,13 @@ def rebuild_command(folder: Path, manifest: Mapping[str, Any], target: str = "",
         target: one that the bundle is to have, besides those that it has.
         changes: settings of the target that differ from the bundle's, such as `linear="torch"`.
     """
-    source, dtype = manifest["provenance"]["source"], str(changes.pop("dtype", manifest["model"]["spec"].get("dtype")))
+    origin, dtype = manifest["provenance"], str(changes.pop("dtype", manifest["model"]["spec"].get("dtype")))
     targets = sorted({*manifest["targets"], target} - {""})
     overrides = [f"package.name={manifest['model']['name']}"]
     for name in targets:
         overrides += _settings(folder, manifest, name, changes if name == target else {})
-    overrides += _bench(folder)
-    kind, _, digest = str(source["revision"]).partition(":")
-    overrides += [f"model.sha256={digest}"] if kind == "sha256" else []
-    is_address = str(source["uri"]).startswith(("pypi:", "hub:"))
-    address = source["uri"] if is_address else f"<path of {source['uri']}>"
-    parts = ["make engine", f"MODEL={shlex.quote(address)}", f"TARGET={','.join(targets)}"]
+    overrides += [*_draft(folder / DRAFT_DIR, origin), *_bench(folder), *_pin("model", origin["source"])]
+    parts = ["make engine", f"MODEL={shlex.quote(_address(origin['source']))}", f"TARGET={','.join(targets)}"]
     parts += [f"PRECISION={PRECISIONS[dtype]}"] if dtype in PRECISIONS else []
     return " ".join([*parts, f"ARGS={shlex.quote(' '.join(overrides))}"])
 
@@ -46,6 +43,35 @@ def _settings(folder: Path, manifest: Mapping[str, Any], target: str, changes: M
     if target == "cuda" and archs and sorted(archs) != sorted(ARCHS):
         settings["archs"] = f"[{','.join(archs)}]"
     return [f"target.{target}.{name}={value}" for name, value in sorted(settings.items())]
+
+
+def _address(source: Mapping[str, Any]) -> str:
+    is_address = str(source["uri"]).startswith(("pypi:", "hub:"))
+    return str(source["uri"]) if is_address else f"<path of {source['uri']}>"
+
+
+def _pin(key: str, source: Mapping[str, Any]) -> list[str]:
+    kind, _, digest = str(source["revision"]).partition(":")
+    return [f"{key}.sha256={digest}"] if kind == "sha256" else []
+
+
+def _draft(folder: Path, origin: Mapping[str, Any]) -> list[str]:
+    """What drafts for the engine; nothing where a bundle is older than drafters or its folder cannot be read."""
+    try:
+        drafter = json.loads((folder / DRAFT_FILE).read_text(encoding="utf-8"))["drafter"]
+        if drafter == "model":
+            source = origin["draft_source"]
+            return ["draft=model", f"draft.source={_address(source)}", "draft.keep=true", *_pin("draft.model", source)]
+        if drafter != "redrafter":
+            return [f"draft={drafter}"]
+        recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    settings = recipe.get("settings")  # not in the recipes of shipped heads
+    if settings is None:
+        return ["draft=ready"]
+    trained = [f"draft.train.{name}={value}" for name, value in sorted(settings.items()) if value != ""]
+    return ["draft=train", "draft.keep=true", *trained]
 
 
 def _plan(folder: Path) -> dict[str, Any]:

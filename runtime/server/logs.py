@@ -39,6 +39,7 @@ def configure_logs() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every write to a client that has left
 
 
 class RequestLog:

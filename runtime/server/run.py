@@ -36,16 +36,11 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
     keys = load_keys(settings.api_key_file, os.environ)
     tracer = make_tracer(settings.traces) if settings.traces else None
     listener = _bind(settings.host, settings.port)  # taken before the weights are read
-    opened = open_bundle(bundle)
-    llm = AsyncLLM(load_bundle(opened, target, speculation))
-    name = settings.model_name or str(opened.manifest["model"]["name"])
-    limits = llm.text_engine.engine.backend.limits
-    longest = min(limits.max_seq_len, limits.num_blocks * limits.block_size)
-    model = ServedModel(name, opened.bundle_id, target, longest, int(time.time()))
+    llm, model = load_model(bundle, target, settings.model_name, speculation)
     app = make_app(llm, model, settings, keys, tracer)
     configure_logs()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"{name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    print(f"{model.name} at http://{host}:{listener.getsockname()[1]}/ (Ctrl-C ends it)", file=sys.stderr, flush=True)
     if not keys and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         _log.warning("whoever reaches this address may use it: no API keys were given")
     try:
@@ -54,6 +49,22 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
         llm.close()
         if tracer is not None:
             tracer.close()
+
+
+def load_model(
+    bundle: Path, target: str, name: str | None, speculation: SpeculationOptions, trust: Path | None = None
+) -> tuple[AsyncLLM, ServedModel]:
+    """Load a bundle's engine, and say what clients are told of it; None calls it by its own name.
+
+    Raises:
+        EnginewrightError: as `load_bundle`.
+    """
+    opened = open_bundle(bundle, trust)
+    llm = AsyncLLM(load_bundle(opened, target, speculation))
+    limits = llm.text_engine.engine.backend.limits
+    longest = min(limits.max_seq_len, limits.num_blocks * limits.block_size)
+    name = name or str(opened.manifest["model"]["name"])
+    return llm, ServedModel(name, opened.bundle_id, target, longest, int(time.time()))
 
 
 class DrainingServer(uvicorn.Server):

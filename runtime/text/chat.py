@@ -53,6 +53,8 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             # foreign code may stumble in any of these ways
             raise EnginewrightError(f"the chat template refused the messages: {error}") from error
+        except (RecursionError, MemoryError) as error:
+            raise EnginewrightError("the chat template recurses without end, or asks for too much memory") from error
 
 
 def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, sort_keys: bool = False) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking_store import MLFLOW_SETTINGS
+from pipelines.loading import load_config
+from pipelines.tracking_store import MLFLOW_SETTINGS, Store
 from tests.pipelines.fork_server import ForkServer
 
 
@@ -20,6 +21,17 @@ from tests.pipelines.fork_server import ForkServer
 def fork_server() -> Iterator[ForkServer]:
     with ForkServer() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    root = tmp_path_factory.mktemp("store")
+    config = load_config([f"paths.root={root}"])
+    store = Store(config.tracking, config.paths)
+    # The experiment knows the folder of its artifacts, which differs for each test.
+    store.client.rename_experiment(store.experiment_id, "unused")
+    return root / "mlflow/mlflow.db"
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,17 @@
-"""A Hugging Face Hub on loopback: the part of its HTTP API that downloading a model uses, and ways for it to go wrong.
+"""A Hugging Face Hub on loopback: the part of its HTTP API that fetching and publishing a model use, and ways for it to
+go wrong.
 
 GET  /api/models/<repo>[/revision/<rev>][?blobs=true]    commit and files of a revision
 GET  /api/models/<repo>/tree/<commit>                    sizes and digests of a commit's files
 HEAD /<repo>/resolve/<rev>/<file>                        where a file lies: Git LFS files on a "CDN" of their own
 GET  /<repo>/resolve/<commit>/<file>, /cdn/<sha256>      its content, with ranges
+POST /api/repos/create                                   an empty repository
+POST /api/models/<repo>/preupload/<rev>                  which files go through Git LFS
+POST /<repo>.git/info/lfs/objects/batch                  where those go that the Hub lacks; PUT /lfs/<sha256> takes them
+POST /api/models/<repo>/commit/<rev>                     a commit, one JSON document a line
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -14,7 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".bin")
 
@@ -27,6 +37,7 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     token: str = ""
     gated: bool = False
+    is_private: bool = False
 
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         """Make a commit and move the branch to it."""
@@ -47,6 +58,8 @@ class FakeHub:
     damaged: set[str] = field(default_factory=set)
     broken: dict[str, int] = field(default_factory=dict)
     failing: int = 0  # answer everything with this status
+    uploads: dict[str, bytes] = field(default_factory=dict)  # Git LFS content by sha256, in no commit yet
+    uploads_left: int | None = None  # what comes after so many is answered with 403
 
     def content_of(self, sha256: str) -> tuple[str, bytes]:
         for repository in self.repositories.values():
@@ -81,6 +94,19 @@ def serve() -> Iterator[FakeHub]:
         thread.join()
 
 
+def use(hub: FakeHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the library talk to this Hub alone, with an empty cache of downloads in `folder` and no token of a user's."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hf-cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
@@ -107,6 +133,74 @@ class _Handler(BaseHTTPRequestHandler):
             self.resolve(*found.groups())
         else:
             self.error(404, "EntryNotFound")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self.chunks()
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {path}")
+        if self.hub.failing:
+            self.error(self.hub.failing, "")
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}" if "organization" in asked else asked["name"]
+            self.hub.repositories[name] = Repository(is_private=asked.get("visibility") == "private")
+            self.hub.repositories[name].commit({".gitattributes": b"*"})
+            self.json({"url": f"{self.hub.url}/{name}"})
+        elif path == "/api/validate-yaml":  # of a model card
+            self.json({"errors": [], "warnings": []})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            if self.repository(found[1]) is not None:
+                self.json({"files": [self.mode(entry["path"]) for entry in json.loads(body)["files"]]})
+        elif re.fullmatch(r"/[^/]+/[^/]+\.git/info/lfs/objects/batch", path):
+            self.json(
+                {"transfer": "basic", "objects": [self.lfs_object(entry) for entry in json.loads(body)["objects"]]}
+            )
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self.commit(found[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.error(404, "EntryNotFound")
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self.chunks()
+        digest = urlsplit(self.path).path.rpartition("/")[2]
+        self.hub.requests.append(f"PUT /lfs/{digest}")
+        if self.hub.uploads_left == 0 or hashlib.sha256(content).hexdigest() != digest:
+            self.error(403, "")
+            return
+        self.hub.uploads_left = self.hub.uploads_left - 1 if self.hub.uploads_left is not None else None
+        self.hub.uploads[digest] = content
+        self.head(200, {"Content-Length": "0"})
+
+    def chunks(self) -> bytes:
+        """A body without a length."""
+        body = b""
+        while self.headers.get("Transfer-Encoding") == "chunked" and (size := int(self.rfile.readline(), 16)):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        return body
+
+    def mode(self, path: str) -> dict[str, object]:
+        return {"path": path, "uploadMode": "lfs" if path.endswith(LFS_SUFFIXES) else "regular", "shouldIgnore": False}
+
+    def lfs_object(self, entry: dict[str, object]) -> dict[str, object]:
+        """Where to send one object; nowhere if it is here already."""
+        if entry["oid"] in self.hub.uploads:
+            return entry
+        return {**entry, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}"}}}
+
+    def commit(self, name: str, lines: list[dict[str, object]]) -> None:
+        if (repository := self.repository(name)) is None:
+            return
+        files = dict(repository.commits[repository.refs["main"]])
+        for kind, value in ((line["key"], line["value"]) for line in lines):
+            if kind == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "lfsFile":
+                files[value["path"]] = self.hub.uploads[value["oid"]]
+            elif kind == "deletedFile":
+                del files[value["path"]]
+        commit = repository.commit(files)
+        self.json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
 
     def repository(self, name: str) -> Repository | None:
         """The repository, if it is there and the request's token may see it."""

@@ -211,7 +211,8 @@ def test_the_rebuild_command_builds_the_same_bundle(built: Built) -> None:
     assert (words["MODEL"], words["PRECISION"]) == (f"<path of {built.model.name}>", "fp32")
     again = build(built.root, built.model, "bench.baseline=true", *words["ARGS"].split())
     assert again.bundle == built.bundle
-    assert stages_that("started", again) == ["fetch", "compile"]  # a pin, and limits that were defaults before
+    # A pin, the drafter that `auto` chose, and limits that were defaults before.
+    assert stages_that("started", again) == ["fetch", "draft", "compile"]
 
 
 def test_building_everything_again_gives_the_same_bundle(built: Built) -> None:

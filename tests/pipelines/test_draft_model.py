@@ -1,6 +1,7 @@
 """A smaller model that drafts, through the real command line, and what is refused."""
 
 import json
+import shlex
 
 import pytest
 
@@ -12,6 +13,7 @@ from pipelines.planning.plan import make_plan, plan_as_plain
 from pipelines.planning.planner import Planner
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import open_bundle
+from runtime.formats.rebuild import rebuild_command
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import SpeculationOptions
@@ -48,6 +50,16 @@ def test_a_bundle_with_a_draft_model_says_what_it_says_without(models, tmp_path)
     drafted = LLM(bundle.path, speculation=SpeculationOptions(mode="6,2,3"))
     assert outputs(drafted, params) == outputs(plain, params)
     assert drafted.text_engine.engine.speculation.snapshot().num_drafts > 0
+    sbom = json.loads((bundle.path / "sbom.cdx.json").read_text())
+    assert [part["bom-ref"] for part in sbom["components"] if "modelCard" in part] == ["draft/model"]
+
+    line = rebuild_command(bundle.path, bundle.manifest)
+    overrides = dict(word.split("=", 1) for word in shlex.split(line)[2:])["ARGS"]
+    assert "draft=model draft.source=<path of small>" in overrides
+    overrides = overrides.replace("<path of small>", str(small))
+    again = command(tmp_path, f"model={large}", *OPTIONS, *overrides.split(), real=True)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "bundles/latest").resolve() == bundle.path
 
 
 def test_another_tokenizer_is_one_line(models, tmp_path):
@@ -84,6 +96,11 @@ def test_a_shipped_model_is_named_as_for_the_target_and_its_fetch_is_the_same(tm
     assert config.draft.model == config.model
     planned = run_stages(config, Planner(Cache(config.paths.cache), config.cache))
     assert planned["draft_fetch"].parts == planned["fetch"].parts
+
+
+def test_an_address_is_taken_whatever_hydra_would_make_of_it():
+    address = "pypi:some-model==1.0#some_model/small.gguf"
+    assert load_config(["draft=model", f"draft.source={address}"]).draft.model.source == address
 
 
 def test_a_plan_counts_both_models(models, tmp_path):

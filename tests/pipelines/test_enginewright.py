@@ -15,7 +15,8 @@ from pipelines.doctor import diagnose, store_state
 from pipelines.enginewright import main, overrides_of, parser
 from tests.pipelines.test_cli import REPOSITORY
 
-COMMANDS = ["engine", "plan", "generate", "chat", "verify", "bench", "inspect", "diff", "doctor", "clean-cache", "ui"]
+COMMANDS = ["engine", "plan", "generate", "chat", "verify", "bench", "inspect", "diff", "doctor", "clean-cache", "sign",
+            "ui", "publish", "pull", "promote", "rollback"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pipelines.config import ModelConfig
 from pipelines.loading import load_config
 from pipelines.sources.hub import pinned, plan_download
 from runtime.errors import EnginewrightError
-from tests.pipelines.fake_hub import FakeHub, Repository, serve
+from tests.pipelines.fake_hub import FakeHub, Repository, serve, use
 from tests.pipelines.running_stages import run_fetch
 from tests.pipelines.test_cli import command
 from tests.pipelines.test_fetch import EMPTY_GGUF
@@ -35,15 +35,7 @@ TAKEN = ["config.json", "model.safetensors", "tokenizer.json"]
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """An empty Hub, an empty cache of downloads, and no token."""
     with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
-        monkeypatch.setattr("time.sleep", lambda _: None)  # between the library's retries
+        use(hub, tmp_path, monkeypatch)
         yield hub
 
 
@@ -293,7 +285,7 @@ def test_a_model_of_the_hub_is_built_by_the_command_line_and_its_token_is_nowher
     home = tmp_path / "home"
     home.mkdir()
     for _ in range(2):
-        done = command(home, "model=org/tiny", "verify=off", "bench=off", real=True)
+        done = command(home, "model=org/tiny", "target=[cpu]", "verify=off", "bench=off", real=True)
         assert done.returncode == 0, done.stderr
     assert "fetch: cached" in done.stderr
     source = json.loads((home / "bundles/latest/manifest.json").read_text())["provenance"]["source"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +59,30 @@ def test_it_says_what_the_model_is_and_what_it_was_made_of(folder: Path) -> None
     assert versions == {name: version(name) for name in LIBRARIES}
     refs = {part["bom-ref"] for part in fields["components"]} | {"model"}
     assert {item for entry in fields["dependencies"] for item in (entry["ref"], *entry.get("dependsOn", []))} == refs
+
+
+def test_a_model_that_drafts_is_a_model_of_its_own_with_its_source(folder: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(folder / "convert", tmp_path / "bundle")
+    smaller = make_hf_folder(tmp_path / "smaller", num_layers=1, seed=3)
+    fetch_and_convert(smaller, tmp_path / "made")
+    shutil.copytree(tmp_path / "made/convert", bundle / "draft")
+    write_sbom(bundle, "tiny-fp32", folder / "fetch", LIBRARIES, tmp_path / "made/fetch")
+    text = (bundle / SBOM_FILE).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    fields = json.loads(text)
+    parts = {part["bom-ref"]: part for part in fields["components"]}
+    draft = parts["draft/model"]
+    assert (draft["type"], draft["name"]) == ("machine-learning-model", "tiny-fp32-draft")
+    assert draft["modelCard"] == fields["metadata"]["component"]["modelCard"]
+    assert {"name": "enginewright:source:uri", "value": "smaller"} in draft["properties"]
+    for name, path in (("draft/weights.safetensors", bundle / "draft/weights.safetensors"),
+                       ("draft/source/model.safetensors", smaller / "model.safetensors")):  # fmt: skip
+        assert parts[f"file:{name}"]["hashes"][0]["content"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    needs = {entry["ref"]: set(entry.get("dependsOn", [])) for entry in fields["dependencies"]}
+    assert needs["model"] == {"file:weights.safetensors", "draft/model"}
+    assert needs["draft/model"] == {"file:draft/weights.safetensors"}
+    assert "file:draft/source/model.safetensors" in needs["file:draft/weights.safetensors"]
+    assert "file:draft/source/model.safetensors" not in needs["file:weights.safetensors"]
 
 
 def test_it_is_the_same_each_time_and_the_manifest_vouches_for_it(folder: Path) -> None:

@@ -24,17 +24,6 @@ from tests.pipelines.running_stages import STAGES
 TOYS = "tests.pipelines.toy_engine"
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    root = tmp_path_factory.mktemp("store")
-    config = load_config([f"paths.root={root}"])
-    store = Store(config.tracking, config.paths)
-    # The experiment knows the folder of its artifacts, which differs for each test.
-    store.client.rename_experiment(store.experiment_id, "unused")
-    return root / "mlflow/mlflow.db"
-
-
 @pytest.fixture
 def root(tmp_path: Path, empty_store: Path) -> Path:
     (tmp_path / "mlflow").mkdir()
@@ -43,7 +32,7 @@ def root(tmp_path: Path, empty_store: Path) -> Path:
 
 
 def config_of(root: Path, overrides: Sequence[str] = ()) -> BuildConfig:
-    return load_config([f"paths.root={root}", *overrides])
+    return load_config([f"paths.root={root}", "target=[cpu]", *overrides])
 
 
 def build(root: Path, *overrides: str) -> Build:

@@ -65,7 +65,7 @@ def test_builds_side_by_side_are_all_recorded(
     environment = {"ENGINEWRIGHT_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_server.uri}
     jobs = [
         Job(
-            [f"verify.num_prompts={count}", "tracking.experiment=side"],
+            [f"verify.num_prompts={count}", "tracking.experiment=side", "target=[cpu]"],
             environment,
             f"{tmp_path}/{count}.log",
             toys=True,

@@ -7,7 +7,8 @@ import pytest
 
 from runtime.benchmark.memory import peak_memory
 from runtime.benchmark.samples import Sample, summarise
-from runtime.benchmark.suite import RawRun, SuiteSettings, run_suite, to_samples
+from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.suite import RawRun, run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem, Timings
 from runtime.benchmark.workloads import (
     MIXED_MAX_LEN,

@@ -1,0 +1,1 @@
+"""Files that deploy a bundle: container, Kubernetes, KServe, Ray Serve."""

@@ -1,0 +1,1 @@
+"""One bundle to many places: the content first, what makes it whole last."""

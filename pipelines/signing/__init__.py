@@ -1,0 +1,1 @@
+"""Signs bundles: who made them from what, and what their checks found."""

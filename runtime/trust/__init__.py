@@ -1,0 +1,1 @@
+"""Whether a bundle is what the owner of a key signed."""

@@ -1,0 +1,86 @@
+"""`make test-gpu`: run the tests that need a GPU, and write down which one it was, which kernels, and how they ended.
+
+The report is committed as bench/results/<device>/test-gpu.json; tests/plugins/cuda/test_gpu_report.py reads it.
+"""
+
+import hashlib
+import json
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = REPOSITORY / "bench" / "results"
+REPORT_FILE = "test-gpu.json"
+TESTS = ("tests/plugins", "tests/runtime")
+
+
+def kernel_sources_digest() -> str:
+    """The sha256 of every kernel source and header: names and bytes."""
+    plugins, digest = REPOSITORY / "plugins", hashlib.sha256()
+    for path in sorted([*plugins.rglob("*.cu"), *plugins.rglob("*.cuh")]):
+        digest.update(f"{path.relative_to(plugins).as_posix()}\0{path.read_text(encoding='utf-8')}\0".encode())
+    return digest.hexdigest()
+
+
+class Outcomes:
+    """A pytest plugin that keeps how each test ended."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+            self.tests[report.nodeid] = report.outcome
+        elif report.outcome == "failed":
+            self.tests[report.nodeid] = "failed"
+
+
+def device() -> dict[str, str]:
+    """What the tests ran on."""
+    import torch
+
+    from plugins.cuda.nvrtc import nvrtc_version
+    from runtime.machine import driver_version
+
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "device": torch.cuda.get_device_name(), "arch": f"sm_{major}{minor}", "driver": driver_version(),
+        "torch": torch.__version__, "cuda": str(torch.version.cuda), "nvrtc": nvrtc_version(),
+        "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests, `arguments` being more of pytest's; give its exit code."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("error: no NVIDIA GPU is visible to torch; run make test-gpu on a machine that has one", file=sys.stderr)
+        return 1
+    outcomes, started = Outcomes(), time.monotonic()
+    code = int(pytest.main(["-m", "gpu", *TESTS, *arguments], plugins=[outcomes]))
+    found = device()
+    report = {
+        **found,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kernel_sources": kernel_sources_digest(),
+        "seconds": round(time.monotonic() - started, 1),
+        **{outcome: Counter(outcomes.tests.values())[outcome] for outcome in ("passed", "failed", "skipped")},
+        "tests": outcomes.tests,
+    }
+    folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{folder / REPORT_FILE}: {report['passed']} passed, {report['failed']} failed, {report['skipped']} skipped")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
