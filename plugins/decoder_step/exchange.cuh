@@ -19,6 +19,8 @@
 constexpr unsigned EMPTY = 0xFFFFFFFFu;      // a NaN, and two NaNs as bfloat16
 constexpr unsigned WRITTEN_NAN = 0x7FFFFFFFu;  // stands for it where a result is that very NaN
 
+constexpr int FEW_VALUES = 4;  // that a thread asks for again and again
+
 constexpr int QKV_WORDS = MAX_ROWS * QKV_SIZE;
 constexpr int ATTENDED_WORDS = MAX_ROWS * Q_SIZE / 2;
 constexpr int RESIDUAL_WORDS = MAX_ROWS * HIDDEN;
@@ -62,12 +64,18 @@ __device__ inline void request(uint2& pair, const unsigned* words) { pair = load
 __device__ inline void request(unsigned& word, const unsigned* words) { word = load_relaxed(words); }
 
 // Wait for N values at once: ask for all, then again for all that were not there, so that no two answers are waited for
-// one after the other. `address(i)` is null where value i is not wanted.
+// one after the other. `address(i)` is null where value i is not wanted. Where they are many, only the first is asked for
+// again until it is there: blocks that all ask for everything all the time would hold up the answers.
 template <class Value, int N, class Address>
 __device__ inline void await_all(Value (&values)[N], Address address) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
         if (address(i)) request(values[i], address(i));
+    if (N > FEW_VALUES && address(0))
+        while (!is_written(values[0])) {
+            spin_pause();
+            request(values[0], address(0));
+        }
     bool is_missing;
     do {
         is_missing = false;
