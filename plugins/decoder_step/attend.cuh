@@ -115,41 +115,45 @@ __device__ inline void take_head(
     const bfloat16* sin = layer.params.sin + (long long)position * HEAD_DIM;
     unsigned words[2 * PAIRS];  // of each pair the first half's, then the second's
     float cosine[PAIRS], sine[PAIRS];
-    float squares = 0.0f;
 #pragma unroll
     for (int pair = 0; pair < PAIRS; ++pair) {
         const int at = int(lane_id()) + 32 * pair;
         // The second halves are the same but for sin's sign.
         cosine[pair] = is_rotated && at < HALF ? to_float(cos[HALF + at]) : 1.0f;
         sine[pair] = is_rotated && at < HALF ? to_float(sin[HALF + at]) : 0.0f;
-        words[2 * pair] = words[2 * pair + 1] = 0;
     }
-    await_all(words, [&](int index) {
+    const auto address = [&](int index) {
         const int at = int(lane_id()) + 32 * (index / 2);
         return at < HALF ? head + index % 2 * HALF + at : nullptr;
-    });
-#pragma unroll
-    for (int index = 0; index < 2 * PAIRS; ++index) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
-    const float factor =
-        HAS_QK_NORM && is_rotated ? rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.params.norm_eps) : 1.0f;
-#pragma unroll
-    for (int pair = 0; pair < PAIRS; ++pair) {
-        const int at = int(lane_id()) + 32 * pair;
-        if (at >= HALF) continue;
-        float x = __uint_as_float(words[2 * pair]), y = __uint_as_float(words[2 * pair + 1]);
+    };
+    until_written(words, address, [&] {
+        float factor = 1.0f;
         if (HAS_QK_NORM && is_rotated) {
-            x *= factor * to_float(norm[at]);
-            y *= factor * to_float(norm[HALF + at]);
+            float squares = 0.0f;
+#pragma unroll
+            for (int index = 0; index < 2 * PAIRS; ++index)
+                if (address(index)) squares += __uint_as_float(words[index]) * __uint_as_float(words[index]);
+            factor = rsqrt_fast(warp_sum(squares) / HEAD_DIM + layer.params.norm_eps);
         }
-        const bfloat16 first = from_float<bfloat16>(x * cosine[pair] - y * sine[pair]);
-        const bfloat16 second = from_float<bfloat16>(y * cosine[pair] + x * sine[pair]);
-        reinterpret_cast<bfloat16*>(out)[at] = first;
-        reinterpret_cast<bfloat16*>(out)[HALF + at] = second;
-        if (copy) {
-            copy[at] = first;
-            copy[HALF + at] = second;
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; ++pair) {
+            const int at = int(lane_id()) + 32 * pair;
+            if (at >= HALF) continue;
+            float x = __uint_as_float(words[2 * pair]), y = __uint_as_float(words[2 * pair + 1]);
+            if (HAS_QK_NORM && is_rotated) {
+                x *= factor * to_float(norm[at]);
+                y *= factor * to_float(norm[HALF + at]);
+            }
+            const bfloat16 first = from_float<bfloat16>(x * cosine[pair] - y * sine[pair]);
+            const bfloat16 second = from_float<bfloat16>(y * cosine[pair] + x * sine[pair]);
+            reinterpret_cast<bfloat16*>(out)[at] = first;
+            reinterpret_cast<bfloat16*>(out)[HALF + at] = second;
+            if (copy) {
+                copy[at] = first;
+                copy[HALF + at] = second;
+            }
         }
-    }
+    });
 }
 
 // All warps, a head each at a time: the tile's queries (query i is head i % GROUP of row i / GROUP), and with the first
@@ -375,21 +379,24 @@ __device__ inline float2 to_floats(const uint2& pair) {
 // Add a request's splits in order and publish; what is not there yet is waited for.
 __device__ inline void combine_splits(const AttentionLayer& layer, const AttentionItem& item) {
 #pragma unroll 1
-    for (int index = threadIdx.x; index < item.num_rows * GROUP * (HEAD_DIM / 2); index += CONSUMERS) {
-        const int query = index / (HEAD_DIM / 2), column = 2 * (index % (HEAD_DIM / 2));
+    for (int begin = 0; begin < item.num_rows * GROUP * (HEAD_DIM / 2); begin += CONSUMERS) {
+        const int index = begin + int(threadIdx.x), query = index / (HEAD_DIM / 2);
+        const int column = 2 * (index % (HEAD_DIM / 2));
+        const bool is_real = query < item.num_rows * GROUP;
         const int row = item.first_row + query / GROUP, head = item.head * GROUP + query % GROUP;
         const unsigned* parts = parts_of(layer, item, row, head);
         float maximum = -INFINITY, sum = 0.0f, first = 0.0f, second = 0.0f;
 #pragma unroll 1
-        for (int begin = 0; begin < item.num_splits; begin += EXCHANGED_SPLITS) {
+        for (int split = 0; split < item.num_splits; split += EXCHANGED_SPLITS) {
             uint2 pairs[2 * EXCHANGED_SPLITS];  // of each split outputs, then maximum and sum
-            await_all(pairs, [&](int at) {
-                const unsigned* part = parts + (begin + at / 2) * PART_WORDS + (at % 2 ? HEAD_DIM : column);
-                return begin + at / 2 < item.num_splits ? part : nullptr;
-            });
+            const auto address = [&](int at) {
+                const unsigned* part = parts + (split + at / 2) * PART_WORDS + (at % 2 ? HEAD_DIM : column);
+                return is_real && split + at / 2 < item.num_splits ? part : nullptr;
+            };
+            until_written(pairs, address, [] {});
 #pragma unroll
             for (int at = 0; at < EXCHANGED_SPLITS; ++at) {
-                if (begin + at >= item.num_splits) break;
+                if (split + at >= item.num_splits) break;
                 const float2 output = to_floats(pairs[2 * at]), state = to_floats(pairs[2 * at + 1]);
                 const float larger = fmaxf(maximum, state.x), shift = larger == -INFINITY ? 0.0f : larger;
                 const float old_weight = exp2_fast(maximum - shift), new_weight = exp2_fast(state.x - shift);
@@ -400,7 +407,7 @@ __device__ inline void combine_splits(const AttentionLayer& layer, const Attenti
             }
         }
         const float factor = reciprocal_fast(sum);
-        publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
+        if (is_real) publish(layer.attended() + (row * Q_SIZE + head * HEAD_DIM + column) / 2,
                 pack2<bfloat16>(first * factor, second * factor));
     }
 }
