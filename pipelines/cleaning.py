@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.cache import METADATA_FILE, Entry
 from pipelines.config import PathsConfig
+from pipelines.stage import CUBINS
 from pipelines.workspace import lock_of
 from runtime.errors import EnginewrightError
 
@@ -127,6 +128,9 @@ def leftovers(paths: PathsConfig, limits: Limits) -> Iterator[Found]:
             yield Found(folder, lock, folder.stat().st_mtime, f"scratch, unchanged for {days:g} days")
     for folder in sorted(paths.cache.with_name("uncached").glob("*/")):
         yield Found(folder, lock_of(folder), folder.stat().st_mtime, "left by a killed build")
+    for file in sorted(paths.cache.glob(f"{CUBINS}/*")):
+        if file.stat().st_mtime <= oldest:
+            yield Found(file, None, file.stat().st_mtime, f"a kernel's image, unused for {days:g} days")
     for folder in sorted(paths.failed.glob("*/")):
         if folder.stat().st_mtime <= oldest:
             yield Found(folder, None, folder.stat().st_mtime, f"report of a failed stage, {days:g} days old")
@@ -186,8 +190,11 @@ def lock_now(path: Path, stack: ExitStack) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Take a folder away in one step, then its files: nobody sees half an artifact."""
+    """Take a folder away in one step, then its files: nobody sees half an artifact. A file goes at once."""
     try:
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
+            return
         doomed = folder if folder.suffix in UNFINISHED else Entry(folder).replaced
         if doomed != folder:
             shutil.rmtree(doomed, ignore_errors=True)

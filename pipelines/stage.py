@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+CUBINS = "cubins"  # below `StageContext.kept_dir`: images of CUDA kernels
+
 
 class Progress(Protocol):
     """How far a stage is."""

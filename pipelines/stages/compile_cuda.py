@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import CudaTargetConfig
-from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _build(needed: Sequence["NeededKernel"], archs: Sequence[str], context: Stag
 
     try:
         require_pinned_nvrtc()
-        return build_images(jobs, context.kept_dir / "cubins", report)
+        return build_images(jobs, context.kept_dir / CUBINS, report)
     except KernelError as error:
         raise EnginewrightError(f"target cuda: {error}") from error
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +107,12 @@ def _kept(cache: Path, digest: str, arch: str) -> Compiled | None:
         image = (cache / f"{digest}.{_IMAGE}").read_bytes()
         usage = {entry: EntryUsage(**values) for entry, values in fields["usage"].items()}
         whole = fields["sha256"] == hashlib.sha256(image).hexdigest()
-        return Compiled(arch, image, usage, fields["log"]) if whole else None
+        if not whole:
+            return None
+        for suffix in (_IMAGE, _REPORT):
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(cache / f"{digest}.{suffix}")  # cleaning goes by when an image was last used
+        return Compiled(arch, image, usage, fields["log"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -106,9 +106,7 @@ def _allow_shared(kernel: Kernel, shared_bytes: int) -> None:
         return
     limit = max_shared_bytes(kernel.device)
     if shared_bytes > limit:
-        raise KernelError(
-            f"{kernel.name} asks for {shared_bytes} bytes of shared memory; this GPU has {limit} per block"
-        )
+        raise KernelError(f"{kernel.name} asks for {shared_bytes} bytes of shared memory; a block here has {limit}")
     cuda = driver()
     attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     check(

@@ -10,6 +10,7 @@ import pytest
 from pipelines.cache import Cache, Entry, Metadata
 from pipelines.cleaning import Limits, clean, total_bytes
 from pipelines.config import PathsConfig
+from pipelines.stage import CUBINS
 from runtime.errors import EnginewrightError
 
 MB = 10**6
@@ -100,6 +101,17 @@ def test_leftovers_go_without_any_limit_and_reports_and_scratch_when_they_are_ol
     assert kept(paths) == {"entry"}
     assert Path(paths.root, "bundles/.new").exists()
     assert Path(paths.root, "failed/verify-2").exists()
+
+
+def test_images_of_kernels_go_when_no_build_took_them_for_long(paths: PathsConfig) -> None:
+    cubins = paths.cache / CUBINS
+    cubins.mkdir(parents=True)
+    for name, days_ago in (("old.image", 10), ("new.image", 1)):
+        (cubins / name).write_bytes(b"x" * MB)
+        os.utime(cubins / name, (time.time() - days_ago * DAY_S,) * 2)
+    assert clean(paths, Limits(), dry=True).freed_bytes == MB
+    assert [found.path.name for found, _ in clean(paths, Limits()).removed] == ["old.image"]
+    assert [path.name for path in cubins.iterdir()] == ["new.image"]
 
 
 def test_a_dry_run_changes_nothing(paths: PathsConfig) -> None:

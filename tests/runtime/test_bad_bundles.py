@@ -52,7 +52,7 @@ CASES = {
     "manifest no text": (content("manifest.json", lambda data: b"\xff\xfe\0"), "inspect", "not a bundle manifest .*b"),
     "manifest deep": (content("manifest.json", lambda data: b"[" * 10**5), "inspect", "not a bundle manifest .*build"),
     "no targets": (manifest(targets=[]), "inspect", "not a bundle manifest .*targets.*; build the bundle again"),
-    "another target": (manifest(targets={"cuda": {}}), "generate", "no engine for target 'cpu', only for cuda; build"),
+    "another target": (manifest(targets={"cuda": {}}), "for the CPU", "no engine for target 'cpu', only for cuda; build"),
     "file missing": (missing("tokenizer/tokenizer.json"), "generate", "tokenizer.json: missing .*; copy or build"),
     "one byte": (
         content("weights.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])), "generate",
@@ -78,6 +78,7 @@ COMMANDS = {
     "generate": ["generate", "--prompt", "x"],
     "long": ["generate", "--prompt", "x y " * 1000],
     "sampling": ["generate", "--prompt", "x", "--top-p", "1.5"],
+    "for the CPU": ["generate", "--prompt", "x", "--target", "cpu"],
     "inspect": ["inspect"],
     "verify": ["verify"],
 }
