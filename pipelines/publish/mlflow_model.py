@@ -12,18 +12,25 @@ from uuid import uuid4
 
 import mlflow
 from mlflow.pyfunc import ResponsesAgent
-from mlflow.types.responses import ResponsesAgentRequest, ResponsesAgentResponse, ResponsesAgentStreamEvent
+from mlflow.types.responses import (
+    ResponsesAgentRequest,
+    ResponsesAgentResponse,
+    ResponsesAgentStreamEvent,
+    create_text_delta,
+    create_text_output_item,
+)
 
 from runtime import LLM, SamplingParams
 from runtime.formats.bundle import built_targets
 from runtime.machine import look
 from runtime.targets import choose_target
 
-mlflow.tracing.disable()  # or prompts would go to the tracking store
 
+class Answers:
+    """Chat through the model's own template; greedy unless the request has a temperature.
 
-class BundleAgent(ResponsesAgent):  # type: ignore[misc]
-    """Chat through the model's own template; greedy unless the request has a temperature."""
+    MLflow traces what a subclass of ResponsesAgent defines, prompts and answers, into the tracking store. This is none.
+    """
 
     def load_context(self, context: Any) -> None:
         bundle, asked = Path(context.artifacts["bundle"]), context.model_config["target"]
@@ -33,14 +40,14 @@ class BundleAgent(ResponsesAgent):  # type: ignore[misc]
 
     def predict(self, request: ResponsesAgentRequest) -> ResponsesAgentResponse:
         text = "".join(self._pieces(request))
-        return ResponsesAgentResponse(output=[self.create_text_output_item(text, str(uuid4()))])
+        return ResponsesAgentResponse(output=[create_text_output_item(text, str(uuid4()))])
 
     def predict_stream(self, request: ResponsesAgentRequest) -> Generator[ResponsesAgentStreamEvent, None, None]:
         item, pieces = str(uuid4()), []
         for text in self._pieces(request):
             pieces.append(text)
-            yield ResponsesAgentStreamEvent(**self.create_text_delta(text, item))
-        done = self.create_text_output_item("".join(pieces), item)
+            yield ResponsesAgentStreamEvent(**create_text_delta(text, item))
+        done = create_text_output_item("".join(pieces), item)
         yield ResponsesAgentStreamEvent(type="response.output_item.done", item=done)
 
     def _pieces(self, request: ResponsesAgentRequest) -> Iterator[str]:
@@ -51,6 +58,10 @@ class BundleAgent(ResponsesAgent):  # type: ignore[misc]
         with self.lock:
             for delta in self.llm.stream(prompt, params):
                 yield delta.text
+
+
+class BundleAgent(Answers, ResponsesAgent):  # type: ignore[misc]
+    """The answers as MLflow wants them."""
 
 
 def _text(content: Any) -> str:

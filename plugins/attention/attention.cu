@@ -3,37 +3,57 @@
 
 extern "C" __device__ const unsigned attention_params_bytes = sizeof(AttentionParams);
 
-// Few warps' rows beside many warps' keys where the keys are what costs; a row's result is the same in the first three.
-// The wide heads' sums leave no room for a second tile of rows.
-constexpr int TREE_ROWS = HEAD_DIM <= 128 ? 32 : 16;
+// sm_90 and sm_100 have 227 KiB of shared memory per block, others as little as 99. Threads and rows are the same on
+// all, so that the host's numbers fit an image that was built for another arch.
+#if __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000
+constexpr bool LARGE = true;
+#else
+constexpr bool LARGE = false;
+#endif
+constexpr bool WIDE = HEAD_DIM > 128;  // heads whose keys and sums leave little room
+constexpr int KEY_WARPS = WIDE ? 2 : 4;
+constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : 3;
+constexpr int TREE_ROWS = WIDE ? 16 : 32;
+constexpr int CHUNK_KEYS = LARGE || HEAD_DIM <= 96 ? 64 : WIDE ? 16 : 32;
 
-constexpr int STAGES = HEAD_DIM <= 128 ? 3 : 2;
+// A row's result is the same in all but the last.
+//                                                key warps  row warps     warp rows  chunk       stages
+using Decode = AttentionConfig<ELEMENT, HEAD_DIM, KEY_WARPS, 1,            8,         16,         STAGES>;
+using Group = AttentionConfig<ELEMENT, HEAD_DIM,  KEY_WARPS, 1,            16,        16,         STAGES>;
+using SmallTree = AttentionConfig<ELEMENT, HEAD_DIM, KEY_WARPS, 2,         16,        16,         2>;
+using Tree = AttentionConfig<ELEMENT, HEAD_DIM,   KEY_WARPS, 2,            TREE_ROWS, 16,         2>;
+using Chunk = AttentionConfig<ELEMENT, HEAD_DIM,  1,         WIDE ? 8 : 4, TREE_ROWS, CHUNK_KEYS, 2>;
 
-//                                       D         key warps  row warps                  warp rows  chunk  stages
-using Decode = AttentionConfig<ELEMENT, HEAD_DIM, 4,         1,                         8,         16,    STAGES>;
-using Group = AttentionConfig<ELEMENT, HEAD_DIM,  4,         1,                         16,        16,    STAGES>;
-using Tree = AttentionConfig<ELEMENT, HEAD_DIM,   4,         2,                         TREE_ROWS, 16,    2>;
-using Chunk = AttentionConfig<ELEMENT, HEAD_DIM,  1,         HEAD_DIM <= 128 ? 4 : 8,   TREE_ROWS, 64,    2>;
-
-extern "C" __global__ void __launch_bounds__(Decode::THREADS) attention_decode_kernel(__grid_constant__ const AttentionParams params) {
+extern "C" __global__ void __launch_bounds__(Decode::THREADS)
+    attention_decode_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
     attend<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
-extern "C" __global__ void __launch_bounds__(Group::THREADS) attention_group_kernel(__grid_constant__ const AttentionParams params) {
+extern "C" __global__ void __launch_bounds__(Group::THREADS)
+    attention_group_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
     attend<Group>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
-extern "C" __global__ void __launch_bounds__(Tree::THREADS) attention_tree_kernel(__grid_constant__ const AttentionParams params) {
+extern "C" __global__ void __launch_bounds__(SmallTree::THREADS)
+    attention_small_tree_kernel(__grid_constant__ const AttentionParams params) {
+    grid_dependency_wait();
+    grid_dependency_launch();
+    attend<SmallTree>(params, blockIdx.x, gridDim.x, shared_memory());
+}
+
+extern "C" __global__ void __launch_bounds__(Tree::THREADS)
+    attention_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
     attend<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
 }
 
-extern "C" __global__ void __launch_bounds__(Chunk::THREADS) attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
+extern "C" __global__ void __launch_bounds__(Chunk::THREADS)
+    attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
     attend<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());

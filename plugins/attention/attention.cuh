@@ -9,10 +9,10 @@
 // rows. At the end the key warps are folded in order. Chunks come by cp.async, S::STAGES deep, into rows padded by 16
 // bytes, which makes ldmatrix free of bank conflicts for every D here. Shared memory: S::SHARED_BYTES.
 //
-// A long context is cut at multiples of the split length. Each split's result goes to a workspace, and the last block of
-// a tile folds them in order. Which keys fold in which order depends on their index alone; a chunk or split that a row
-// does not see changes nothing (its weights are exact zeros, its rescaling an exact one). So a row's result is the same
-// bit for bit whatever rows, requests and shapes S are beside it, as long as KEY_WARPS, CHUNK and the split length agree.
+// A long context is cut into splits at fixed keys. Each split's result goes to a workspace, and the last block of a tile
+// folds them in order. Which keys fold in which order depends on their index alone; a chunk or split that a row does not
+// see changes nothing (its weights are exact zeros, its rescaling an exact one). So a row's result is the same bit for
+// bit whatever rows, requests and shapes S are beside it, as long as KEY_WARPS, CHUNK and the cuts agree.
 #pragma once
 
 #include "async_copy.cuh"
@@ -86,12 +86,10 @@ struct AttentionConfig {
     static constexpr int RING_BYTES = KEY_WARPS * STAGES * 2 * CHUNK_BYTES;
     static constexpr int MERGE_COLUMNS = ROWS <= 16 ? D : 32;
     static constexpr int MERGE_STRIDE = MERGE_COLUMNS + (NARROW ? 4 : 8);  // floats; spreads a warp's stores over banks
-    static constexpr int MERGE_BYTES = KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4;
+    static constexpr int MERGE_BYTES = KEY_WARPS > 1 ? KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4 : 0;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
-    static constexpr int FLAG_BYTES = 16;
-    // Splits are folded some rows at a time, some splits ahead.
-    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 4;
-    static constexpr int FOLD_AHEAD = ROWS <= 16 ? 16 : 4;
+    static constexpr int FLAG_BYTES = KEY_WARPS > 1 ? 16 : 0;
+    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 2;  // whose splits a thread folds at once
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");

@@ -1,4 +1,4 @@
-// Folding partial softmaxes: of a block's key warps through shared memory, and of a tile's splits through the workspace.
+// Folding partial softmaxes: of a block's key warps through shared memory, of a tile's splits through the workspace.
 #pragma once
 
 #include "attention_tile.cuh"
@@ -9,10 +9,29 @@ struct Folded {
     float sum;
     float values[4];
 
+    // Add what FOLD_BATCH splits gave: the base moves once, and the rest is a product per split.
+    template <int N>
+    __device__ __forceinline__ void add_batch(const float2 (&stats)[N], const float (&others)[N][4]) {
+        float now = base;
+#pragma unroll
+        for (int i = 0; i < N; ++i) now = fmaxf(now, stats[i].x);
+        const float mine = exp2_fast(base - finite_base(now));
+        base = now;
+        sum *= mine;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) values[c] *= mine;
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            const float theirs = exp2_fast(stats[i].x - finite_base(now));
+            sum = fmaf(stats[i].y, theirs, sum);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) values[c] = fmaf(others[i][c], theirs, values[c]);
+        }
+    }
+
     // Add what other keys gave. A part that saw nothing changes nothing.
     __device__ __forceinline__ void add(float other_base, float other_sum, const float (&other)[4]) {
-        const float now = fmaxf(base, other_base);
-        const float finite = now == MINUS_INFINITY ? 0.0f : now;
+        const float now = fmaxf(base, other_base), finite = finite_base(now);
         const float mine = exp2_fast(base - finite), theirs = exp2_fast(other_base - finite);
         base = now;
         sum = fmaf(other_sum, theirs, sum * mine);
@@ -20,6 +39,8 @@ struct Folded {
         for (int i = 0; i < 4; ++i) values[i] = fmaf(other[i], theirs, values[i] * mine);
     }
 };
+
+constexpr int FOLD_BATCH = 8;  // splits
 
 __device__ __forceinline__ Folded nothing_folded() {
     return {MINUS_INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};
@@ -72,12 +93,12 @@ struct AttentionFold {
         return tile.params.partial + tile.params.num_slots * tile.params.num_heads * S::D + row * 2;
     }
 
-    __device__ __forceinline__ void write_output(int row, int column, float sum, const float (&values)[4]) const {
-        const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;  // a row that sees no key is zero
-        unsigned* to =
-            reinterpret_cast<unsigned*>(static_cast<T*>(tile.params.out) + out_offset(tile.params, tile.task, row) + column);
-        to[0] = pack2<T>(values[0] * inverse, values[1] * inverse);
-        to[1] = pack2<T>(values[2] * inverse, values[3] * inverse);
+    __device__ __forceinline__ void write_output(int row, int column, const Folded& folded) const {
+        const float inverse = folded.sum > 0.0f ? 1.0f / folded.sum : 0.0f;  // a row that sees no key is zero
+        T* row_out = static_cast<T*>(tile.params.out) + out_offset(tile.params, tile.task, row);
+        unsigned* to = reinterpret_cast<unsigned*>(row_out + column);
+        to[0] = pack2<T>(folded.values[0] * inverse, folded.values[1] * inverse);
+        to[1] = pack2<T>(folded.values[2] * inverse, folded.values[3] * inverse);
     }
 
     __device__ __forceinline__ void write_partial(int row, int column, const Folded& folded) const {
@@ -102,7 +123,7 @@ struct AttentionFold {
                 folded.add(stats[0], stats[1], values);
             }
             if (tile.task.item.num_splits == 1) {
-                write_output(row, first_column + column, folded.sum, folded.values);
+                write_output(row, first_column + column, folded);
             } else {
                 write_partial(row, first_column + column, folded);
             }
@@ -126,8 +147,8 @@ struct AttentionFold {
         block_sync();
         if (threadIdx.x == 0) {
             const PlannedItem& item = tile.task.item;
-            unsigned* counter =
-                tile.params.counters + static_cast<long long>(item.counter) * tile.params.num_kv_heads + tile.task.kv_head;
+            const long long tiles_before = static_cast<long long>(item.counter) * tile.params.num_kv_heads;
+            unsigned* counter = tile.params.counters + tiles_before + tile.task.kv_head;
             const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(item.num_splits);
             if (last) *counter = 0;  // for the next layer
             *flag = last;
@@ -136,80 +157,52 @@ struct AttentionFold {
         return *flag != 0;
     }
 
-    // The splits' weights first, for as many rows as shared memory has room for, so that folding is one product each.
+    // Each thread folds four columns of FOLD_ROWS rows at a time, FOLD_BATCH splits at once. Batches begin at multiples
+    // of FOLD_BATCH among all splits there can be: what a row's window leaves out at its start does not move them.
     __device__ __forceinline__ void fold_splits() const {
-        float2* weights = reinterpret_cast<float2*>(merge);
-        const int num_rows = tile.task.num_rows, num_splits = tile.task.item.num_splits;
-        const int most_rows = S::WORK_BYTES / static_cast<int>(sizeof(float2)) / num_splits;
-        for (int first = 0; first < num_rows; first += most_rows) {
-            const int rows = min(most_rows, num_rows - first);
-            block_sync();  // shared memory's last use is over
-            for (int row = warp_id(); row < rows; row += S::THREADS / 32) {
-                weigh_splits(first + row, weights + row * num_splits);
-            }
-            block_sync();
-            fold_rows(first, rows, weights);
-        }
-    }
-
-    // By a warp: what each split's values, and its sum, count for in the row's.
-    __device__ __forceinline__ void weigh_splits(int row, float2* weights) const {
-        const float* stats = partial_stats(partial_row(row));
-        const long long stride = 2 * split_stride();
-        const int num_splits = tile.task.item.num_splits;
-        float highest = MINUS_INFINITY;
-        for (int split = tile.lane; split < num_splits; split += 32) highest = fmaxf(highest, stats[split * stride]);
-        const float base = finite_base(warp_max(highest));
-        for (int split = tile.lane; split < num_splits; split += 32) {
-            const float weight = exp2_fast(stats[split * stride] - base);
-            weights[split] = make_float2(weight, weight * stats[split * stride + 1]);
-        }
-    }
-
-    // Each thread folds four columns of FOLD_ROWS rows at a time, and asks for FOLD_AHEAD splits' values at once.
-    __device__ __forceinline__ void fold_rows(int first_row, int num_rows, const float2* weights) const {
         constexpr int QUADS = S::D / 4;
-        const int num_splits = tile.task.item.num_splits, num_indices = num_rows * QUADS;
+        const PlannedItem& item = tile.task.item;
+        const int num_indices = tile.task.num_rows * QUADS;
         for (int first = threadIdx.x; first < num_indices; first += S::THREADS * S::FOLD_ROWS) {
-            float sums[S::FOLD_ROWS], totals[S::FOLD_ROWS][4];
-            const float* from[S::FOLD_ROWS];
-            const float2* row_weights[S::FOLD_ROWS];
+            Folded folded[S::FOLD_ROWS];
+            long long from[S::FOLD_ROWS];  // in partial_row's count
+            int columns[S::FOLD_ROWS];
 #pragma unroll
             for (int r = 0; r < S::FOLD_ROWS; ++r) {
-                const int index = min(first + r * S::THREADS, num_indices - 1), row = index / QUADS;
-                from[r] = tile.params.partial + partial_row(first_row + row) * S::D + index % QUADS * 4;
-                row_weights[r] = weights + row * num_splits;
-                sums[r] = 0.0f;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) totals[r][i] = 0.0f;
+                const int index = min(first + r * S::THREADS, num_indices - 1);
+                folded[r] = nothing_folded();
+                from[r] = partial_row(index / QUADS);
+                columns[r] = index % QUADS * 4;
             }
-            for (int split = 0; split < num_splits; split += S::FOLD_AHEAD) {
-                float values[S::FOLD_AHEAD][S::FOLD_ROWS][4];
-#pragma unroll
-                for (int ahead = 0; ahead < S::FOLD_AHEAD; ++ahead) {
-                    const long long offset = min(split + ahead, num_splits - 1) * split_stride() * S::D;
-#pragma unroll
-                    for (int r = 0; r < S::FOLD_ROWS; ++r) load4(values[ahead][r], from[r] + offset);
-                }
-#pragma unroll
-                for (int ahead = 0; ahead < S::FOLD_AHEAD; ++ahead) {
-                    if (split + ahead < num_splits) {
-#pragma unroll
-                        for (int r = 0; r < S::FOLD_ROWS; ++r) {
-                            const float2 weight = row_weights[r][split + ahead];
-                            sums[r] += weight.y;
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) totals[r][i] = fmaf(values[ahead][r][i], weight.x, totals[r][i]);
-                        }
-                    }
-                }
+            for (int split = -(item.first_split % FOLD_BATCH); split < item.num_splits; split += FOLD_BATCH) {
+                fold_batch(folded, from, columns, split);
             }
 #pragma unroll
             for (int r = 0; r < S::FOLD_ROWS; ++r) {
                 const int index = first + r * S::THREADS;
-                if (index < num_indices) write_output(first_row + index / QUADS, index % QUADS * 4, sums[r], totals[r]);
+                if (index < num_indices) write_output(index / QUADS, columns[r], folded[r]);
             }
         }
+    }
+
+    __device__ __forceinline__ void fold_batch(Folded (&folded)[S::FOLD_ROWS], const long long (&from)[S::FOLD_ROWS],
+                                               const int (&columns)[S::FOLD_ROWS], int split) const {
+        const int num_splits = tile.task.item.num_splits;
+        float values[S::FOLD_ROWS][FOLD_BATCH][4];
+        float2 stats[S::FOLD_ROWS][FOLD_BATCH];
+#pragma unroll
+        for (int i = 0; i < FOLD_BATCH; ++i) {
+            const bool exists = split + i >= 0 && split + i < num_splits;
+            const long long offset = (exists ? split + i : 0) * split_stride();
+#pragma unroll
+            for (int r = 0; r < S::FOLD_ROWS; ++r) {
+                load4(values[r][i], tile.params.partial + (from[r] + offset) * S::D + columns[r]);
+                stats[r][i] = *reinterpret_cast<const float2*>(partial_stats(from[r] + offset));
+                if (!exists) stats[r][i] = make_float2(MINUS_INFINITY, 0.0f);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < S::FOLD_ROWS; ++r) folded[r].add_batch(stats[r], values[r]);
     }
 
     __device__ __forceinline__ void finish() const {

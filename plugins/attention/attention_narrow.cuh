@@ -101,7 +101,9 @@ struct NarrowRows {
 #pragma unroll
             for (int slice = 0; slice < SLICES; ++slice) {
 #pragma unroll
-                for (int i = row; i < 4; i += 2) scores[slice][i] = exp2_fast(fmaf(scores[slice][i], log2_scale, -base));
+                for (int i = row; i < 4; i += 2) {
+                    scores[slice][i] = exp2_fast(fmaf(scores[slice][i], log2_scale, -base));
+                }
             }
         }
         if (warp_ballot(rescales[0] != 1.0f || rescales[1] != 1.0f) == 0) return;

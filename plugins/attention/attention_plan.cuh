@@ -1,15 +1,15 @@
 // Where each request's work lies: written once per step, read by every layer's attention.
 //
 // Plan, int32: PLAN_HEADER integers, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
-// most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its tiles.
-// K/V heads come on top of both. One block per request writes that request's items.
+// most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its
+// tiles. K/V heads come on top of both. One block per request writes that request's items.
 #pragma once
 
 #include "element.cuh"
 #include "warp.cuh"
 
 constexpr int ITEM_PAGES = 32;               // block ids that travel with an item, one per lane
-constexpr int ITEM_FIELDS = 12;              // integers, in PlannedItem's order
+constexpr int ITEM_FIELDS = 16;              // integers, in PlannedItem's order
 constexpr int PLAN_HEADER = 4;               // integers: number of short items, of long items
 constexpr int PLAN_ITEM = ITEM_FIELDS + ITEM_PAGES;
 constexpr int SHORT_ROWS = 64;               // tokens; a draft tree has no more
@@ -50,25 +50,29 @@ struct PlannedItem {
     int key_end;
     int split;        // among the request's
     int num_splits;
+    int first_split;  // of the request, among all there can be
     int first_slot;   // of the workspace: row r, split s has first_slot + s * rows + r
     int counter;      // of the tile
+    int unused[3];
 };
-static_assert(sizeof(PlannedItem) == ITEM_FIELDS * 4, "three words of 16 bytes");
+static_assert(sizeof(PlannedItem) == ITEM_FIELDS * 4, "four words of 16 bytes");
 
 __device__ __forceinline__ PlannedItem load_item(const int* from) {
-    const uint4 a = load16(from), b = load16(from + 4), c = load16(from + 8);
+    const uint4 a = load16(from), b = load16(from + 4), c = load16(from + 8), d = load16(from + 12);
     return {static_cast<int>(a.x), static_cast<int>(a.y), static_cast<int>(a.z), static_cast<int>(a.w),
             static_cast<int>(b.x), static_cast<int>(b.y), static_cast<int>(b.z), static_cast<int>(b.w),
-            static_cast<int>(c.x), static_cast<int>(c.y), static_cast<int>(c.z), static_cast<int>(c.w)};
+            static_cast<int>(c.x), static_cast<int>(c.y), static_cast<int>(c.z), static_cast<int>(c.w),
+            static_cast<int>(d.x), {}};
 }
 
 // By a warp: the item, and the blocks of its first pages.
 __device__ __forceinline__ void store_item(const AttentionPlanParams& params, int* to, const PlannedItem& item) {
     const int lane = lane_id();
     if (lane == 0) {
-        const int fields[ITEM_FIELDS] = {item.request,   item.context, item.rows,       item.is_tree,
-                                         item.first_token, item.tile,  item.key_begin,  item.key_end,
-                                         item.split,     item.num_splits, item.first_slot, item.counter};
+        const int fields[ITEM_FIELDS] = {item.request,     item.context,    item.rows,        item.is_tree,
+                                         item.first_token, item.tile,       item.key_begin,   item.key_end,
+                                         item.split,       item.num_splits, item.first_split, item.first_slot,
+                                         item.counter};
 #pragma unroll
         for (int i = 0; i < ITEM_FIELDS; ++i) to[i] = fields[i];
     }
@@ -106,7 +110,8 @@ struct RequestNeed {
     int num_splits;   // 0: long, or without rows
 };
 
-__device__ __forceinline__ RequestNeed request_need(const AttentionPlanParams& params, int index, const SplitRule& rule) {
+__device__ __forceinline__ RequestNeed request_need(const AttentionPlanParams& params, int index,
+                                                    const SplitRule& rule) {
     RequestNeed need = {0, 0, 0, 0, 0};
     if (index >= params.num_requests) return need;
     const long long context = params.context_lens[index];
@@ -171,8 +176,8 @@ __device__ __forceinline__ void plan_short(const AttentionPlanParams& params, co
             max(rule.first_key(need.first_split + split), need.context - need.rows + 1 - params.window);
         const int key_end = min(rule.first_key(need.first_split + split + 1), need.context);
         const PlannedItem item = {request,   need.context, need.rows, is_tree,        first_token,  tile,
-                                  key_begin, key_end,      split,     need.num_splits, before.slots,
-                                  before.short_tiles + tile};
+                                  key_begin, key_end,      split,     need.num_splits, need.first_split,
+                                  before.slots, before.short_tiles + tile, {}};
         store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
     }
     for (int i = first * 32 + lane_id(); i < need.num_tiles * params.num_kv_heads; i += stride * 32) {
@@ -193,7 +198,8 @@ __device__ __forceinline__ void plan_long(const AttentionPlanParams& params, int
         const int last_row = min(first_row + params.long_tile, need.rows * params.group) - 1;
         const int key_begin = max(root + first_row / params.group + 1 - params.window, 0);
         const int key_end = root + last_row / params.group + 1;
-        const PlannedItem item = {request, need.context, need.rows, 0, first_token, tile, key_begin, key_end, 0, 1, 0, 0};
+        const PlannedItem item = {request,   need.context, need.rows, 0, first_token, tile,
+                                  key_begin, key_end,      0,         1, 0,           0,    0, {}};
         store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
     }
 }

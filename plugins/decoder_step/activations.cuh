@@ -40,23 +40,25 @@ __device__ inline void load_residual(const Workspace& work, const unsigned* resi
             return first + index / PACKETS < work.num_rows && column_of(index) < HIDDEN;
         };
         uint4 packets[BATCH * PACKETS];
-        await_all(packets, [&](int index) {
+        const auto address = [&](int index) {
             const int at = (first + index / PACKETS) * HIDDEN + column_of(index);
             return is_real(index) ? residual + at : nullptr;
+        };
+        until_written(packets, address, [&] {
+            float squares[BATCH] = {};
+#pragma unroll
+            for (int index = 0; index < BATCH * PACKETS; ++index)
+                if (is_real(index))
+                    squares[index / PACKETS] +=
+                        norm_packet(packets[index], weights[index % PACKETS],
+                                    activation_at(work, first + index / PACKETS, column_of(index)));
+#pragma unroll
+            for (int row = 0; row < BATCH; ++row) squares[row] = warp_sum(squares[row]);
+#pragma unroll
+            for (int row = 0; row < BATCH; ++row)
+                if (lane_id() == 0 && first + row < work.num_rows)
+                    work.squares[warp_id() * MAX_ROWS + first + row] = squares[row];
         });
-        float squares[BATCH] = {};
-#pragma unroll
-        for (int index = 0; index < BATCH * PACKETS; ++index)
-            if (is_real(index))
-                squares[index / PACKETS] +=
-                    norm_packet(packets[index], weights[index % PACKETS],
-                                activation_at(work, first + index / PACKETS, column_of(index)));
-#pragma unroll
-        for (int row = 0; row < BATCH; ++row) squares[row] = warp_sum(squares[row]);
-#pragma unroll
-        for (int row = 0; row < BATCH; ++row)
-            if (lane_id() == 0 && first + row < work.num_rows)
-                work.squares[warp_id() * MAX_ROWS + first + row] = squares[row];
     }
 }
 
@@ -74,19 +76,23 @@ __device__ inline void load_published(
     const int packets_per_row = num_columns / 8, packets = work.num_rows * packets_per_row;
     const auto row_of = [=](int index) { return MAX_ROWS == 1 ? 0 : index / packets_per_row; };
 #pragma unroll 1
-    for (int first = threadIdx.x; first < packets; first += BATCH * CONSUMERS) {
+    for (int first = 0; first < packets; first += BATCH * CONSUMERS) {
+        const auto index_of = [first](int at) { return first + at * CONSUMERS + int(threadIdx.x); };
         uint4 packet[BATCH];
-        await_all(packet, [&](int at) {
-            const int index = first + at * CONSUMERS, row = row_of(index);
+        const auto address = [&](int at) {
+            const int index = index_of(at), row = row_of(index);
             const int column = first_column + 8 * (index - row * packets_per_row);
             return index < packets ? words + (row * columns + column) / 2 : nullptr;
-        });
+        };
+        until_written(packet, address, [&] {
 #pragma unroll
-        for (int at = 0; at < BATCH; ++at) {
-            const int index = first + at * CONSUMERS, row = row_of(index);
-            if (index < packets)
-                *reinterpret_cast<uint4*>(activation_at(work, row, 8 * (index - row * packets_per_row))) = packet[at];
-        }
+            for (int at = 0; at < BATCH; ++at) {
+                const int index = index_of(at), row = row_of(index);
+                if (index < packets)
+                    *reinterpret_cast<uint4*>(activation_at(work, row, 8 * (index - row * packets_per_row))) =
+                        packet[at];
+            }
+        });
     }
 }
 

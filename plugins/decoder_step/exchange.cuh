@@ -19,6 +19,8 @@
 constexpr unsigned EMPTY = 0xFFFFFFFFu;      // a NaN, and two NaNs as bfloat16
 constexpr unsigned WRITTEN_NAN = 0x7FFFFFFFu;  // stands for it where a result is that very NaN
 
+constexpr int FEW_VALUES = 4;  // that a thread asks for again and again
+
 constexpr int QKV_WORDS = MAX_ROWS * QKV_SIZE;
 constexpr int ATTENDED_WORDS = MAX_ROWS * Q_SIZE / 2;
 constexpr int RESIDUAL_WORDS = MAX_ROWS * HIDDEN;
@@ -57,28 +59,37 @@ __device__ inline bool is_written(const uint4& packet) {
 __device__ inline bool is_written(const uint2& pair) { return pair.x != EMPTY && pair.y != EMPTY; }
 __device__ inline bool is_written(unsigned word) { return word != EMPTY; }
 
+__device__ inline void clear(uint4& packet) { packet = make_uint4(EMPTY, EMPTY, EMPTY, EMPTY); }
+__device__ inline void clear(uint2& pair) { pair = make_uint2(EMPTY, EMPTY); }
+__device__ inline void clear(unsigned& word) { word = EMPTY; }
+
 __device__ inline void request(uint4& packet, const unsigned* words) { packet = load_relaxed16(words); }
 __device__ inline void request(uint2& pair, const unsigned* words) { pair = load_relaxed8(words); }
 __device__ inline void request(unsigned& word, const unsigned* words) { word = load_relaxed(words); }
 
-// Wait for N values at once: ask for all, then again for all that were not there, so that no two answers are waited for
-// one after the other. `address(i)` is null where value i is not wanted.
-template <class Value, int N, class Address>
-__device__ inline void await_all(Value (&values)[N], Address address) {
+// Wait for N values of each thread of a warp: ask for all, then again for those that were not there, so that no two
+// answers are waited for one after the other; where they are many, for the first alone until it is there. `address(i)`
+// is null where value i is not wanted.
+//
+// `use()` is called after every round, the last time with all values: what it does for nothing in the rounds before has
+// its instructions at hand when the values come, which otherwise takes longer than to run them.
+template <class Value, int N, class Address, class Use>
+__device__ inline void until_written(Value (&values)[N], Address address, Use use) {
 #pragma unroll
-    for (int i = 0; i < N; ++i)
-        if (address(i)) request(values[i], address(i));
-    bool is_missing;
+    for (int i = 0; i < N; ++i) clear(values[i]);
+    bool is_first = true, is_missing;
+#pragma unroll 1
     do {
-        is_missing = false;
 #pragma unroll
         for (int i = 0; i < N; ++i)
-            if (address(i) && !is_written(values[i])) {
-                is_missing = true;
+            if (address(i) && !is_written(values[i]) && (i == 0 || N <= FEW_VALUES || is_first || is_written(values[0])))
                 request(values[i], address(i));
-            }
+        is_first = is_missing = false;
+#pragma unroll
+        for (int i = 0; i < N; ++i) is_missing |= address(i) && !is_written(values[i]);
+        use();
         if (is_missing) spin_pause();
-    } while (is_missing);
+    } while (warp_ballot(is_missing));
 }
 
 __device__ inline unsigned await(unsigned value, const unsigned* word) {

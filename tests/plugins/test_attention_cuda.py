@@ -35,13 +35,18 @@ def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest)
     return plan_attention_cuda(shape, query_starts, context_lens, block_tables, *rest)
 
 
-@pytest.fixture(params=[False, True], ids=["first thread first", "last thread first"])
+@pytest.fixture(params=[(False, 900), (True, 860)], ids=["first thread first", "last thread first, sm_86"])
 def emulated(request, monkeypatch):
-    """Launches go to the host emulator."""
+    """Launches go to the host emulator, of a GPU with 227 KiB of shared memory per block or with 99."""
+    reverse, arch = request.param
+    most_shared = (227 if arch == 900 else 99) * 1024
 
     def launch(kernel, grid, block, shared_bytes, params, stream, dependent):
+        assert shared_bytes <= most_shared
         source, entry = kernel
-        emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=request.param)
+        emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=reverse, arch=arch)
+
+    monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
 
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
@@ -92,7 +97,9 @@ class TestEmulated:
 
     @pytest.mark.parametrize(("head_dim", "dtype"), [(96, torch.float16), (128, torch.bfloat16), (256, torch.float16)])
     def test_head_dims_and_dtypes(self, head_dim, dtype):
-        check(make_case([1, 9, 65], [270, 9, 70], **TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}))
+        sizes = TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": 2}
+        check(make_case([1, 9, 65], [270, 9, 70], **sizes))
+        check(make_case([20], [40], **sizes))
 
     @pytest.mark.parametrize(("window", "head_dim"), [(None, 64), (3, 64), (None, 96)])
     def test_trees_beside_chains(self, window, head_dim):
@@ -100,6 +107,7 @@ class TestEmulated:
         ancestors = [random_tree(12, generator), [0] * 12, random_tree(12, generator)]
         sizes = TINY | {"head_dim": head_dim}
         check(make_case([12, 5, 12], [600, 9, 12], **sizes, ancestors=ancestors), window)
+        check(make_case([12], [300], **sizes, ancestors=ancestors[:1]), window)
 
     def test_a_row_is_the_same_in_every_kernel_and_batch(self):
         whole = make_case([40, 1], [300, 20], **TINY)
@@ -115,7 +123,7 @@ class TestEmulated:
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
+        monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
 
 

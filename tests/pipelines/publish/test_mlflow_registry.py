@@ -52,10 +52,11 @@ def test_a_version_comes_back_byte_for_byte(golden: Publication, tmp_path: Path,
 
 
 def test_mlflow_loads_it_from_code_and_answers_as_the_bundle_does(
-    golden: Publication, tmp_path: Path, store_settings: Settings
+    golden: Publication, tmp_path: Path, store_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
+    monkeypatch.chdir(tmp_path)  # where MLflow would leave what it has no place for
     MlflowRegistry("", *store_settings).publish(golden, False)
     files = [path.name for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".bin", ".pt"))]
@@ -65,6 +66,10 @@ def test_mlflow_loads_it_from_code_and_answers_as_the_bundle_does(
     events = list(agent.predict_stream(ASKED))
     assert "".join(event["delta"] for event in events if "delta" in event) == expected_answer()
     assert events[-1]["type"] == "response.output_item.done"
+    mlflow.flush_trace_async_logging()
+    client = Store(*store_settings).client
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    assert client.search_traces(locations=everywhere) == []  # prompts go to no store
 
 
 def test_an_interrupted_publication_registers_nothing_and_goes_on(
