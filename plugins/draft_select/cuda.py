@@ -5,14 +5,13 @@ from functools import cache
 
 import torch
 
-from plugins.cuda.errors import KernelError
 from plugins.cuda.run import require_contiguous, require_shape, run_kernel
 from plugins.cuda.source import KernelSource
 from plugins.draft_select.batched import draft_select_batched
 
 LOGITS = {torch.float32: "float", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_THREADS, _MOST_KEPT, _FIXED_BYTES = 1024, 64, 16 * 1024 + 2048
-MOST_SHARED_BYTES = 98 << 10  # every GPU from sm_80 on has that much for a block
+_THREADS, _MOST_KEPT, _FIXED_BYTES = 256, 64, 16 * 256 * 2 + 2048
+MOST_SHARED_BYTES = 96 << 10  # every GPU from sm_80 on has that much for a block
 _MOST_ROWS = 1 << 14  # beams of all requests together
 _MOST_PLACES = 1 << 24  # of one request: beams times logits
 
@@ -70,11 +69,8 @@ def draft_select_cuda(
     require_shape(op, (requests,), torch.int64, **given)
     if requests == 0 or count == 0:
         return
-    require_contiguous(op, logits=logits, vocab_ids=vocab_ids, **given)
-    if logits.data_ptr() % 16:
-        raise KernelError(
-            f"{op} on CUDA: the logits' address is {logits.data_ptr():#x}; it must be aligned to 16 bytes"
-        )
+    inputs = {"logits": logits, "vocab_ids": vocab_ids, **given}
+    require_contiguous(op, **inputs)
     beam_scores, beam_nodes = beam_scores.contiguous(), beam_nodes.contiguous()  # slices of what was found before
     kept, counters = _workspace(logits.device)
     params = DraftSelectParams(

@@ -11,17 +11,16 @@
 #include "element.cuh"
 #include "grid.cuh"
 #include "math.cuh"
-#include "cuda/vector.cuh"
 #include "noise.cuh"
 
-constexpr int SELECT_THREADS = 1024;
+constexpr int SELECT_THREADS = 256;
 constexpr int SELECT_WARPS = SELECT_THREADS / 32;
 constexpr int SELECT_BITS = 4;
 constexpr int SELECT_BINS = 1 << SELECT_BITS;
 constexpr int PLACE_BITS = 24;
 constexpr int SELECT_RANK_BITS = 32 + PLACE_BITS;
 constexpr int MOST_KEPT = 64;  // C
-constexpr int SELECT_FIXED_BYTES = SELECT_BINS * SELECT_THREADS + 2048;
+constexpr int SELECT_FIXED_BYTES = SELECT_BINS * SELECT_THREADS * 2 + 2048;
 
 struct Continuation {
     float score;
@@ -49,7 +48,7 @@ struct DraftSelectParams {
 static_assert(sizeof(DraftSelectParams) == 14 * 8 + 2 * 4, "mirrored in cuda.py");
 
 struct SelectShared {
-    unsigned char bins[SELECT_BINS][SELECT_THREADS];  // of a thread's at most 255 ranks
+    unsigned short bins[SELECT_BINS][SELECT_THREADS];
     int totals[SELECT_BINS];
     float partials[SELECT_WARPS];
     Continuation best[MOST_KEPT];
@@ -72,7 +71,6 @@ __device__ __forceinline__ unsigned long long select_threshold(
     int above = 0;
     for (int shift = SELECT_RANK_BITS - SELECT_BITS; shift >= 0; shift -= SELECT_BITS) {
         for (int bin = 0; bin < SELECT_BINS; ++bin) shared.bins[bin][threadIdx.x] = 0;
-#pragma unroll 4
         for (int at = threadIdx.x; at < size; at += SELECT_THREADS) {
             const unsigned long long rank = rank_at(at);
             if (rank >> (shift + SELECT_BITS) == prefix) ++shared.bins[(rank >> shift) % SELECT_BINS][threadIdx.x];
@@ -80,11 +78,7 @@ __device__ __forceinline__ unsigned long long select_threshold(
         block_sync();
         for (int bin = warp_id(); bin < SELECT_BINS; bin += SELECT_WARPS) {
             int total = 0;
-#pragma unroll
-            for (int at = 4 * lane_id(); at < SELECT_THREADS; at += 4 * WARP_SIZE) {
-                const unsigned four = *reinterpret_cast<const unsigned*>(&shared.bins[bin][at]);
-                total += (four & 0xff) + (four >> 8 & 0xff) + (four >> 16 & 0xff) + (four >> 24);
-            }
+            for (int at = lane_id(); at < SELECT_THREADS; at += 32) total += shared.bins[bin][at];
             for (int mask = 16; mask > 0; mask /= 2) total += shfl_xor(total, mask);
             if (lane_id() == 0) shared.totals[bin] = total;
         }
@@ -123,31 +117,17 @@ __device__ __forceinline__ float load_beam(const DraftSelectParams& params, Sele
         key = {static_cast<unsigned>(seed), static_cast<unsigned>(seed >> 32),
                static_cast<unsigned>(params.sample_index[request]), static_cast<unsigned>(params.position[request])};
     }
-    const auto noisy = [&](float logit, int at) {
+    float largest = -INFINITY;
+    for (int at = threadIdx.x; at < params.num_draft; at += SELECT_THREADS) {
+        float logit = to_float(from[at]);
         if (temperature > 0)
             logit += temperature * gumbel_fast(noise_word(key, static_cast<unsigned>(params.vocab_ids[at])));
-        return logit;
-    };
-    float largest = -INFINITY;
-    const int whole = params.num_draft % 8 == 0 ? params.num_draft : 0;  // rows of other lengths are not aligned
-#pragma unroll 2
-    for (int at = 8 * threadIdx.x; at < whole; at += 8 * SELECT_THREADS) {
-        Vector8 values = load_vector(from + at);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            values.value[i] = noisy(values.value[i], at + i);
-            largest = fmaxf(largest, values.value[i]);
-        }
-        store_vector(logits + at, values);
-    }
-    for (int at = whole + threadIdx.x; at < params.num_draft; at += SELECT_THREADS) {
-        logits[at] = noisy(to_float(from[at]), at);
-        largest = fmaxf(largest, logits[at]);
+        logits[at] = logit;
+        largest = fmaxf(largest, logit);
     }
     constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
     largest = block_reduce(shared, largest, true);
-    float sum = 0;  // of what other threads have loaded, too: block_reduce has a barrier
-#pragma unroll 4
+    float sum = 0;
     for (int at = threadIdx.x; at < params.num_draft; at += SELECT_THREADS)
         sum += exp2_fast((logits[at] - largest) * LOG2_E);
     return largest + LN_2 * log2_fast(block_reduce(shared, sum, false));
