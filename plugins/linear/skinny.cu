@@ -7,16 +7,21 @@ template <int ROW_BLOCKS>
 using Layer = Skinny<ELEMENT, TILE_WARPS, 4 / TILE_WARPS, ROW_BLOCKS>;
 
 extern "C" __global__ void __launch_bounds__(SKINNY_THREADS)
-    skinny_16_kernel(__grid_constant__ const SkinnyParams params) {
+    skinny_8_kernel(__grid_constant__ const SkinnyParams params) {
     skinny_linear<Layer<1>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(SKINNY_THREADS)
-    skinny_32_kernel(__grid_constant__ const SkinnyParams params) {
+    skinny_16_kernel(__grid_constant__ const SkinnyParams params) {
     skinny_linear<Layer<2>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(SKINNY_THREADS)
-    skinny_64_kernel(__grid_constant__ const SkinnyParams params) {
+    skinny_32_kernel(__grid_constant__ const SkinnyParams params) {
     skinny_linear<Layer<4>>(params);
+}
+
+extern "C" __global__ void __launch_bounds__(SKINNY_THREADS)
+    skinny_64_kernel(__grid_constant__ const SkinnyParams params) {
+    skinny_linear<Layer<8>>(params);
 }

@@ -13,9 +13,9 @@ from plugins.cuda.source import KernelSource
 
 MOST_ROWS = 64
 ROW_WARPS = (1, 2, 4)  # of a tile, see row_warps_of
-_THREADS = 256
+_THREADS = 128
 _WARP_ROWS, _WARP_COLUMNS, _MOST_STAGES = 32, 64, 8
-_BUCKETS = (16, 32, 64)
+_BUCKETS = (8, 16, 32, 64)
 _FEWEST_UNITS = 3  # of a block: fewer cost more to add up than they save
 _MOST_TILES = 8192
 # SKINNY_SHARED_LIMIT of skinny.cuh, by compute capability.
