@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu lint clean
+.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu bench-gpu lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -108,6 +108,9 @@ test: $(READY) ## Run the whole test suite
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU, and write bench/results/<device>/test-gpu.json
 	@$(PYTHON) -m tests.gpu_report $(ARGS)
+
+bench-gpu: $(READY) ## Measure the CUDA engine beside its baselines on this GPU, into bench/results/<device>: ARGS='<row> ...'
+	@$(PYTHON) -m bench.gpu $(ARGS)
 
 lint: $(READY) ## Check style and types
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

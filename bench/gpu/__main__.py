@@ -10,16 +10,22 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu", description="Measure the CUDA engine and its baselines."
     )
     parser.add_argument("rows", nargs="*", help="which rows; all of them if none is named")
-    parser.add_argument("--out", type=Path, required=True, help="folder for raw lines")
+    parser.add_argument("--out", type=Path, help="folder for raw lines; bench/results/<GPU> without")
     parser.add_argument("--kernels", type=Path, help="kernel folder of a CUDA engine; compiled here without")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("error: no NVIDIA GPU, or a torch without CUDA; run it where python -m runtime doctor names one")
+    if options.out is None:
+        options.out = Path("bench/results", torch.cuda.get_device_name().lower().replace(" ", "-"))
     if options.row:
         measure(options.row, options.out, options.kernels)
         return

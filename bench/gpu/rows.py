@@ -46,7 +46,8 @@ def decode(model: str, batch_sizes: tuple[int, ...], hf_steps: int = 6) -> Itera
             tokens = batch_size * (NEW_TOKENS - 1)
             yield _decode("enginewright", batch_size, repeat, tokens / sum(timings.step_s))
             yield {"metric": "energy", "system": "enginewright", "batch_size": batch_size, "repeat": repeat,
-                   "unit": "J/token", "value": energy.joules / timings.num_tokens}  # fmt: skip
+                   "unit": "J/token", "value": energy.joules / timings.num_tokens,
+                   "seconds": energy.seconds}  # fmt: skip
     del engine
     _free()
     for batch_size in batch_sizes:
