@@ -14,7 +14,7 @@ from runtime.sampling import SamplingParams
 
 Report = Callable[[float, str], None]
 
-CHUNK_BUDGETS = (16, 32, 64, 128, 256, 512, 1024)
+CHUNK_BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
 BURST_REQUESTS, BURST_PREFIX, BURST_OWN = 8, 8192, 64
 
 
