@@ -13,6 +13,7 @@ from plugins.cuda.errors import KernelError
 
 PLUGINS = Path(__file__).resolve().parent.parent
 INCLUDE = Path(__file__).resolve().parent / "include"
+_LONGEST_VALUES = 32  # characters: archives hold no long paths
 _INCLUDE_LINE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"]+)"', re.MULTILINE)
 
 
@@ -30,8 +31,11 @@ class KernelSource:
 
     @property
     def id(self) -> str:
-        """The name of the image's file, such as `attention-bfloat16-128`."""
-        return "-".join([self.name, *(value for _, value in self.defines)])
+        """The name of the image's file, such as `attention-bfloat16-128`; many macros are named by their digest."""
+        values = "-".join(value for _, value in self.defines)
+        if len(values) > _LONGEST_VALUES:
+            values = hashlib.sha256(repr(self.defines).encode()).hexdigest()[:16]
+        return f"{self.name}-{values}" if values else self.name
 
     @property
     def path(self) -> Path:

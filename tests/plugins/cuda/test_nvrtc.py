@@ -69,3 +69,12 @@ def test_a_missing_header_is_an_error_that_names_it(tmp_path):
     (tmp_path / "bad.cu").write_text('#include "absent.cuh"\n')
     with pytest.raises(KernelError, match=r"bad.cu includes 'absent.cuh'"):
         KernelSource("bad", str(tmp_path / "bad.cu")).digest()
+
+
+def test_names_of_images_are_short_and_tell_macros_apart():
+    few, many = (KernelSource("k", "k.cu", tuple((f"M{i}", "1234") for i in range(n))) for n in (2, 20))
+    other = KernelSource("k", "k.cu", (*many.defines[:-1], ("M19", "1235")))
+    assert few.id == "k-1234-1234"
+    assert KernelSource("k", "k.cu").id == "k"
+    assert len(many.id) < 40
+    assert many.id != other.id
