@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -44,7 +44,7 @@ def load(options: LoadOptions, console: Console) -> None:
         EnginewrightError: the endpoint cannot be used, or answered nothing; the store cannot be used.
     """
     config = load_config([], os.environ)
-    settings = redacted(asdict(options))
+    settings = redacted(asdict(replace(options, out="")))  # a folder of this machine is no part of the figures
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     out_dir = Path(options.out) if options.out else Path(config.paths.root, "load", now)
     tracked = None if options.no_tracking else config
