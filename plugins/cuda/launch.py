@@ -3,8 +3,6 @@
 import ctypes
 from typing import Any
 
-import torch
-
 from plugins.cuda.driver import check, driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.library import Kernel
@@ -22,7 +20,7 @@ def launch(
     block: Size,
     shared_bytes: int,
     params: ctypes.Structure,
-    stream: int | None = None,
+    stream: int,
     cooperative: bool = False,
     dependent: bool = False,
 ) -> None:
@@ -34,7 +32,7 @@ def launch(
         block: threads of a block, likewise.
         shared_bytes: dynamic shared memory of a block.
         params: copied during the call.
-        stream: the stream's handle; None is torch's current stream.
+        stream: the stream's handle, such as torch.cuda.current_stream().cuda_stream.
         cooperative: all blocks run at once, so that grid_barrier works.
         dependent: the grid may start before the one before it has ended and waits in grid_dependency_wait
             (programmatic stream serialization; ordinary order on GPUs older than sm_90).
@@ -49,7 +47,7 @@ def launch(
     config.gridDimX, config.gridDimY, config.gridDimZ = _three(grid)
     config.blockDimX, config.blockDimY, config.blockDimZ = _three(block)
     config.sharedMemBytes = shared_bytes
-    config.hStream = torch.cuda.current_stream().cuda_stream if stream is None else stream
+    config.hStream = stream
     attributes = _attributes(cuda, cooperative, dependent)
     config.numAttrs = len(attributes)
     config.attrs = attributes

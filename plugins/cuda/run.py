@@ -76,3 +76,14 @@ def require_shape(op: str, shape: tuple[int, ...], dtype: torch.dtype, **tensors
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise KernelError(f"{op}: {name} is {tuple(tensor.shape)} {tensor.dtype}; it must be {shape} {dtype}")
+
+
+def require_integers(op: str, **tensors: torch.Tensor) -> None:
+    """Check that tensors are contiguous int64.
+
+    Raises:
+        KernelError: one is not.
+    """
+    for name, tensor in tensors.items():
+        require_shape(op, tuple(tensor.shape), torch.int64, **{name: tensor})
+    require_contiguous(op, **tensors)

@@ -4,8 +4,8 @@ import ctypes
 
 import torch
 
-from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel
+from plugins.cuda.errors import KernelError
+from plugins.cuda.run import require_contiguous, require_integers, run_kernel
 from plugins.cuda.source import KernelSource
 
 SOURCE = KernelSource("emit_tokens", "emit_tokens/emit_tokens.cu")
@@ -30,13 +30,12 @@ def emit_tokens_cuda(*tensors: torch.Tensor) -> None:
     """See `plugins.emit_tokens.emit_tokens`."""
     given = dict(zip(_POINTERS, tensors, strict=True))
     hidden, last_hidden = given["hidden"], given["last_hidden"]
-    for name, tensor in given.items():
-        is_hidden = name in ("hidden", "last_hidden")
-        if not tensor.is_contiguous() or (not is_hidden and tensor.dtype != torch.int64):
-            raise ValueError(f"{name} is {tensor.dtype} of strides {tensor.stride()}; it must be contiguous int64")
+    states = {"hidden": hidden, "last_hidden": last_hidden}
+    require_integers("emit_tokens", **{name: tensor for name, tensor in given.items() if name not in states})
+    require_contiguous("emit_tokens", **states)
     row_bytes = hidden.shape[1] * hidden.itemsize
     if hidden.dtype != last_hidden.dtype or row_bytes % 4:
-        raise ValueError(
+        raise KernelError(
             f"hidden states are {hidden.dtype} of {row_bytes} bytes a row, kept as {last_hidden.dtype}; they must have "
             "one dtype and rows of whole 4-byte words"
         )
@@ -45,5 +44,4 @@ def emit_tokens_cuda(*tensors: torch.Tensor) -> None:
         return
     pointers = [tensor.data_ptr() for tensor in tensors]
     params = EmitTokensParams(*pointers, given["history"].shape[1], row_bytes // 4, most_tokens)
-    kernel = get_kernel(SOURCE, "emit_tokens_kernel", EmitTokensParams)
-    launch(kernel, num_rows, _THREADS, 0, params, dependent=True)
+    run_kernel(SOURCE, "emit_tokens_kernel", num_rows, _THREADS, params)

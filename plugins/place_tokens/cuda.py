@@ -4,8 +4,7 @@ import ctypes
 
 import torch
 
-from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel
+from plugins.cuda.run import require_integers, run_kernel
 from plugins.cuda.source import KernelSource
 
 SOURCE = KernelSource("place_tokens", "place_tokens/place_tokens.cu")
@@ -30,9 +29,7 @@ class PlaceTokensParams(ctypes.Structure):
 def place_tokens_cuda(*tensors: torch.Tensor | None) -> None:
     """See `plugins.place_tokens.place_tokens`."""
     given = dict(zip(_POINTERS, tensors, strict=True))
-    for name, tensor in given.items():
-        if tensor is not None and (tensor.dtype != torch.int64 or not tensor.is_contiguous()):
-            raise ValueError(f"{name} is {tensor.dtype} of strides {tensor.stride()}; it must be contiguous int64")
+    require_integers("place_tokens", **{name: tensor for name, tensor in given.items() if tensor is not None})
     slots, history, tree_ids = given["slots"], given["history"], given["tree_ids"]
     assert slots is not None
     assert history is not None
@@ -40,5 +37,4 @@ def place_tokens_cuda(*tensors: torch.Tensor | None) -> None:
         return
     pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     params = PlaceTokensParams(*pointers, history.shape[1], 0 if tree_ids is None else tree_ids.shape[1], 0)
-    kernel = get_kernel(SOURCE, "place_tokens_kernel", PlaceTokensParams)
-    launch(kernel, len(slots), _THREADS, 0, params, dependent=True)
+    run_kernel(SOURCE, "place_tokens_kernel", len(slots), _THREADS, params)

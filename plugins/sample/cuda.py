@@ -4,8 +4,7 @@ import ctypes
 
 import torch
 
-from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel
+from plugins.cuda.run import require_contiguous, require_shape, run_kernel
 from plugins.cuda.source import KernelSource
 
 SOURCE = KernelSource("sample", "sample/sample.cu")
@@ -33,22 +32,23 @@ class SampleParams(ctypes.Structure):
 
 
 def sample_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
-    """See `plugins.sample.sample`; allocates what one launch hands the other."""
+    """See `plugins.sample.sample`; allocates what one launch hands the other.
+
+    Raises:
+        KernelError: shapes, dtypes or strides that the kernels do not take.
+    """
     *per_row, out = rest
     num_rows, vocab_size = logits.shape
-    if logits.dtype != torch.float32 or not logits.is_contiguous():
-        raise ValueError(f"logits are {logits.dtype} of strides {logits.stride()}; the kernel takes contiguous float32")
-    for name, dtype, values in zip((*_ROWS, "out"), (*_DTYPES, torch.int64), rest, strict=True):
-        if values.dtype != dtype or values.shape != (num_rows,) or not values.is_contiguous():
-            raise ValueError(
-                f"{name} is {tuple(values.shape)} {values.dtype}; it must be contiguous ({num_rows},) {dtype}"
-            )
+    require_shape("sample", (num_rows, vocab_size), torch.float32, logits=logits)
+    given = dict(zip((*_ROWS, "out"), rest, strict=True))
+    for (name, values), dtype in zip(given.items(), (*_DTYPES, torch.int64), strict=True):
+        require_shape("sample", (num_rows,), dtype, **{name: values})
+    require_contiguous("sample", logits=logits, **given)
     if not num_rows:
         return
     num_chunks = max(1, min(_BLOCKS // num_rows, -(-vocab_size // _CHUNK)))
     bests = torch.empty(num_rows * num_chunks * BEST_BYTES, dtype=torch.uint8, device=logits.device)
     pointers = [values.data_ptr() for values in per_row]
     params = SampleParams(logits.data_ptr(), *pointers, bests.data_ptr(), out.data_ptr(), vocab_size, num_chunks)
-    chunks, rows = (get_kernel(SOURCE, f"sample_{part}_kernel", SampleParams) for part in ("chunks", "rows"))
-    launch(chunks, (num_chunks, num_rows), THREADS, SHARED_BYTES, params, dependent=True)
-    launch(rows, num_rows, THREADS, SHARED_BYTES, params, dependent=True)
+    run_kernel(SOURCE, "sample_chunks_kernel", (num_chunks, num_rows), THREADS, params, SHARED_BYTES)
+    run_kernel(SOURCE, "sample_rows_kernel", num_rows, THREADS, params, SHARED_BYTES)
