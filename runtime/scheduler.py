@@ -67,11 +67,13 @@ class Scheduler:
 
         Where all of them decode and nobody can join, the step may be repeated up to `most_repeats` times.
         """
-        going_on = [request for request in self.running if request.num_wanted]
-        only_decoding = all(request.is_decoding for request in going_on) and self._can_admit() is None
-        if shape is not None and self._uniform_drafts and not (only_decoding and self._all_can_draft(going_on, shape)):
-            shape = None
-        repeats = self._num_repeats(going_on, most_repeats, shape) if only_decoding else 1
+        repeats = 1
+        if most_repeats > 1 or self._uniform_drafts:
+            going_on = [request for request in self.running if request.num_wanted]
+            only_decoding = all(request.is_decoding for request in going_on) and self._can_admit() is None
+            if self._uniform_drafts and shape is not None:
+                shape = shape if only_decoding and self._all_can_draft(going_on, shape) else None
+            repeats = self._num_repeats(going_on, most_repeats, shape) if only_decoding else 1
         requests: list[Request] = []
         rows: list[PlanRow] = []
         admitted: list[Request] = []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE, Bundle, expected_files, open_bundle
+from runtime.formats.bundle import MANIFEST_FILE, Bundle, expected_files, open_bundle
 from runtime.formats.digest import sha256_file
 
 
@@ -88,11 +88,6 @@ def read_publication(path: Path) -> Publication:
 def file_here(name: str, path: Path) -> PublishedFile:
     """A file that no manifest vouches for."""
     return PublishedFile(name, path, path.stat().st_size, sha256_file(path))
-
-
-def may_vary(name: str) -> bool:
-    """Whether two copies of one bundle may differ in this file: the manifest does not vouch for it."""
-    return name.startswith(f"{ATTESTATIONS_DIR}/")
 
 
 def differing(files: Sequence[PublishedFile], there: Mapping[str, str]) -> list[PublishedFile]:

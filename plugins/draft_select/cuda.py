@@ -32,11 +32,6 @@ def source(logits: torch.dtype) -> KernelSource:
     return KernelSource("draft_select", "draft_select/draft_select.cu", (("ELEMENT", LOGITS[logits]),))
 
 
-def sources() -> list[KernelSource]:
-    """Everything that may be launched."""
-    return [source(dtype) for dtype in LOGITS]
-
-
 def draft_select_cuda(
     logits: torch.Tensor,
     beam_scores: torch.Tensor,

@@ -12,7 +12,6 @@ from plugins.cuda.run import ELEMENTS, processors, require_rows, run_kernel
 from plugins.cuda.source import KernelSource
 
 MOST_ROWS = 64
-ROW_WARPS = (1, 2, 4)  # of a tile, see row_warps_of
 _THREADS = 128
 _WARP_ROWS, _WARP_COLUMNS, _MOST_STAGES = 32, 64, 8
 _BUCKETS = (8, 16, 32, 64)
@@ -59,11 +58,6 @@ def source(element: torch.dtype, row_warps: int) -> KernelSource:
     """What is compiled for weights of that dtype and tiles of that many times 32 rows."""
     defines = (("ELEMENT", ELEMENTS[element]), ("TILE_WARPS", str(row_warps)))
     return KernelSource("skinny", "linear/skinny.cu", defines)
-
-
-def sources() -> list[KernelSource]:
-    """Everything that may be launched."""
-    return [source(element, row_warps) for element in ELEMENTS for row_warps in ROW_WARPS]
 
 
 def sources_for(element: torch.dtype, outs: Iterable[int]) -> list[KernelSource]:
