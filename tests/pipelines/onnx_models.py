@@ -17,10 +17,15 @@ CACHE_LEN = 192
 LIMITS = EngineLimits(max_batch_size=4, max_seq_len=128, max_num_tokens=128, num_blocks=8, block_size=CACHE_LEN)
 
 
-def onnx_backend(checkpoint, folder, dtype, *, slices_cache=True, limits=LIMITS, drafter=None):
+def onnx_session(checkpoint, folder, dtype, cache_len=CACHE_LEN, *, slices_cache=True):
     folder.mkdir(parents=True, exist_ok=True)
-    graph = write_step_model(checkpoint, GraphOptions(dtype, limits.block_size, slices_cache), folder)
-    return OnnxBackend(OnnxSession(graph, checkpoint.path, checkpoint.spec, 1), limits, drafter)
+    graph = write_step_model(checkpoint, GraphOptions(dtype, cache_len, slices_cache), folder)
+    return OnnxSession(graph, checkpoint.path, checkpoint.spec, num_threads=1)
+
+
+def onnx_backend(checkpoint, folder, dtype, *, slices_cache=True, limits=LIMITS, drafter=None):
+    session = onnx_session(checkpoint, folder, dtype, limits.block_size, slices_cache=slices_cache)
+    return OnnxBackend(session, limits, drafter)
 
 
 def torch_backend(checkpoint, dtype, limits=LIMITS):

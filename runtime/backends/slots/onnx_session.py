@@ -43,7 +43,7 @@ class OnnxSession:
         self.cache_len = int(cache.shape[2])
         self.slices_cache = isinstance(inputs[names.ATTENTION_MASK].shape[3], str)
         self._cache_names = list(names.cache_names(spec.num_layers))
-        self._bindings: dict[tuple[int, int], Any] = {}  # by address and size of the first cache
+        self._bindings: dict[tuple[int, ...], Any] = {}  # by the number of slots and the caches' addresses
 
     def takes(self, num_requests: int, num_rows: int) -> bool:
         return True
@@ -70,7 +70,7 @@ class OnnxSession:
 
     def _bound(self, caches: Sequence[torch.Tensor]) -> Any:
         """A binding with the caches as inputs and, at the same addresses, as outputs."""
-        key = (caches[0].data_ptr(), len(caches[0]))
+        key = (len(caches[0]), *(cache.data_ptr() for cache in caches))
         if key not in self._bindings:
             binding = self._session.io_binding()
             for name, cache in zip(self._cache_names, caches, strict=True):
