@@ -202,6 +202,7 @@ def _initializer(name: str, values: torch.Tensor, onnx_type: int) -> TensorProto
 
 def write_step_model(checkpoint: Checkpoint, options: GraphOptions, folder: Path) -> Path:
     """Write `model.onnx` and return its path; the weights' file is not copied."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / names.GRAPH_FILE
     path.write_bytes(step_model(checkpoint, options).SerializeToString(deterministic=True))
     return path
