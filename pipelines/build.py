@@ -91,7 +91,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)

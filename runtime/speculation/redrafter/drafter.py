@@ -11,7 +11,7 @@ from plugins.tree_pack import tree_pack
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.speculation.drafter import DraftContext
-from runtime.speculation.redrafter.head import DraftHead
+from runtime.speculation.redrafter.head import RunsHead
 from runtime.speculation.tree import DraftTree, TreeShape
 
 
@@ -25,7 +25,7 @@ class ReDrafter:
 
     name = "redrafter"
 
-    def __init__(self, head: DraftHead, embedding: torch.Tensor, vocab_ids: torch.Tensor) -> None:
+    def __init__(self, head: RunsHead, embedding: torch.Tensor, vocab_ids: torch.Tensor) -> None:
         self._head = head
         self._embedding = embedding
         self._vocab_ids = vocab_ids
