@@ -4,11 +4,15 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from pipelines.config import OnnxTargetConfig
+from pipelines.deploy.container import requirements
+from pipelines.deploy.options import DeployOptions
+from pipelines.deploy.workload import workload
 from pipelines.stage import Artifact
 from pipelines.stages import compile_onnx
 from runtime import LLM, SamplingParams
@@ -145,3 +149,10 @@ def test_what_cannot_be_loaded_is_one_line_with_a_remedy(
     graph.write_bytes(whole)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     refused("the onnx engine needs onnxruntime, which cannot be imported .*; pip install onnxruntime, or run another")
+
+
+def test_a_replica_installs_onnx_runtime_and_asks_for_no_gpu(bundle: Path) -> None:
+    work = workload(open_bundle(bundle), DeployOptions(target="onnx"))
+    assert work.gpus == 0
+    assert f"onnxruntime=={version('onnxruntime')}" in requirements(work).splitlines()
+    assert "cuda-python" not in requirements(work)
