@@ -70,13 +70,13 @@ class _StepGraph:
              *(self._cache(names.NEW + name) for name in caches)],
             list(self._initializers.values()),
         )  # fmt: skip
+        is_double = options.dtype == "float64"
         functions = [
             rope_kv_write_function(
-                spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.norm_eps, spec.qk_norm,
-                plain_rotation=options.dtype == "float64",
+                spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.norm_eps, spec.qk_norm, is_double
             ),
-            attention_function(spec.num_heads, spec.head_dim, options.slices_cache),
-        ]  # fmt: skip
+            attention_function(spec.num_heads, spec.head_dim, options.slices_cache, is_double),
+        ]
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
         return helper.make_model(
             graph, opset_imports=opsets, functions=functions, ir_version=IR_VERSION, producer_name="enginewright"

@@ -7,7 +7,8 @@ query sees a key, M <= Smax; context: (B, S, N * D). A mask says all that chains
 is_causal means differs between runtimes.
 """
 
-from onnx import FunctionProto, NodeProto, helper
+import numpy
+from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
 from plugins.onnx_functions import DOMAIN, function, integers
 
@@ -24,10 +25,11 @@ def attention_node(
     )  # fmt: skip
 
 
-def attention_function(num_heads: int, head_dim: int, slices_cache: bool) -> FunctionProto:
+def attention_function(num_heads: int, head_dim: int, slices_cache: bool, is_double: bool = False) -> FunctionProto:
     """The body of `attention_node`.
 
     slices_cache: M may be below Smax, and keys past it are not read; otherwise M is Smax.
+    is_double: scale the queries beforehand, as the standard op's scale is a float32.
     """
     nodes = [integers("flat_shape", [0, 0, num_heads * head_dim])]
     keys, values = ("keys", "values") if slices_cache else ("k_cache", "v_cache")
@@ -36,8 +38,14 @@ def attention_function(num_heads: int, head_dim: int, slices_cache: bool) -> Fun
                   helper.make_node("Shape", ["mask"], ["num_keys"], start=3, end=4)]  # fmt: skip
         nodes += [helper.make_node("Slice", [cache, "zero", "num_keys", "key_axis"], [name])
                   for cache, name in (("k_cache", keys), ("v_cache", values))]  # fmt: skip
+    queries, scale = "q", head_dim**-0.5
+    if is_double:
+        value = numpy_helper.from_array(numpy.array(scale, dtype=numpy.float64))
+        nodes += [helper.make_node("Constant", [], ["scale"], value=value),
+                  helper.make_node("Mul", [queries, "scale"], ["scaled"])]  # fmt: skip
+        queries, scale = "scaled", 1.0
     nodes += [
-        helper.make_node("Attention", ["q", keys, values, "mask"], ["heads"], scale=head_dim**-0.5),
+        helper.make_node("Attention", [queries, keys, values, "mask"], ["heads"], scale=scale),
         helper.make_node("Transpose", ["heads"], ["by_row"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["by_row", "flat_shape"], ["context"]),
     ]

@@ -31,11 +31,11 @@ def rope_kv_write_node(
 
 
 def rope_kv_write_function(
-    num_heads: int, num_kv_heads: int, head_dim: int, eps: float, has_norms: bool, plain_rotation: bool = False
+    num_heads: int, num_kv_heads: int, head_dim: int, eps: float, has_norms: bool, is_double: bool = False
 ) -> FunctionProto:
     """The body of `rope_kv_write_node`.
 
-    plain_rotation: write the rotation out, for float64, which the standard op does not take.
+    is_double: write the rotation out, as the standard op does not take float64.
     """
     q_size, kv_size = num_heads * head_dim, num_kv_heads * head_dim
     nodes = [
@@ -47,7 +47,7 @@ def rope_kv_write_function(
     ]
     for name, shape, norm, out in (("q", "q_shape", "q_norm", "q"), ("k", "kv_shape", "k_norm", "k_rotated")):
         nodes += _by_head(name, shape, f"{name}_heads", norm if has_norms else "", eps)
-        nodes += _rotate(f"{name}_heads", out, plain_rotation)
+        nodes += _rotate(f"{name}_heads", out, is_double)
     nodes += [
         helper.make_node("TensorScatter", ["k_cache", "k_rotated", "write_starts"], ["new_k_cache"], axis=-2),
         helper.make_node("TensorScatter", ["v_cache", "v_heads", "write_starts"], ["new_v_cache"], axis=-2),
@@ -66,9 +66,9 @@ def _by_head(name: str, shape: str, out: str, norm: str = "", eps: float = 0.0) 
     return [*nodes, helper.make_node("Transpose", [split], [out], perm=[0, 2, 1, 3])]
 
 
-def _rotate(heads: str, out: str, plain: bool) -> list[NodeProto]:
+def _rotate(heads: str, out: str, is_double: bool) -> list[NodeProto]:
     """Dimension i turns with i + D / 2."""
-    if not plain:
+    if not is_double:
         return [helper.make_node("RotaryEmbedding", [heads, "cos", "sin", "position_ids"], [out])]
     first, second, cos, sin = (f"{heads}_{part}" for part in ("first", "second", "cos", "sin"))
     nodes = [integers(f"{heads}_head_axis", [1]),

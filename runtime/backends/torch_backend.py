@@ -1,6 +1,7 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -8,11 +9,12 @@ from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
 from plugins.sample import NO_TOKEN
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
-from runtime.backends.device_state import DeviceState
-from runtime.backends.packing import Drawing, pack
+from runtime.backends.device_state import DeviceState, Drawing
+from runtime.backends.packing import pack
 from runtime.batch import Batch, PlanRow, StepPlan
 from runtime.kv.cache import KVCache
-from runtime.model.decoder import Decoder, DecoderOutput
+from runtime.model.decoder import DecoderOutput
+from runtime.spec import ModelSpec
 from runtime.speculation.acceptance import Accepted
 from runtime.speculation.drafter import Drafter
 
@@ -43,6 +45,17 @@ class _Pass:
         return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 
+class RunsBatches(Protocol):
+    """What runs the target's layers over a packed batch: `Decoder`, or a session over a graph."""
+
+    spec: ModelSpec
+    device: torch.device
+
+    def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput: ...
+
+    def empty_hidden(self) -> torch.Tensor: ...
+
+
 class TorchBackend:
     """See `runtime.backends.base.Backend`. On the CPU `read_lag` is 0, because a step has ended when it returns."""
 
@@ -51,7 +64,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: RunsBatches,
         cache: KVCache,
         limits: EngineLimits,
         drafter: Drafter | None = None,
