@@ -1,9 +1,8 @@
-"""Attention as a TensorRT plugin: the launch of attention_tensorrt.cu, and its registration. The contract is onnx.py's.
+"""Attention as a TensorRT plugin: the launch of attention_tensorrt.cu, its registration. onnx.py has the contract.
 
-One launch without a workspace: contexts are not split, so one request with few K/V heads keeps few multiprocessors busy.
+One launch and no workspace: contexts are not split, so one request with few K/V heads keeps few of a GPU's processors
+busy.
 """
-
-from typing import Any
 
 from plugins.tensorrt_plugins import (
     NAMESPACE,
@@ -97,6 +96,7 @@ def register_attention() -> None:
         outputs: tuple[trtp.TensorDesc],
         tactic: int,
     ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
-        element = element_of(q.dtype)
-        shapes: list[Any] = [q.shape_expr, k_cache.shape_expr]
-        return as_tensorrt(attention_launch(*shapes, num_heads, num_kv_heads, head_dim, scale, element))
+        launch = attention_launch(
+            q.shape_expr, k_cache.shape_expr, num_heads, num_kv_heads, head_dim, scale, element_of(q.dtype)
+        )
+        return as_tensorrt(launch)

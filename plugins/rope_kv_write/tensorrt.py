@@ -56,9 +56,7 @@ def register_rope_kv_write() -> None:
     """Tell TensorRT of `enginewright::rope_kv_write` and `rope_kv_write_norms`, once per process."""
     import tensorrt.plugin as trtp
 
-    tensor = trtp.TensorDesc
-
-    def outputs_of(qkv: Any, k_cache: Any, v_cache: Any, num_heads: int, head_dim: int) -> Any:
+    def outputs_of(qkv: Any, k_cache: Any, v_cache: Any, num_heads: int, head_dim: int) -> tuple[Any, Any, Any]:
         q = qkv.like()
         batch, rows, _ = qkv.shape_expr
         q.shape_expr = trtp.ShapeExprs.from_tuple((batch, num_heads, rows, head_dim))
@@ -66,34 +64,78 @@ def register_rope_kv_write() -> None:
 
     @trtp.register(f"{NAMESPACE}::{NAME}")  # type: ignore[untyped-decorator]
     def describe(
-        qkv: tensor, cos: tensor, sin: tensor, position_ids: tensor, write_starts: tensor, k_cache: tensor,
-        v_cache: tensor, num_heads: int, num_kv_heads: int, head_dim: int, eps: float,
-    ) -> tuple[tensor, tensor, tensor]:  # fmt: skip
+        qkv: trtp.TensorDesc,
+        cos: trtp.TensorDesc,
+        sin: trtp.TensorDesc,
+        position_ids: trtp.TensorDesc,
+        write_starts: trtp.TensorDesc,
+        k_cache: trtp.TensorDesc,
+        v_cache: trtp.TensorDesc,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+    ) -> tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
         return outputs_of(qkv, k_cache, v_cache, num_heads, head_dim)
 
     @trtp.aot_impl(f"{NAMESPACE}::{NAME}")  # type: ignore[untyped-decorator]
     def implement(
-        qkv: tensor, cos: tensor, sin: tensor, position_ids: tensor, write_starts: tensor, k_cache: tensor,
-        v_cache: tensor, num_heads: int, num_kv_heads: int, head_dim: int, eps: float,
-        outputs: tuple[tensor], tactic: int,
-    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:  # fmt: skip
-        shapes: list[Any] = [qkv.shape_expr, k_cache.shape_expr]
-        element = element_of(qkv.dtype)
-        return as_tensorrt(rope_kv_write_launch(*shapes, num_heads, num_kv_heads, head_dim, eps, element, False))
+        qkv: trtp.TensorDesc,
+        cos: trtp.TensorDesc,
+        sin: trtp.TensorDesc,
+        position_ids: trtp.TensorDesc,
+        write_starts: trtp.TensorDesc,
+        k_cache: trtp.TensorDesc,
+        v_cache: trtp.TensorDesc,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+        launch = rope_kv_write_launch(
+            qkv.shape_expr, k_cache.shape_expr, num_heads, num_kv_heads, head_dim, eps, element_of(qkv.dtype), False
+        )
+        return as_tensorrt(launch)
 
     @trtp.register(f"{NAMESPACE}::{NORMS_NAME}")  # type: ignore[untyped-decorator]
     def describe_norms(
-        qkv: tensor, cos: tensor, sin: tensor, position_ids: tensor, write_starts: tensor, k_cache: tensor,
-        v_cache: tensor, q_norm: tensor, k_norm: tensor, num_heads: int, num_kv_heads: int, head_dim: int, eps: float,
-    ) -> tuple[tensor, tensor, tensor]:  # fmt: skip
+        qkv: trtp.TensorDesc,
+        cos: trtp.TensorDesc,
+        sin: trtp.TensorDesc,
+        position_ids: trtp.TensorDesc,
+        write_starts: trtp.TensorDesc,
+        k_cache: trtp.TensorDesc,
+        v_cache: trtp.TensorDesc,
+        q_norm: trtp.TensorDesc,
+        k_norm: trtp.TensorDesc,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+    ) -> tuple[trtp.TensorDesc, trtp.TensorDesc, trtp.TensorDesc]:
         return outputs_of(qkv, k_cache, v_cache, num_heads, head_dim)
 
     @trtp.aot_impl(f"{NAMESPACE}::{NORMS_NAME}")  # type: ignore[untyped-decorator]
     def implement_norms(
-        qkv: tensor, cos: tensor, sin: tensor, position_ids: tensor, write_starts: tensor, k_cache: tensor,
-        v_cache: tensor, q_norm: tensor, k_norm: tensor, num_heads: int, num_kv_heads: int, head_dim: int, eps: float,
-        outputs: tuple[tensor], tactic: int,
-    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:  # fmt: skip
-        shapes: list[Any] = [qkv.shape_expr, k_cache.shape_expr]
-        element = element_of(qkv.dtype)
-        return as_tensorrt(rope_kv_write_launch(*shapes, num_heads, num_kv_heads, head_dim, eps, element, True))
+        qkv: trtp.TensorDesc,
+        cos: trtp.TensorDesc,
+        sin: trtp.TensorDesc,
+        position_ids: trtp.TensorDesc,
+        write_starts: trtp.TensorDesc,
+        k_cache: trtp.TensorDesc,
+        v_cache: trtp.TensorDesc,
+        q_norm: trtp.TensorDesc,
+        k_norm: trtp.TensorDesc,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        outputs: tuple[trtp.TensorDesc],
+        tactic: int,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymExprs]:
+        launch = rope_kv_write_launch(
+            qkv.shape_expr, k_cache.shape_expr, num_heads, num_kv_heads, head_dim, eps, element_of(qkv.dtype), True
+        )
+        return as_tensorrt(launch)
