@@ -167,15 +167,33 @@ class CudaTargetConfig:
 
 
 @dataclass(frozen=True)
+class OnnxTargetConfig:
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit, at most 4096: a request has a slot of that length to itself
+    max_num_tokens: int = 2048  # tokens in one step
+    prefix_slots: int = 8  # beside the requests': what those that have ended computed stays there for others
+    dtype: str = "float32"  # that it computes in; weights stored in another are widened when they are loaded
+
+    def __post_init__(self) -> None:
+        require_counts("target.onnx", self, ["max_batch_size", "max_num_tokens"])
+        require_counts("target.onnx", self, ["max_seq_len", "prefix_slots"], minimum=0)
+        bound = "float32 or float16: on CPUs ONNX Runtime has no kernels for others that a model needs"
+        require(self.dtype in ("float32", "float16"), "target.onnx.dtype", self.dtype, bound)
+        bound = f"at least target.onnx.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, "target.onnx.max_num_tokens", self.max_num_tokens, bound)
+
+
+@dataclass(frozen=True)
 class TargetConfig:
     """One field for each target that this version builds; None where it was not chosen."""
 
     cpu: CpuTargetConfig | None = None
     cuda: CudaTargetConfig | None = None
+    onnx: OnnxTargetConfig | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in ("cpu", "cuda") if getattr(self, name) is not None)
+        return tuple(name for name in ("cpu", "cuda", "onnx") if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -322,7 +340,7 @@ class BuildConfig:
                 new_tokens = self.verify.num_new_tokens
                 require(new_tokens < limits.max_seq_len, "verify.num_new_tokens", new_tokens, bound)
 
-    def _check_bench(self, target: str, limits: CpuTargetConfig | CudaTargetConfig) -> None:
+    def _check_bench(self, target: str, limits: CpuTargetConfig | CudaTargetConfig | OnnxTargetConfig) -> None:
         bound = f"at most {target}.max_batch_size, {limits.max_batch_size}, or the batch would not run as one"
         sizes = self.bench.batch_sizes
         require(max(sizes) <= limits.max_batch_size, "bench.batch_sizes", sizes, bound)

@@ -35,6 +35,7 @@ class Side:
 TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
     Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
     Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
@@ -94,14 +95,18 @@ def why_not_run(name: str) -> str:
 def choose_target(built: Sequence[str], asked: str | None, machine: Machine) -> tuple[str, str]:
     """Return the target to run of those that a bundle has, and why in words.
 
-    The one that is asked for; without one, cuda where it runs, else cpu, and what a bundle has alone in any case.
+    The one that is asked for; without one, cuda where it runs, else cpu or onnx, and what a bundle has alone in any
+    case.
     """
     if asked is not None:
         return asked, "asked for"
-    if "cuda" not in built or len(built) == 1:
-        return (built[0], "the only one of this bundle") if len(built) == 1 else ("cpu", "this bundle has no cuda")
+    if len(built) == 1:
+        return built[0], "the only one of this bundle"
+    on_cpu = next((name for name in ("cpu", "onnx") if name in built), built[0])
+    if "cuda" not in built:
+        return on_cpu, "this bundle has no cuda"
     reason = _why_not_run(next(target for target in TARGETS if target.name == "cuda"), machine)
-    return ("cpu", f"cuda: {reason}") if reason else ("cuda", f"on {machine.gpus[0].name}")
+    return (on_cpu, f"cuda: {reason}") if reason else ("cuda", f"on {machine.gpus[0].name}")
 
 
 def _fits(target: Target, gpu: Gpu) -> bool:

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy
 import torch
 
 from runtime.kv.cache import KVCache
 from runtime.spec import ModelSpec
+
+_ALIGNMENT = 64  # bytes, a cache line
 
 
 class SlotCache(KVCache):
@@ -17,9 +20,8 @@ class SlotCache(KVCache):
     def __init__(
         self, spec: ModelSpec, num_slots: int, cache_len: int, dtype: torch.dtype, device: str | torch.device = "cpu"
     ) -> None:
-        super().__init__(spec, num_slots, cache_len, dtype, str(device))
-        # Zeroed pages that nobody has written cost no memory on the CPU.
-        self.storage = torch.zeros(self.storage.shape, dtype=dtype, device=device)
+        super().__init__(spec, num_slots, cache_len, dtype, "meta")
+        self.storage = _zeros(self.storage.shape, dtype, torch.device(device))
         self.layers = [(self.storage[2 * layer], self.storage[2 * layer + 1]) for layer in range(spec.num_layers)]
         self._slot_of = list(range(num_slots))  # by block
         self._block_in = list(range(num_slots))  # by slot
@@ -65,3 +67,12 @@ class SlotCache(KVCache):
         for block, slot in ((one, slots[1]), (other, slots[0])):
             self._slot_of[block], self._block_in[slot] = slot, block
         self.num_moves += 1
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """As torch.zeros. On the CPU the system gives zeroed pages, which cost no memory until they are written."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = torch.from_numpy(numpy.zeros(shape.numel() * dtype.itemsize + _ALIGNMENT, dtype=numpy.uint8))
+    start = -pages.data_ptr() % _ALIGNMENT
+    return pages[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
