@@ -14,11 +14,16 @@ from pipelines.sbom import LIBRARY as SBOM_LIBRARY
 from pipelines.sbom import write_sbom
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
+from runtime.targets import installed
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda", "compile_onnx")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_rtx",
+                      "compile_tensorrt")  # fmt: skip
+# Those whose libraries may be missing, and are of no interest to bundles without their engines.
+OPTIONAL_STAGES = {"compile_tensorrt_rtx": "tensorrt-rtx", "compile_tensorrt": "tensorrt"}
 # Each target's compile stage.
-COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda", "onnx": "compile_onnx"}
+COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda", "onnx": "compile_onnx",
+                    "tensorrt_rtx": "compile_tensorrt_rtx", "tensorrt": "compile_tensorrt"}  # fmt: skip
 # Stages that a build may leave out, and the file in which each says what it found.
 ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
 
@@ -31,7 +36,8 @@ class PackageStage:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The bill of materials names what the stages before ran with."""
-        return (*_determining_libraries(DETERMINING_STAGES), SBOM_LIBRARY)
+        stages = [stage for stage in DETERMINING_STAGES if installed(OPTIONAL_STAGES.get(stage, SBOM_LIBRARY))]
+        return (*_determining_libraries(stages), SBOM_LIBRARY)
 
     def run(
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -97,6 +103,10 @@ def _compatibility(engine_dir: Path) -> dict[str, Any]:
         return common | _cuda_compatibility(engine_dir)
     if plan.target == "onnx":
         return common | {"arch": "any", "requires": {"torch": ">=2.11", "onnxruntime": ">=1.32"}}
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.formats.tensorrt_plan import TensorrtPlan
+
+        return common | TensorrtPlan.read(engine_dir).compatibility()
     requires = {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {})
     return common | {"arch": "any", "requires": requires}  # torch dispatches on the CPU it finds
 

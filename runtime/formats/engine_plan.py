@@ -12,7 +12,7 @@ from runtime.spec import ModelSpec
 
 ENGINE_FILE = "engine.json"
 SCHEMA = 1
-TARGETS = ("cpu", "cuda", "onnx")
+TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
