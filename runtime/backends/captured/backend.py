@@ -106,8 +106,17 @@ class CapturedBackend(TorchBackend):
         logprobs = [self._logprobs_of(graph.recording.result, index, plan) for index in emitting]
         return _Handle(self._transfers.download(graph.results), emitting, logprobs, plan.repeats)
 
+    @torch.inference_mode()
+    def try_largest_steps(self) -> None:
+        """Record the steps that take the most memory: what does not fit fails now, not under somebody's request."""
+        for layout in self._buckets.largest:
+            self._graph(layout, samples=False)
+
     def _graph(self, layout: Layout, samples: bool) -> _Graph:
-        key = (layout, samples, self.drafter)
+        drafter = self.drafter
+        if drafter is not None and layout.shape is None and not drafter.caches:
+            drafter = None  # it neither drafts in such a step nor follows it
+        key = (layout, samples, drafter)
         if key not in self._graphs:
             self._graphs[key] = self._capture(layout, samples)
         return self._graphs[key]
