@@ -13,7 +13,7 @@ from runtime.formats.attestations import NOT_RUN
 
 class BenchCudaStage:
     name = "bench_cuda"
-    libraries = ("torch", "tokenizers")
+    libraries = ("torch", "tokenizers", "matplotlib")
     hardware_bound = True
     resources: tuple[Path, ...] = ()
 
@@ -21,6 +21,9 @@ class BenchCudaStage:
         self, config: BenchConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
         """Write samples.jsonl and summary.json."""
+        import torch
+
+        from pipelines.benchmark.stack import measure_stack
         from runtime.benchmark.samples import summarise
         from runtime.benchmark.settings import SuiteSettings
         from runtime.benchmark.suite import run_suite, to_samples
@@ -49,6 +52,14 @@ class BenchCudaStage:
         (out_dir / "samples.jsonl").write_text(lines, encoding="utf-8")
         summary = {"settings": asdict(settings), "dtype": checkpoint.config.dtype, "cpu": cpu_model(),
                    "hardware": fingerprint(), "rows": [asdict(row) for row in rows]}  # fmt: skip
+        if config.stack.enabled:
+            draft_dir = inputs["draft"].path if "draft" in inputs else None
+            stack = measure_stack(
+                checkpoint, engine_dir, draft_dir, None, config.stack.sizes, config.repeats,
+                f"{checkpoint.config.dtype} on {torch.cuda.get_device_name()}", out_dir,
+                lambda share, text: context.progress.advance(share, text=text),
+            )  # fmt: skip
+            summary["stack"] = [asdict(row) for row in stack]
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         speeds = {f"{row.case}_b{row.batch_size}_p{row.prompt_len}_tokens_per_s": row.median
                   for row in rows if row.unit == "tokens/s"}  # fmt: skip
