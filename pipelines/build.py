@@ -112,7 +112,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.bench.enabled and on_cpu:
         run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
     if config.bench.enabled and "compile_cuda" in made:
-        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
+        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "draft", "compile_cuda")
     if config.bench.enabled and "compile_onnx" in made:
         run("bench_onnx", Node(f"{stages}.bench_onnx", config.bench, target="onnx"), "convert", "compile_onnx", *on_cpu)
     for plan in PLAN_TARGETS:

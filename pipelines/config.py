@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from plugins.cuda.archs import ALL_RTX_ARCHS, ARCHS, RTX_ARCHS
-from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.settings import SessionSizes, SuiteSettings
 from runtime.errors import EnginewrightError
 
 
@@ -273,6 +273,25 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class StackConfig:
+    """A session of requests, run again with one more of the engine's switches on each time."""
+
+    enabled: bool = False
+    prefix_len: int = SessionSizes.prefix_len  # tokens that all requests share; fewer where the context is short
+    own_len: int = SessionSizes.own_len
+    new_tokens: int = SessionSizes.new_tokens
+    wave: int = SessionSizes.wave  # requests in each of two waves
+
+    def __post_init__(self) -> None:
+        require_counts("bench.stack", self, ["prefix_len", "own_len", "wave"])
+        require_counts("bench.stack", self, ["new_tokens"], minimum=2)
+
+    @property
+    def sizes(self) -> SessionSizes:
+        return SessionSizes(self.prefix_len, self.own_len, self.new_tokens, self.wave)
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     enabled: bool = True
     batch_sizes: tuple[int, ...] = SuiteSettings.batch_sizes
@@ -285,6 +304,7 @@ class BenchConfig:
     speculation_prompts: int = 4  # measured plainly and with each drafter; 0 leaves speculation out
     speculation_tokens: int = 64  # of each answer
     arrivals: bool = False  # a burst over one prefix, and chunk sizes beside running decodes
+    stack: StackConfig = field(default_factory=StackConfig)
 
     def __post_init__(self) -> None:
         require_counts("bench", self, ["batch_sizes", "prompt_lens", "repeats", "mixed_requests"])

@@ -78,17 +78,17 @@ class TorchBackend:
         self.read_lag = read_lag
         self.most_repeats = most_repeats
         self.uniform_drafts = False
-        self._decoder = decoder
+        self.decoder = decoder
         self.cache = cache
 
     def forward(self, batch: Batch) -> DecoderOutput:
-        return self._decoder.forward(batch, self.cache)
+        return self.decoder.forward(batch, self.cache)
 
     def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
         return run
 
     def new_state(self) -> DeviceState:
-        return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
+        return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self.decoder.empty_hidden())
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
