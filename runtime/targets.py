@@ -21,6 +21,7 @@ class Target:
     run_packages: tuple[str, ...]
     compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
     or_newer: bool = False  # whether GPUs beyond the last of them run it too
+    note: str = ""  # what "built" means where it is less than an engine
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,9 @@ TARGETS = (
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
     Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
     Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
-    Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
-)
+    Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
+           note="its files and scripts; the engine itself where TensorRT-LLM is"),
+)  # fmt: skip
 NOT_YET = "not in this version of Enginewright"
 USE_CPU = "write target=[cpu]"
 
@@ -51,7 +53,7 @@ def build_side(target: Target) -> Side:
         return Side(False, NOT_YET + lacks, USE_CPU)
     if missing:
         return Side(False, f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
-    return Side(True, _versions(target.build_packages))
+    return Side(True, f"{target.note + '; ' if target.note else ''}{_versions(target.build_packages)}")
 
 
 def run_side(target: Target, machine: Machine) -> Side:
