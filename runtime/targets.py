@@ -22,6 +22,7 @@ class Target:
     compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
     or_newer: bool = False  # whether GPUs beyond the last of them run it too
     note: str = ""  # what "built" means where it is less than an engine
+    hosted: bool = False  # another runtime runs it
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ TARGETS = (
     Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
     Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
-           note="its files and scripts; the engine itself where TensorRT-LLM is"),
+           note="its files and scripts; the engine itself where TensorRT-LLM is", hosted=True),
 )  # fmt: skip
 NOT_YET = "not in this version of Enginewright"
 USE_CPU = "write target=[cpu]"
@@ -62,7 +63,8 @@ def run_side(target: Target, machine: Machine) -> Side:
     if not target.in_this_version:
         return Side(False, f"{NOT_YET}; {reason or 'this machine has what it needs'}", USE_CPU)
     if reason:
-        return Side(False, reason, f"pip install {' '.join(target.run_packages)}")
+        remedy = f"pip install {' '.join(target.run_packages)}"
+        return Side(False, reason, f"a script in the bundle's engines/{target.name}" if target.hosted else remedy)
     return Side(True, _versions(target.run_packages))
 
 
@@ -77,6 +79,8 @@ def _why_not_run(target: Target, machine: Machine) -> str:
     missing = [name for name in target.run_packages if not installed(name)]
     if missing:
         return f"{', '.join(missing)} not installed"
+    if target.hosted:
+        return "TensorRT-LLM runs it, not this runtime"
     return old_driver(machine.driver) if target.name == "cuda" else ""
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.deploy.options import DeployOptions
+from pipelines.deploy.workload import workload
 from pipelines.stages.compile_tensorrt_llm import STAGE
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import open_bundle
@@ -104,6 +106,8 @@ def test_the_manifest_and_the_commands_say_who_runs_it(bundle: Path) -> None:
     assert reason in doctor.stdout
     with pytest.raises(EnginewrightError, match="TensorRT-LLM runs this engine"):
         LLM(bundle, "tensorrt_llm")
+    with pytest.raises(EnginewrightError, match="name another target"):
+        workload(open_bundle(bundle), DeployOptions(target="tensorrt_llm"))
 
 
 def test_the_rebuild_command_repeats_the_settings(bundle: Path) -> None:

@@ -171,7 +171,7 @@ def test_the_installed_version_is_taken_where_it_is_asked_for(tmp_path, monkeypa
     found = load_config(override).target.tensorrt_llm
     assert found is not None
     assert found.version == "1.3.0rc29"
-    with pytest.raises(EnginewrightError, match=r"strip_plan is True; it must be left as it is with version 1\.3\.0rc29"):
+    with pytest.raises(EnginewrightError, match=r"strip_plan is True; it must be left as it is with version 1\.3"):
         load_config([*override, "target.tensorrt_llm.strip_plan=true"])
 
 
