@@ -12,8 +12,9 @@ from runtime.benchmark.suite import run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
 from runtime.formats.attestations import not_run
-from runtime.formats.bundle import ATTESTATIONS_DIR, open_bundle
+from runtime.formats.bundle import open_bundle
 from runtime.formats.engine_plan import EnginePlan
+from runtime.formats.manifest import ATTESTATIONS_DIR
 from runtime.formats.reference import REFERENCE_FILE, Reference
 from runtime.loading import load_engine
 from runtime.verification import Gates, figures_json, verify_engine

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from runtime.errors import EnginewrightError
 from runtime.findings import Finding
-from runtime.formats.bundle import ENGINES_DIR, MANIFEST_FILE, open_bundle
+from runtime.formats.bundle import ENGINES_DIR, open_bundle
 from runtime.formats.checkpoint import DTYPES, CheckpointConfig
+from runtime.formats.manifest import MANIFEST_FILE
 from runtime.formats.rebuild import rebuild_command
 from runtime.formats.tensorrt_llm import TARGET as HOSTED
 from runtime.formats.tensorrt_llm import TensorrtLlmPlan

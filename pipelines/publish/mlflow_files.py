@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.publish.host_files import ANY_TARGET, REQUIREMENTS, code_files
 from pipelines.publish.publication import Publication, PublishedFile, file_here
-from runtime.formats.bundle import ATTESTATIONS_DIR
+from runtime.formats.manifest import ATTESTATIONS_DIR
 
 BUNDLE = "artifacts/bundle/"
 ATTESTATIONS = f"{BUNDLE}{ATTESTATIONS_DIR}/"

@@ -38,7 +38,8 @@ class PackageStage:
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
         """Write the bundle and open it as a user would."""
-        from runtime.formats.bundle import ATTESTATIONS_DIR, DRAFT_DIR, ENGINES_DIR, open_bundle, write_manifest
+        from runtime.formats.bundle import DRAFT_DIR, ENGINES_DIR, open_bundle
+        from runtime.formats.manifest import ATTESTATIONS_DIR, write_manifest
 
         link_tree(inputs["convert"].path, out_dir)
         link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)

@@ -1,7 +1,7 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +16,15 @@ from runtime.speculation.acceptance import Accepted, accept
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import MAX_NODES, DraftTree
 
-if TYPE_CHECKING:
-    from runtime.backends.packing import Drawing
+
+class Drawing(NamedTuple):
+    """The E rows of a step that draw tokens, in the plan's order."""
+
+    slots: torch.Tensor  # (E,)
+    roots: torch.Tensor  # (E,) position of the root: the token whose logits draw the first new one
+    first_rows: torch.Tensor  # (E,) which of the batch's R logit rows is the root's; its tree's follow
+    block_tables: torch.Tensor  # (E, max_blocks)
+    tree: DraftTree | None  # (E, N); None where no request of the step drafts
 
 
 class _DrawParams(NamedTuple):
@@ -100,7 +107,7 @@ class DeviceState:
         )
 
     def draw(
-        self, drawing: "Drawing", depth: int, output: DecoderOutput, rules: Mapping[int, TextRules] | None = None
+        self, drawing: Drawing, depth: int, output: DecoderOutput, rules: Mapping[int, TextRules] | None = None
     ) -> Accepted:
         """Emit tokens for the rows of a step that draw, given the target's pass, and remember them.
 
@@ -128,7 +135,7 @@ class DeviceState:
         )  # fmt: skip
 
     def _draw_once(
-        self, drawing: "Drawing", logits: torch.Tensor, rules: Mapping[int, TextRules] | None
+        self, drawing: Drawing, logits: torch.Tensor, rules: Mapping[int, TextRules] | None
     ) -> Accepted:  # fmt: skip
         """Draw one token for each row; (E, V) logits."""
         if rules:
@@ -139,7 +146,7 @@ class DeviceState:
         return Accepted(one, torch.zeros_like(one), torch.ones_like(token_ids))
 
     def _walk(
-        self, drawing: "Drawing", tree: DraftTree, depth: int, all_logits: torch.Tensor,
+        self, drawing: Drawing, tree: DraftTree, depth: int, all_logits: torch.Tensor,
         rules: Mapping[int, TextRules] | None,
     ) -> Accepted:  # fmt: skip
         """Draw down each tree, level by level: only where a path goes."""
@@ -158,7 +165,7 @@ class DeviceState:
 
         return accept(tree, depth, draw_at)
 
-    def _draw_everywhere(self, drawing: "Drawing", tree: DraftTree, depth: int, logits: torch.Tensor) -> Accepted:
+    def _draw_everywhere(self, drawing: Drawing, tree: DraftTree, depth: int, logits: torch.Tensor) -> Accepted:
         """Draw at every node of every tree at once, which a GPU does in the time of one, then walk."""
         num_nodes = tree.depths.shape[1]
         params = _DrawParams(*(values.repeat_interleave(num_nodes) for values in self._params(drawing.slots)))

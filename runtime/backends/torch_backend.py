@@ -8,8 +8,8 @@ from plugins.kv_compact import kv_compact
 from plugins.kv_copy_blocks import kv_copy_blocks
 from plugins.sample import NO_TOKEN
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout, StepResult, TokenHandle, TokenLogprobs
-from runtime.backends.device_state import DeviceState
-from runtime.backends.packing import Drawing, pack
+from runtime.backends.device_state import DeviceState, Drawing
+from runtime.backends.packing import pack
 from runtime.batch import Batch, PlanRow, StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput

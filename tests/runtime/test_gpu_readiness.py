@@ -12,9 +12,9 @@ from plugins.cuda.errors import KernelError
 from runtime import cuda_engine
 from runtime.cli import main
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import write_manifest
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.kernel_list import KernelList
+from runtime.formats.manifest import write_manifest
 from runtime.machine import Gpu
 from runtime.readiness import as_text, check_bundle
 from runtime.targets import choose_target

@@ -9,7 +9,7 @@ import pytest
 
 from runtime import machine
 from runtime.cli import main
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from runtime.machine import Gpu, Machine
 from runtime.readiness import as_text, check_bundle
 from runtime.targets import TARGETS, build_side, run_side

@@ -10,8 +10,8 @@ from runtime.backends.base import EngineLimits, StepResult, TokenHandle, TokenLo
 from runtime.backends.captured.buckets import Buckets
 from runtime.backends.captured.recording import Recorder, Recording
 from runtime.backends.captured.transfers import Download, Transfers
-from runtime.backends.device_state import DeviceState
-from runtime.backends.packing import Drawing, Layout, host_words, unpack
+from runtime.backends.device_state import DeviceState, Drawing
+from runtime.backends.packing import Layout, host_words, unpack
 from runtime.backends.torch_backend import TorchBackend, checked, token_logprobs
 from runtime.batch import StepPlan
 from runtime.kv.cache import KVCache
