@@ -18,7 +18,8 @@ class Candidates(NamedTuple):
 
 def pack(candidates: Candidates, root_ids: torch.Tensor, num_nodes: int) -> DraftTree:
     """Make a tree of the best candidates; no two children of a node may be equal."""
-    return DraftTree(*tree_pack(*candidates, root_ids, num_nodes))
+    each = (part.contiguous() for part in candidates)  # drafters repeat what is the same for all requests
+    return DraftTree(*tree_pack(*each, root_ids, num_nodes))
 
 
 def concatenate(first: Candidates, second: Candidates) -> Candidates:
