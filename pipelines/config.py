@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
+from typing import ClassVar
 
-from plugins.cuda.archs import ARCHS
+from plugins.cuda.archs import ALL_RTX_ARCHS, ARCHS, RTX_ARCHS
 from runtime.benchmark.settings import SessionSizes, SuiteSettings
 from runtime.errors import EnginewrightError
 
@@ -167,15 +168,84 @@ class CudaTargetConfig:
 
 
 @dataclass(frozen=True)
+class OnnxTargetConfig:
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit, at most 4096: a request has a slot of that length to itself
+    max_num_tokens: int = 2048  # tokens in one step
+    prefix_slots: int = 8  # beside the requests': what those that have ended computed stays there for others
+    dtype: str = "float32"  # that it computes in; weights stored in another are widened when they are loaded
+
+    def __post_init__(self) -> None:
+        require_counts("target.onnx", self, ["max_batch_size", "max_num_tokens"])
+        require_counts("target.onnx", self, ["max_seq_len", "prefix_slots"], minimum=0)
+        bound = "float32 or float16: on CPUs ONNX Runtime has no kernels for others that a model needs"
+        require(self.dtype in ("float32", "float16"), "target.onnx.dtype", self.dtype, bound)
+        bound = f"at least target.onnx.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, "target.onnx.max_num_tokens", self.max_num_tokens, bound)
+
+
+@dataclass(frozen=True)
+class PlanTargetConfig:
+    """What plans of both TensorRT libraries have; their caches are as long as the longest request."""
+
+    group: ClassVar[str]
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit, but at most 2048: a step goes over all rows of its caches
+    max_num_tokens: int = 512  # of a prompt in one step
+    weights: str = "inside"  # stripped: left out, and refitted from the bundle's when the plan is loaded
+
+    def __post_init__(self) -> None:
+        require_counts(self.group, self, ["max_batch_size", "max_num_tokens"])
+        require_counts(self.group, self, ["max_seq_len"], minimum=0)
+        require(self.weights in ("inside", "stripped"), f"{self.group}.weights", self.weights, "inside or stripped")
+        bound = f"at least {self.group}.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, f"{self.group}.max_num_tokens", self.max_num_tokens, bound)
+
+
+@dataclass(frozen=True)
+class TensorrtRtxTargetConfig(PlanTargetConfig):
+    group = "target.tensorrt_rtx"
+    archs: tuple[str, ...] = RTX_ARCHS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bound = f"some of {', '.join(ALL_RTX_ARCHS)}"
+        require(bool(self.archs) and set(self.archs) <= set(ALL_RTX_ARCHS), f"{self.group}.archs", self.archs, bound)
+
+
+@dataclass(frozen=True)
+class TensorrtTargetConfig(PlanTargetConfig):
+    """A plan is for the GPU that it is built on, unless `hardware` says more."""
+
+    group = "target.tensorrt"
+    attention: str = "plugin"  # our kernels, in the plan as PTX; native: TensorRT's own layers
+    workspace_mib: int = 0  # that a layer may use while it runs; 0: all the memory there is
+    version_compatible: bool = False  # with newer versions of TensorRT
+    hardware: str = "this"  # GPUs that run it: this one's kind, same_compute_capability, or ampere_plus
+    timing_cache: bool = True  # keep what was measured for the next build
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self.group, self, ["workspace_mib"], minimum=0)
+        require(self.attention in ("plugin", "native"), f"{self.group}.attention", self.attention, "plugin or native")
+        levels = ("this", "same_compute_capability", "ampere_plus")
+        require(self.hardware in levels, f"{self.group}.hardware", self.hardware, f"one of {', '.join(levels)}")
+
+
+@dataclass(frozen=True)
 class TargetConfig:
     """One field for each target that this version builds; None where it was not chosen."""
 
     cpu: CpuTargetConfig | None = None
     cuda: CudaTargetConfig | None = None
+    onnx: OnnxTargetConfig | None = None
+    tensorrt_rtx: TensorrtRtxTargetConfig | None = None
+    tensorrt: TensorrtTargetConfig | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in ("cpu", "cuda") if getattr(self, name) is not None)
+        every = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt")
+        return tuple(name for name in every if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -333,6 +403,10 @@ class BuildConfig:
         if self.target.cuda is not None:
             bound = "bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone"
             require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
+        for name in ("tensorrt_rtx", "tensorrt"):
+            if name in self.target.names:
+                bound = f"bfloat16 or float16 with target {name}"
+                require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
         for name in self.target.names:
             limits = getattr(self.target, name)
             if self.bench.enabled:
@@ -342,7 +416,9 @@ class BuildConfig:
                 new_tokens = self.verify.num_new_tokens
                 require(new_tokens < limits.max_seq_len, "verify.num_new_tokens", new_tokens, bound)
 
-    def _check_bench(self, target: str, limits: CpuTargetConfig | CudaTargetConfig) -> None:
+    def _check_bench(
+        self, target: str, limits: CpuTargetConfig | CudaTargetConfig | OnnxTargetConfig | PlanTargetConfig
+    ) -> None:
         bound = f"at most {target}.max_batch_size, {limits.max_batch_size}, or the batch would not run as one"
         sizes = self.bench.batch_sizes
         require(max(sizes) <= limits.max_batch_size, "bench.batch_sizes", sizes, bound)

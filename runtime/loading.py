@@ -76,6 +76,10 @@ def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | Non
         from runtime.cuda_engine import make_cuda_backend
 
         return make_cuda_backend(checkpoint, plan, engine_dir, draft_dir)
+    if plan.target == "onnx":
+        from runtime.onnx_engine import make_onnx_backend
+
+        return make_onnx_backend(checkpoint, plan, engine_dir)
     return make_backend(checkpoint, plan)
 
 

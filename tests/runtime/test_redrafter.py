@@ -9,7 +9,7 @@ import torch
 from pipelines.draft.evaluation import accepted_depths
 from plugins.sample import sample
 from runtime.errors import EnginewrightError
-from runtime.speculation.drafter import DraftContext
+from runtime.speculation.drafter import GivenContext
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.drafter import ReDrafter
 from runtime.speculation.redrafter.head import DraftHead
@@ -79,10 +79,10 @@ def test_a_head_computes_its_dialects_formulas(dialect):
     torch.testing.assert_close(torch.stack(found), FORMULAS[dialect](weights, rows, context, embedded))
 
 
-def draft_context(batch: int, dtype=torch.float64) -> DraftContext:
+def draft_context(batch: int, dtype=torch.float64) -> GivenContext:
     generator = torch.Generator().manual_seed(3)
     zeros = torch.zeros(batch, dtype=torch.int64)
-    return DraftContext(
+    return GivenContext(
         root_ids=torch.randint(V, (batch,), generator=generator), positions=zeros + 9,
         hidden=torch.randn(batch, H, generator=generator, dtype=torch.float64).to(dtype),
         history=torch.zeros(batch, 16, dtype=torch.int64), block_tables=torch.zeros(batch, 4, dtype=torch.int64),
@@ -130,7 +130,7 @@ def test_a_request_drafts_the_same_alone_and_in_a_batch():
     context, shape = draft_context(4), TreeShape(16, 3, 5)
     together = drafter.propose(context, shape)
     for row in range(4):
-        alone = drafter.propose(DraftContext(*(field[row : row + 1] for field in context[:-1])), shape)
+        alone = drafter.propose(GivenContext(*(field[row : row + 1] for field in context[:-1])), shape)
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[row])
 
