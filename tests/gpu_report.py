@@ -1,6 +1,7 @@
 """`make test-gpu`: run the tests that need a GPU, and write down which one it was, which kernels, and how they ended.
 
-The report is committed as bench/results/<device>/test-gpu.json; tests/plugins/cuda/test_gpu_report.py reads it.
+The report is committed as bench/results/<device>/test-gpu.json, and what all reports say of architectures as
+plugins/cuda/runs.json, which builds read; tests/plugins/cuda/test_gpu_report.py checks both.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from plugins.cuda.archs import RUNS_FILE
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
@@ -64,6 +67,17 @@ class Outcomes:
             self.tests[report.nodeid] = "failed"
 
 
+def runs() -> dict[str, dict[str, str]]:
+    """What committed reports say: architecture -> the latest run without failures that loaded images for it."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"*/{REPORT_FILE}")]
+    found: dict[str, dict[str, str]] = {}
+    for report in sorted(reports, key=lambda report: str(report["date"])):
+        if not report["failed"]:
+            said = {name: report[name] for name in ("device", "driver", "date", "kernel_sources")}
+            found |= dict.fromkeys(report["images"], said)
+    return dict(sorted(found.items()))
+
+
 def device() -> dict[str, str]:
     """What the tests ran on."""
     import torch
@@ -101,6 +115,7 @@ def main(arguments: list[str]) -> int:
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    RUNS_FILE.write_text(json.dumps(runs(), indent=1) + "\n", encoding="utf-8")
     print(f"{folder / REPORT_FILE}: {report['passed']} passed, {report['failed']} failed, {report['skipped']} skipped")
     return code
 
