@@ -7,7 +7,7 @@ from typing import Any
 from bench.gpu import transformers_baseline
 from bench.gpu.device import median_seconds, read_bandwidth
 from bench.gpu.energy import measure_energy
-from bench.gpu.lines import COMPILED, EAGER, NAIVE, OURS, REPEATS, Line, decode_line, free, make_backend
+from bench.gpu.lines import COMPILED, EAGER, EAGER_AS_IS, NAIVE, OURS, REPEATS, Line, decode_line, free, make_backend
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.naive import NaiveGraph
 from bench.gpu.shapes import SHAPES, streamed_bytes
@@ -16,7 +16,7 @@ from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
 
 PROMPT, NEW_TOKENS = 128, 128
-EAGER_STEPS = 6
+EAGER_STEPS = 12
 _REPLAYS = 100  # of a graph, between two looks at the clock
 
 
@@ -34,6 +34,10 @@ def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] 
     baseline = transformers_baseline.load(spec)
     for batch_size in dict.fromkeys((batch_sizes[0], *energy_at, batch_sizes[-1])):
         yield from _eager(baseline, batch_size, batch_size in energy_at)
+    for repeat, seconds in enumerate(
+        transformers_baseline.eager_step_seconds(baseline, batch_sizes[0], PROMPT, EAGER_STEPS, as_is=True)
+    ):
+        yield decode_line(EAGER_AS_IS, batch_sizes[0], repeat, batch_sizes[0] / seconds)
 
 
 def compiled(model: str) -> Iterator[Line]:

@@ -12,7 +12,8 @@ from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 
 Line = dict[str, Any]
-OURS, NAIVE, EAGER, COMPILED = "enginewright", "naive graph", "transformers eager", "transformers compiled"
+OURS, NAIVE, COMPILED = "enginewright", "naive graph", "transformers compiled"
+EAGER, EAGER_AS_IS = "transformers eager", "transformers eager, cuDNN attention"
 REPEATS = 3
 
 

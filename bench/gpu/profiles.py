@@ -7,6 +7,7 @@ from bench.gpu.lines import Line, make_backend
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.shapes import SHAPES
 from runtime.benchmark.profile import profile_engine
+from runtime.benchmark.profile_text import as_text
 from runtime.benchmark.settings import ProfileSettings
 from runtime.engine import Engine
 
@@ -17,4 +18,5 @@ def profile(model: str) -> Iterator[Line]:
     engine = Engine(make_backend(RandomCheckpoint(spec)))
     for batch_size, prompt_len in ((1, 512), (32, 64)):
         settings = ProfileSettings(batch_size, prompt_len)
-        yield {"metric": "profile", **asdict(settings), **asdict(profile_engine(engine, spec, settings))}
+        found = profile_engine(engine, spec, settings)
+        yield {"metric": "profile", **asdict(settings), **asdict(found), "text": as_text(found, settings)}

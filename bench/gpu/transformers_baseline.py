@@ -1,4 +1,8 @@
-"""transformers with random weights of the same shape, eagerly and compiled over a static cache."""
+"""transformers with random weights of the same shape, eagerly and compiled over a static cache.
+
+Where it decodes eagerly, torch's SDPA is kept from cuDNN's attention, which plans anew for every length of the cache:
+that took some 70 ms a step, and a figure that has it in it says nothing. `as_is=True` leaves the choice to torch.
+"""
 
 import time
 from collections.abc import Iterator
@@ -6,6 +10,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.benchmark.systems import Timings
 from runtime.benchmark.workloads import Workload
@@ -51,13 +56,15 @@ def prefill_seconds(model: Any, prompt_len: int, repeats: int) -> list[float]:
     return seconds[1:]
 
 
-def eager_step_seconds(model: Any, batch_size: int, prompt_len: int, steps: int) -> list[float]:
+def eager_step_seconds(
+    model: Any, batch_size: int, prompt_len: int, steps: int, as_is: bool = False
+) -> list[float]:  # fmt: skip
     """Each greedy decode step over a growing cache, until its tokens are on the host; the first two are left out."""
-    return list(islice(eager_steps(model, batch_size, prompt_len), 2, steps + 2))
+    return list(islice(eager_steps(model, batch_size, prompt_len, as_is), 2, steps + 2))
 
 
 @torch.inference_mode()
-def eager_steps(model: Any, batch_size: int, prompt_len: int) -> Iterator[float]:
+def eager_steps(model: Any, batch_size: int, prompt_len: int, as_is: bool = False) -> Iterator[float]:
     """Seconds of each greedy decode step, one after the other."""
     token_ids = torch.randint(0, 1000, (batch_size, prompt_len), device="cuda")
     out = model(token_ids, use_cache=True, logits_to_keep=1)
@@ -65,7 +72,7 @@ def eager_steps(model: Any, batch_size: int, prompt_len: int) -> Iterator[float]
         start = time.perf_counter()
         token_ids = out.logits[:, -1:].argmax(-1)
         token_ids.tolist()
-        out = model(token_ids, past_key_values=out.past_key_values, use_cache=True)
+        out = _eager(model, as_is, input_ids=token_ids, past_key_values=out.past_key_values)
         yield time.perf_counter() - start
 
 
@@ -96,6 +103,14 @@ def compiled_steps(model: Any, batch_size: int, prompt_len: int, longest: int) -
             yield compiling if step == _COMPILING - 1 else seconds
 
 
+def _eager(model: Any, as_is: bool, **inputs: Any) -> Any:
+    """One pass whose last logits are wanted."""
+    if as_is:
+        return model(**inputs, use_cache=True, logits_to_keep=1)
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return model(**inputs, use_cache=True, logits_to_keep=1)
+
+
 class Batches:
     """Workloads as one batch each, padded on the left to the longest prompt: see runtime.benchmark.systems.System."""
 
@@ -111,8 +126,10 @@ class Batches:
         token_ids, mask = torch.tensor(padded, device="cuda"), torch.tensor(real, device="cuda")
         positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), None
         for _ in range(max(workload.new_tokens)):
-            out = self._model(token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                              use_cache=True, logits_to_keep=1)  # fmt: skip
+            out = _eager(
+                self._model, False, input_ids=token_ids, attention_mask=mask, position_ids=positions,
+                past_key_values=cache,
+            )  # fmt: skip
             cache, token_ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
             token_ids.tolist()
             marks.append(time.perf_counter())
