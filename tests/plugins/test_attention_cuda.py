@@ -21,7 +21,7 @@ def run(case, window=None, max_query_len=None, out=None):
     head_dim, block_size = case.q.shape[2], case.k_cache.shape[2]
     shape = AttentionShape(case.q.shape[1], case.k_cache.shape[1], block_size, window, head_dim)
     # CPU tensors are for the emulator: the public functions would give them to the CPU's implementation.
-    make_plan, attend = (plan_attention, attention) if case.q.is_cuda else (plan_emulated, attention_cuda)
+    make_plan, attend = (plan_attention, attention) if case.q.is_cuda else (plan_attention_cuda, attention_cuda)
     plan = make_plan(
         shape, case.query_starts, case.context_lens, case.block_tables, case.q.dtype, case.ancestors, len(case.q),
         max_query_len,
@@ -29,10 +29,6 @@ def run(case, window=None, max_query_len=None, out=None):
     out = torch.full_like(case.q, float("nan")) if out is None else out
     attend(case.q, case.k_cache, case.v_cache, plan, head_dim**-0.5, out)
     return out
-
-
-def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest):
-    return plan_attention_cuda(shape, query_starts, context_lens, block_tables, *rest)
 
 
 @pytest.fixture(params=[(False, 900), (True, 860)], ids=["first thread first", "last thread first, sm_86"])
@@ -47,7 +43,9 @@ def emulated(request, monkeypatch):
         emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=reverse, arch=arch)
 
     monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
-
+    monkeypatch.setattr("plugins.attention.cuda.has_wgmma", lambda device: arch == 900)
+    monkeypatch.setattr("plugins.attention.cuda.has_image", lambda source: True)
+    monkeypatch.setattr("plugins.attention.cuda.num_processors", lambda: 3)
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
     monkeypatch.setattr("plugins.attention.cuda.launch", launch)
