@@ -18,6 +18,9 @@
 #ifndef TURNS
 #define TURNS 1
 #endif
+#ifndef PREFILL_STAGES
+#define PREFILL_STAGES 2
+#endif
 #ifndef FENCE
 #define FENCE 1
 #endif
@@ -30,7 +33,7 @@ struct PrefillConfig {
     static constexpr int GROUP_ROWS = 64;
     static constexpr int ROWS = GROUP_ROWS * CONSUMERS;
     static constexpr int KEYS = 128;
-    static constexpr int STAGES = 2;
+    static constexpr int STAGES = PREFILL_STAGES;
     static constexpr int THREADS = 128 * (CONSUMERS + 1);
     static constexpr int PIECES = D / 8;                 // of 16 bytes, per row
     static constexpr int ROUND_ROWS = 128 / PIECES;      // that the loaders copy at once
@@ -39,7 +42,8 @@ struct PrefillConfig {
     static constexpr int KEY_HALF_BYTES = KEYS * 128;
     static constexpr int Q_BYTES = HALVES * Q_HALF_BYTES;
     static constexpr int TILE_BYTES = HALVES * KEY_HALF_BYTES;
-    static constexpr int SHARED_BYTES = Q_BYTES + 2 * STAGES * TILE_BYTES + 128;
+    static constexpr int BARRIER_BYTES = 256;
+    static constexpr int SHARED_BYTES = Q_BYTES + 2 * STAGES * TILE_BYTES + BARRIER_BYTES;
     static constexpr int LOADER_REGISTERS = CONSUMERS == 2 ? 40 : 32;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160;
     static_assert(D == 64 || D == 128, "rows of one or two swizzled tiles");
@@ -73,7 +77,7 @@ struct PrefillShared {
         k_empty = k_full + S::STAGES;
         v_full = k_empty + S::STAGES;
         v_empty = v_full + S::STAGES;
-        static_assert((2 + 4 * S::STAGES) * sizeof(Mbarrier) <= 128, "room for the barriers");
+        static_assert((2 + 4 * S::STAGES) * sizeof(Mbarrier) <= S::BARRIER_BYTES, "room for the barriers");
     }
 
     // By one thread. Every loader arrives at what is full, one lane of each consumer warp at what is empty.

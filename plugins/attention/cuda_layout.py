@@ -62,7 +62,7 @@ class PrefillVariant(NamedTuple):
         return 128 * (self.consumers + 1)
 
     def shared_bytes(self, head_dim: int) -> int:
-        return (self.rows + 2 * self.stages * self.keys) * 2 * head_dim + 128
+        return (self.rows + 2 * self.stages * self.keys) * 2 * head_dim + 256
 
 
 Kinds = list[Variant | PrefillVariant]
