@@ -42,6 +42,7 @@ __all__ = [
 MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
 _PLAN_HEADER, _PLAN_ITEM = 4, 48  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 128
+_PLAN_BLOCKS = 64  # that a step is planned by, where it has fewer requests: a warp takes a microsecond for an item
 
 
 class _Params(ctypes.Structure):
@@ -125,7 +126,8 @@ def plan_attention_cuda(
         NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, layout.num_slots, layout.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, num_requests, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
+    parts = max(min(_PLAN_BLOCKS // num_requests, num_items // num_requests // (_PLAN_THREADS // 32)), 1)
+    launch(kernel, (num_requests, parts), _PLAN_THREADS, 0, params, current_stream(), dependent=True)
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(layout)]
 
