@@ -75,6 +75,9 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         *skinny.sources_for(dtype, _few_row_outputs(spec)),
     ):
         yield NeededKernel(source)
+    for head_dim in dict.fromkeys(head_dims):
+        if head_dim in attention.PREFILL_HEAD_DIMS:
+            yield NeededKernel(attention.prefill_source(dtype, head_dim), attention.PREFILL_ARCHS)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
 
