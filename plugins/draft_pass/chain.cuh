@@ -141,7 +141,9 @@ struct Chain {
     __device__ void run() {
         for (int depth = 1; depth <= params.depth; ++depth) {
             const int rows = params.requests * (depth == 1 ? 1 : params.num_beams);
+            trace(depth, 0);
             advance(depth, rows);
+            trace(depth, 1);
             if (depth == 1) begin();
             exit(depth, rows);
         }
@@ -244,6 +246,7 @@ struct Chain {
                                           index == 0 ? width : 1, index > 0, tag};
                 finish(sums, columns, ending, first, rows, tile);
             });
+            trace(depth, 2 + index);
         }
     }
 

@@ -54,11 +54,13 @@ struct Head {
             for (int first = 0; first < rows; first += GROUP_ROWS) {
                 load_rows(depth, first, min(rows - first, GROUP_ROWS));
                 block_sync();
+                trace(depth, 0);
                 for (int own = warp_id(); own < own_tiles; own += PASS_WARPS) {
                     TileSums<ROW_BLOCKS> sums;
                     multiply(sums, own, min(rows - first, GROUP_ROWS));
                     publish(sums, own, depth, first, rows, width);
                 }
+                trace(depth, 1);
                 block_sync();
             }
         }

@@ -92,12 +92,14 @@ struct Select {
                 select(depth, request, depth == 1 ? 1 : params.num_beams,
                        shared.beam_scores + request / params.select_blocks * params.num_beams);
         for (int request = first_request(); request < params.requests; request += params.select_blocks) {
+            trace(0, 0);
             block_sync();  // what the threads have written of candidates; and the tree before
             pack_tree<PASS_THREADS>(
                 {params.candidate_ids, params.candidate_parents, params.candidate_scores, params.root_ids,
                  params.token_ids, params.parents, params.depths, params.ancestors, params.depth * count,
                  params.num_nodes},
                 request, shared_memory());
+            trace(0, 1);
         }
     }
 
@@ -106,6 +108,7 @@ struct Select {
         const long long first_row = static_cast<long long>(request) * width;
         read_maxima(tag, first_row, width);
         block_sync();
+        trace(depth, 0);
         if (threadIdx.x < width) {
             shared.parent_scores[threadIdx.x] = beam_scores[threadIdx.x];
             shared.shift[threadIdx.x] = beam_scores[threadIdx.x] - log_sum(threadIdx.x, width);
@@ -118,9 +121,13 @@ struct Select {
         }
         block_sync();
         list_tiles(width);
+        trace(depth, 1);
         choose_tiles(width);
+        trace(depth, 2);
         find_continuations(tag, first_row, width);
+        trace(depth, 3);
         rank_continuations();
+        trace(depth, 4);
         if (threadIdx.x < count) leave(depth, request, width, beam_scores);
     }
 

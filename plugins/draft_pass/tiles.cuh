@@ -11,6 +11,7 @@
 #include "async_copy.cuh"
 #include "exchange.cuh"
 #include "mma.cuh"
+#include "trace.cuh"
 
 constexpr int PASS_THREADS = 512;
 constexpr int PASS_WARPS = PASS_THREADS / 32;
@@ -41,9 +42,11 @@ struct Resident {
         count = HAS_BULK_COPY ? most : 0;
         slot_bytes = tile_bytes(columns_at_most);
         if (threadIdx.x == 0)
+#pragma unroll 1
             for (int slot = 0; slot < count; ++slot) mbarrier_init(full + slot, 1);
         block_sync();
         if (threadIdx.x != 0) return;
+#pragma unroll 1
         for (int slot = 0; slot < count; ++slot) {
             int bytes = 0;
             const void* tile = source(slot, bytes);
