@@ -70,7 +70,9 @@ class DraftPass:
         tree = PackedTree(*(root_ids.new_empty(sizes.requests, sizes.num_nodes) for _ in range(4)))
         if sizes.requests == 0:
             return tree
-        params = self._state.params(plan, sizes, hidden, root_ids, positions, noise, tree)
+        shape = (sizes.requests, sizes.depth * sizes.num_candidates)
+        candidates = (root_ids.new_empty(shape), root_ids.new_empty(shape), hidden.new_empty(shape))
+        params = self._state.params(plan, sizes, hidden, root_ids, positions, noise, candidates, tree)
         entry = f"draft_pass_{plan.group_rows}_kernel"
         run_kernel(
             source(self._state.dtype), entry, self._device.processors, THREADS, params, plan.shared_bytes,

@@ -1,4 +1,4 @@
-"""How a draft pass is laid out on a GPU: which blocks do what and what they keep in shared memory, or why it cannot be."""
+"""How a draft pass is laid out on a GPU: what each block does and keeps in shared memory; or why there is none."""
 
 from typing import NamedTuple
 

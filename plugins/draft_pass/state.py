@@ -1,4 +1,4 @@
-"""What the launches of a head's draft pass keep between them, and the parameters of one; on a GPU or, emulated, the CPU."""
+"""What the launches of a head's draft pass keep between them, and the parameters of one. Needs no GPU."""
 
 import ctypes
 
@@ -41,7 +41,8 @@ def tiled(weight: torch.Tensor) -> torch.Tensor:
     missing = -weight.shape[-2] % 16
     padded = torch.nn.functional.pad(weight, (0, 0, 0, missing))
     parts = padded.unflatten(-2, (-1, 2, 8)).unflatten(-1, (-1, 4, 8))  # tile, half, row | step, quarter, column
-    return parts.movedim(-3, -5).flatten(-3, -2).contiguous()
+    tiles: torch.Tensor = parts.movedim(-3, -5).flatten(-3, -2)
+    return tiles.contiguous()
 
 
 class PassState:
@@ -54,10 +55,8 @@ class PassState:
 
     def __init__(self, weights: DraftWeights, processors: int) -> None:
         self.dtype, device = weights.embedding.dtype, weights.embedding.device
-        self.sizes = HeadSizes(
-            weights.rnn_w.shape[0], weights.state_proj.shape[0], len(weights.blocks), *weights.lm_head.shape[:1],
-            len(weights.embedding),
-        )  # fmt: skip
+        (exit_dim, hidden_size), num_blocks = weights.state_proj.shape, len(weights.blocks)
+        self.sizes = HeadSizes(hidden_size, exit_dim, num_blocks, len(weights.lm_head), len(weights.embedding))
         self._has_silu = weights.has_silu
         fields = weights._asdict()
         self._weights = {name: tiled(fields[name]) for name in _TILED} | {name: fields[name] for name in _KEPT}
@@ -85,9 +84,14 @@ class PassState:
         root_ids: torch.Tensor,
         positions: torch.Tensor,
         noise: DrawNoise | None,
+        candidates: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         tree: PackedTree,
     ) -> DraftPassParams:
-        """Check the inputs of one launch and point to them. Candidates need not outlive it.
+        """Check the inputs of one launch and point to them.
+
+        Args:
+            candidates: token ids, parents (int64) and scores (float32), (B, K C) each, written before the trees are.
+            tree: written.
 
         Raises:
             KernelError: a tensor of another shape, dtype or layout.
@@ -101,16 +105,13 @@ class PassState:
         require_shape("draft_pass", (sizes.requests, self.sizes.hidden_size), torch.float32, hidden=hidden)
         require_shape("draft_pass", batch, torch.int64, **integers)
         require_contiguous("draft_pass", hidden=hidden, **integers)
-        shape = (sizes.requests, sizes.depth * sizes.num_candidates)
         given = {
             **self._weights, **self._words, **integers, **tree._asdict(), "hidden": hidden, "launches": self._launches,
-            "temperature": None if noise is None else noise.temperature,
-            "candidate_ids": root_ids.new_empty(shape), "candidate_parents": root_ids.new_empty(shape),
-            "candidate_scores": hidden.new_empty(shape),
+            **dict(zip(("candidate_ids", "candidate_parents", "candidate_scores"), candidates, strict=True)),
         }  # fmt: skip
-        pointers = {name: None if given.get(name) is None else given[name].data_ptr() for name in _POINTERS}
+        if noise is not None:
+            given["temperature"] = noise.temperature
+        pointers = {name: given[name].data_ptr() if name in given else None for name in _POINTERS}
         counts = {**sizes._asdict(), **self.sizes._asdict(), **plan._asdict(), "max_rows": MOST_ROWS,
                   "has_silu": int(self._has_silu)}  # fmt: skip
-        params = DraftPassParams(**pointers, **{name: counts[name] for name in _COUNTS})
-        params.keeps = given  # until the launch is made
-        return params
+        return DraftPassParams(**pointers, **{name: counts[name] for name in _COUNTS})
