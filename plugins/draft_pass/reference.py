@@ -41,9 +41,7 @@ def draft_candidates(
     depth: int,
 ) -> tuple[list[int], list[int], list[float]]:
     """Return token, parent (-1 is the root) and score of each candidate, the best first at every depth."""
-    w = weights._replace(
-        **{name: part.double() for name, part in weights._asdict().items() if isinstance(part, torch.Tensor)}
-    )
+    w = DraftWeights._make(part.double() if isinstance(part, torch.Tensor) else part for part in weights)
     begun = w.context_proj @ hidden.double() + w.context_bias
     beams: list[Beam] = [(0.0, -1, root_id, None)]
     ids: list[int] = []
