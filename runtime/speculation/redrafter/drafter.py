@@ -39,7 +39,7 @@ class ReDrafter:
         self._head = head
         self._embedding = embedding
         self._vocab_ids = vocab_ids
-        self._draft_pass = draft_pass
+        self.draft_pass = draft_pass
         self._refused: set[str] = set()
         self.caches: list[KVCache] = []
 
@@ -55,10 +55,10 @@ class ReDrafter:
         """
         noise = DrawNoise(context.temperature, context.seed, context.sample_index) if context.samples else None
         sizes = PassSizes(len(context.root_ids), shape.num_nodes, shape.num_beams, shape.depth)
-        if self._draft_pass is None or not self._takes(self._draft_pass, sizes):
+        if self.draft_pass is None or not self._takes(self.draft_pass, sizes):
             return self._search(context, shape, noise)
         hidden = context.hidden.float()
-        return DraftTree(*self._draft_pass(sizes, hidden, context.root_ids, context.positions, noise))
+        return DraftTree(*self.draft_pass(sizes, hidden, context.root_ids, context.positions, noise))
 
     def _takes(self, draft_pass: DraftPass, sizes: PassSizes) -> bool:
         refusal = draft_pass.refusal(sizes)
