@@ -5,82 +5,84 @@
 // Each block has the same 16 columns of every result, so begun and y stay with it in float32; what others need of s and y
 // is published as elements. Its warps share a tile's columns, each waits for those of its own, and the block adds up
 // their sums in a fixed order.
+//
+// A lane whose row does not exist takes the last one's place: its products go nowhere, and nothing has to be asked.
 #pragma once
 
 #include "math.cuh"
 #include "params.cuh"
 #include "tiles.cuh"
 
-template <int ROW_BLOCKS>
-constexpr int STEPS_AT_ONCE = ROW_BLOCKS < 4 ? 2 : 1;  // as registers allow
+constexpr int STEPS_AT_ONCE = 2;
 constexpr int PARTIAL_PITCH = TILE_ROWS + 4;  // floats: no two lanes that store hit one bank
 
-// How a warp's share of a row's columns is had: 8 of each step for each lane. `rows` are null where there is no row.
+// What a warp has of a row's columns: steps of 32, and how many warps have any.
+struct Share {
+    int first;
+    int end;
+    int warps;
+
+    __device__ explicit Share(int columns) {
+        const int steps = columns / STEP_COLUMNS, each = divide_up(steps, PASS_WARPS);
+        first = min(static_cast<int>(warp_id()) * each, steps);
+        end = min(first + each, steps);
+        warps = divide_up(steps, each);
+    }
+};
+
+// Operands of one multiplication: 8 columns for each lane, of each of some steps and each block of rows.
+template <int ROW_BLOCKS>
+using Operand = uint4[STEPS_AT_ONCE][ROW_BLOCKS];
+
+// Rows that other blocks publish: `rows` are this lane's, at its columns of step 0.
 template <int ROW_BLOCKS>
 struct PublishedRows {
     const unsigned long long* rows[ROW_BLOCKS];
     unsigned tag;
 
-    __device__ void take(uint4 (&x)[STEPS_AT_ONCE<ROW_BLOCKS>][ROW_BLOCKS], int step, int end) const {
-        constexpr int PAIRS = 2 * STEPS_AT_ONCE<ROW_BLOCKS> * ROW_BLOCKS;
-        ulonglong2 pairs[PAIRS];
-        await_pairs(pairs, tag, [&](int i) -> const unsigned long long* {
-            const int at = step + i / 2 / ROW_BLOCKS;
-            const unsigned long long* row = rows[i / 2 % ROW_BLOCKS];
-            return row && at < end ? row + at * (STEP_COLUMNS / 2) + lane_id() % 4 * 4 + i % 2 * 2 : nullptr;
+    __device__ void take(Operand<ROW_BLOCKS>& x, int step, int end) const {
+        ulonglong2 pairs[STEPS_AT_ONCE * ROW_BLOCKS * 2];
+        await_pairs(pairs, tag, [&](int i) {
+            const int at = min(step + i / 2 / ROW_BLOCKS, end - 1);
+            return rows[i / 2 % ROW_BLOCKS] + at * (STEP_COLUMNS / 2) + i % 2 * 2;
         });
 #pragma unroll
-        for (int i = 0; i < PAIRS; i += 2)
-            x[i / 2 / ROW_BLOCKS][i / 2 % ROW_BLOCKS] =
-                make_uint4(static_cast<unsigned>(pairs[i].x), static_cast<unsigned>(pairs[i].y),
-                           static_cast<unsigned>(pairs[i + 1].x), static_cast<unsigned>(pairs[i + 1].y));
+        for (int i = 0; i < STEPS_AT_ONCE * ROW_BLOCKS; ++i)
+            x[i / ROW_BLOCKS][i % ROW_BLOCKS] =
+                make_uint4(static_cast<unsigned>(pairs[2 * i].x), static_cast<unsigned>(pairs[2 * i].y),
+                           static_cast<unsigned>(pairs[2 * i + 1].x), static_cast<unsigned>(pairs[2 * i + 1].y));
     }
 };
 
+// Rows of the embedding.
 template <class T, int ROW_BLOCKS>
 struct ElementRows {
     const T* rows[ROW_BLOCKS];
 
-    __device__ void take(uint4 (&x)[STEPS_AT_ONCE<ROW_BLOCKS>][ROW_BLOCKS], int step, int end) const {
+    __device__ void take(Operand<ROW_BLOCKS>& x, int step, int end) const {
 #pragma unroll
-        for (int i = 0; i < STEPS_AT_ONCE<ROW_BLOCKS>; ++i)
+        for (int i = 0; i < STEPS_AT_ONCE; ++i)
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block)
-                x[i][block] = rows[block] && step + i < end
-                                  ? load16(rows[block] + (step + i) * STEP_COLUMNS + lane_id() % 4 * 8)
-                                  : make_uint4(0, 0, 0, 0);
+                x[i][block] = load16(rows[block] + min(step + i, end - 1) * STEP_COLUMNS);
     }
 };
 
+// Rows of the contexts.
 template <class T, int ROW_BLOCKS>
 struct FloatRows {
     const float* rows[ROW_BLOCKS];
 
-    __device__ void take(uint4 (&x)[STEPS_AT_ONCE<ROW_BLOCKS>][ROW_BLOCKS], int step, int end) const {
+    __device__ void take(Operand<ROW_BLOCKS>& x, int step, int end) const {
 #pragma unroll
-        for (int i = 0; i < STEPS_AT_ONCE<ROW_BLOCKS>; ++i)
+        for (int i = 0; i < STEPS_AT_ONCE; ++i)
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block) {
-                x[i][block] = make_uint4(0, 0, 0, 0);
-                if (!rows[block] || step + i >= end) continue;
-                const float* at = rows[block] + (step + i) * STEP_COLUMNS + lane_id() % 4 * 8;
+                const float* at = rows[block] + min(step + i, end - 1) * STEP_COLUMNS;
                 x[i][block] = make_uint4(pack2<T>(at[0], at[1]), pack2<T>(at[2], at[3]), pack2<T>(at[4], at[5]),
                                          pack2<T>(at[6], at[7]));
             }
     }
-};
-
-// What becomes of a tile's sums: value = act(sum + bias) + base, kept and published where these are not null.
-template <class T>
-struct Ending {
-    const T* bias;
-    const float* base;  // (rows, 16), row / base_width of it
-    float* kept;        // (rows, 16)
-    unsigned long long* words;
-    int columns;
-    int base_width;
-    bool has_silu;
-    unsigned tag;
 };
 
 __device__ __forceinline__ float silu_fast(float x) {
@@ -88,39 +90,40 @@ __device__ __forceinline__ float silu_fast(float x) {
     return x * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * x));
 }
 
-// How many steps of a tile a warp has, and how many warps have any.
-__device__ __forceinline__ int steps_per_warp(int columns) { return divide_up(columns / STEP_COLUMNS, PASS_WARPS); }
-__device__ __forceinline__ int warps_with_steps(int columns) {
-    return divide_up(columns / STEP_COLUMNS, steps_per_warp(columns));
-}
-
 template <class T, int ROW_BLOCKS>
 struct Chain {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;  // rows that a product takes at once
+    static_assert(GROUP_ROWS * TILE_ROWS <= PASS_THREADS, "a thread for each result");
+    static constexpr int WARP_FLOATS = GROUP_ROWS * PARTIAL_PITCH;
     enum Matrix { RNN_W, RNN_U, STATE_PROJ, BLOCKS };
 
     const DraftPassParams& params;
-    unsigned first_tag;
+    const unsigned first_tag;
+    const Share hidden_share;
+    const Share exit_share;
     Resident resident;
-    float* partials;  // 2 x warps x GROUP_ROWS x PARTIAL_PITCH, in turn in two halves
+    float* partial;       // warps x GROUP_ROWS x PARTIAL_PITCH, of two halves in turn
+    float* next_partial;
     float* residual;  // (own tiles, rows, 16): y
     float* begun;     // (own tiles, B, 16): what y begins with
-    int partial_floats;
-    int turn = 0;
+    int all_rows;     // B W
+    int lane_column;  // of a step
 
-    __device__ Chain(const DraftPassParams& params, unsigned first_tag) : params(params), first_tag(first_tag) {
+    __device__ Chain(const DraftPassParams& params, unsigned first_tag)
+        : params(params), first_tag(first_tag), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
         const int columns = max(params.hidden_size, params.exit_dim);
         resident.fill(columns, params.chain_resident, [&](int slot, int& bytes) -> const void* {
             const int matrix = slot % num_matrices(), tile = blockIdx.x + slot / num_matrices() * params.chain_blocks;
             bytes = tile_bytes(columns_of(matrix));
             return tile < tiles_of(matrix) ? tile_at(matrix, tile) : nullptr;
-        });
+        }, [] {});
         const int own_tiles = divide_up(columns / TILE_ROWS, params.chain_blocks);
-        partials = reinterpret_cast<float*>(resident.rest(params.chain_resident));
-        partial_floats = max(warps_with_steps(params.hidden_size), warps_with_steps(params.exit_dim)) * GROUP_ROWS *
-                         PARTIAL_PITCH;
-        residual = partials + 2 * partial_floats;
-        begun = residual + own_tiles * params.requests * params.num_beams * TILE_ROWS;
+        all_rows = params.requests * params.num_beams;
+        lane_column = lane_id() % 4 * 8;
+        partial = reinterpret_cast<float*>(resident.rest(params.chain_resident));
+        next_partial = partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        residual = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        begun = residual + own_tiles * all_rows * TILE_ROWS;
     }
 
     __device__ int num_matrices() const { return BLOCKS + params.num_blocks; }
@@ -138,26 +141,42 @@ struct Chain {
         return static_cast<const char*>(weight) + (block * tiles_of(matrix) + tile) * tile_bytes(columns_of(matrix));
     }
 
+    __device__ const char* weights(int matrix, int own, int tile) const {
+        return resident.tile(own * num_matrices() + matrix, tile_at(matrix, tile));
+    }
+
     __device__ void run() {
+#pragma unroll 1
         for (int depth = 1; depth <= params.depth; ++depth) {
-            const int rows = params.requests * (depth == 1 ? 1 : params.num_beams);
+            const int rows = depth == 1 ? params.requests : all_rows;
             trace(depth, 0);
             advance(depth, rows);
             trace(depth, 1);
             if (depth == 1) begin();
-            exit(depth, rows);
+            project(depth, rows);
+            trace(depth, 2);
+#pragma unroll 1
+            for (int block = 0; block < params.num_blocks; ++block) {
+                exit_block(block, depth, rows);
+                trace(depth, 3 + block);
+            }
         }
     }
 
     // `body(first row, own tile, tile)` for all groups of rows and all of this block's tiles.
     template <class Body>
     __device__ void each(int rows, int tiles, Body body) {
+#pragma unroll 1
         for (int first = 0; first < rows; first += GROUP_ROWS)
-            for (int own = 0; blockIdx.x + own * params.chain_blocks < tiles; ++own)
-                body(first, own, static_cast<int>(blockIdx.x) + own * params.chain_blocks);
+#pragma unroll 1
+            for (int own = 0, tile = blockIdx.x; tile < tiles; ++own, tile += params.chain_blocks)
+                body(first, own, tile);
     }
 
-    __device__ int row_of(int first, int block) const { return first + 8 * block + static_cast<int>(lane_id()) / 4; }
+    // The row of this lane in a block of 8, or the last one.
+    __device__ int row_of(int first, int block, int rows) const {
+        return min(first + 8 * block + static_cast<int>(lane_id()) / 4, rows - 1);
+    }
 
     __device__ unsigned long long* states(int depth) const {
         return params.states + static_cast<long long>(depth % 2) * params.max_rows * (params.hidden_size / 2);
@@ -167,35 +186,48 @@ struct Chain {
         return params.hiddens + static_cast<long long>(index) * params.max_rows * (params.exit_dim / 2);
     }
 
+    __device__ PublishedRows<ROW_BLOCKS> published(
+        const unsigned long long* words, int columns, int first, int rows, unsigned tag) const {
+        PublishedRows<ROW_BLOCKS> result;
+        result.tag = tag;
+#pragma unroll
+        for (int block = 0; block < ROW_BLOCKS; ++block)
+            result.rows[block] = words + (row_of(first, block, rows) * columns + lane_column) / 2;
+        return result;
+    }
+
     // The cell reads the beams' tokens: the roots at first, then what was selected.
     __device__ void advance(int depth, int rows) {
-        const T* bias = static_cast<const T*>(depth > 1 || params.has_silu ? params.rnn_bias : nullptr);
+        const T* biases = static_cast<const T*>(depth > 1 || params.has_silu ? params.rnn_bias : nullptr);
         each(rows, tiles_of(RNN_W), [&](int first, int own, int tile) {
             ElementRows<T, ROW_BLOCKS> tokens;
             PublishedRows<ROW_BLOCKS> before;
             before.tag = first_tag + depth - 1;
+            const float bias = bias_of(biases, tile);
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block) {
-                const int row = row_of(first, block);
-                const bool is_real = row < rows;
-                long long token = is_real && depth == 1 ? params.root_ids[row] : 0;
-                before.rows[block] = nullptr;
-                if (depth > 1) {
-                    const unsigned beam = await_word(is_real ? params.beams + row : nullptr, first_tag + depth - 1);
+                const int row = row_of(first, block, rows);
+                long long token;
+                if (depth == 1) {
+                    token = params.root_ids[row];
+                } else {
+                    const unsigned beam = await_word(params.beams + row, before.tag);
                     token = beam >> DEPTH_BITS;
                     const int width = depth == 2 ? 1 : params.num_beams;
                     const int parent = row / params.num_beams * width + static_cast<int>(beam % (1 << DEPTH_BITS));
-                    if (is_real) before.rows[block] = states(depth - 1) + parent * (params.hidden_size / 2);
+                    before.rows[block] = states(depth - 1) + (parent * params.hidden_size + lane_column) / 2;
                 }
                 tokens.rows[block] =
-                    is_real ? static_cast<const T*>(params.embedding) + token * params.hidden_size : nullptr;
+                    static_cast<const T*>(params.embedding) + token * params.hidden_size + lane_column;
             }
             TileSums<ROW_BLOCKS> sums;
-            multiply(sums, RNN_W, own, tile_at(RNN_W, tile), params.hidden_size, tokens);
-            if (depth > 1) multiply(sums, RNN_U, own, tile_at(RNN_U, tile), params.hidden_size, before);
-            const Ending<T> ending = {bias, nullptr, nullptr, states(depth), params.hidden_size, 1,
-                                      params.has_silu != 0, first_tag + depth};
-            finish(sums, params.hidden_size, ending, first, rows, tile);
+            if (depth == 1)
+                multiply(sums, hidden_share, weights(RNN_W, own, tile), tokens);
+            else
+                multiply_both(sums, weights(RNN_W, own, tile), weights(RNN_U, own, tile), tokens, before);
+            float value = add_up(sums, hidden_share.warps) + bias;
+            if (params.has_silu) value = silu_fast(value);
+            publish(states(depth), params.hidden_size, value, first, rows, tile, first_tag + depth);
         });
     }
 
@@ -204,107 +236,148 @@ struct Chain {
         each(params.requests, tiles_of(STATE_PROJ), [&](int first, int own, int tile) {
             FloatRows<T, ROW_BLOCKS> contexts;
 #pragma unroll
-            for (int block = 0; block < ROW_BLOCKS; ++block) {
-                const int row = row_of(first, block);
-                contexts.rows[block] = row < params.requests
-                                           ? params.hidden + static_cast<long long>(row) * params.hidden_size
-                                           : nullptr;
-            }
-            const char* weights = static_cast<const char*>(params.context_proj) +
-                                  static_cast<long long>(tile) * tile_bytes(params.hidden_size);
+            for (int block = 0; block < ROW_BLOCKS; ++block)
+                contexts.rows[block] = params.hidden + lane_column +
+                    static_cast<long long>(row_of(first, block, params.requests)) * params.hidden_size;
+            const float bias = bias_of(static_cast<const T*>(params.context_bias), tile);
             TileSums<ROW_BLOCKS> sums;
-            multiply(sums, MOST_RESIDENT, own, weights, params.hidden_size, contexts);
-            const Ending<T> ending = {static_cast<const T*>(params.context_bias), nullptr,
-                                      begun + own * params.requests * TILE_ROWS, nullptr, params.exit_dim, 1, false, 0};
-            finish(sums, params.hidden_size, ending, first, params.requests, tile);
+            multiply(sums, hidden_share,
+                     static_cast<const char*>(params.context_proj) +
+                         static_cast<long long>(tile) * tile_bytes(params.hidden_size),
+                     contexts);
+            const float value = add_up(sums, hidden_share.warps) + bias;
+            const int row = first + out_row();
+            if (out_row() < GROUP_ROWS && row < params.requests)
+                begun[(own * params.requests + row) * TILE_ROWS + out_column()] = value;
         });
     }
 
-    // From the state to what the LM head reads.
-    __device__ void exit(int depth, int rows) {
+    __device__ void project(int depth, int rows) {
         const unsigned tag = first_tag + depth;
-        const int width = rows / params.requests;
-#pragma unroll 1
-        for (int index = 0; index <= params.num_blocks; ++index) {
-            const int matrix = STATE_PROJ + index, columns = columns_of(matrix);
-            const unsigned long long* words = index == 0 ? states(depth) : hiddens(index - 1);
-            const T* bias = index == 0 ? nullptr
-                                       : static_cast<const T*>(params.block_biases) + (index - 1) * params.exit_dim;
-            each(rows, tiles_of(matrix), [&](int first, int own, int tile) {
-                PublishedRows<ROW_BLOCKS> published;
-                published.tag = tag;
-#pragma unroll
-                for (int block = 0; block < ROW_BLOCKS; ++block) {
-                    const int row = row_of(first, block);
-                    published.rows[block] = row < rows ? words + row * (columns / 2) : nullptr;
-                }
-                TileSums<ROW_BLOCKS> sums;
-                multiply(sums, matrix, own, tile_at(matrix, tile), columns, published);
-                float* own_residual = residual + own * params.requests * params.num_beams * TILE_ROWS;
-                const float* base = index == 0 ? begun + own * params.requests * TILE_ROWS : own_residual;
-                const Ending<T> ending = {bias, base, own_residual, hiddens(index), params.exit_dim,
-                                          index == 0 ? width : 1, index > 0, tag};
-                finish(sums, columns, ending, first, rows, tile);
-            });
-            trace(depth, 2 + index);
-        }
+        each(rows, tiles_of(STATE_PROJ), [&](int first, int own, int tile) {
+            const auto operand = published(states(depth), params.hidden_size, first, rows, tag);
+            TileSums<ROW_BLOCKS> sums;
+            multiply(sums, hidden_share, weights(STATE_PROJ, own, tile), operand);
+            float value = add_up(sums, hidden_share.warps);
+            const int row = first + out_row();
+            if (out_row() < GROUP_ROWS && row < rows) {
+                const int request = depth == 1 ? row : row / params.num_beams;
+                value += begun[(own * params.requests + request) * TILE_ROWS + out_column()];
+                residual[(own * all_rows + row) * TILE_ROWS + out_column()] = value;
+            }
+            publish(hiddens(0), params.exit_dim, value, first, rows, tile, tag);
+        });
+    }
+
+    __device__ void exit_block(int block, int depth, int rows) {
+        const unsigned tag = first_tag + depth;
+        const T* biases = static_cast<const T*>(params.block_biases) + block * params.exit_dim;
+        each(rows, tiles_of(BLOCKS), [&](int first, int own, int tile) {
+            const auto operand = published(hiddens(block), params.exit_dim, first, rows, tag);
+            const float bias = bias_of(biases, tile);
+            TileSums<ROW_BLOCKS> sums;
+            multiply(sums, exit_share, weights(BLOCKS + block, own, tile), operand);
+            float value = silu_fast(add_up(sums, exit_share.warps) + bias);
+            const int row = first + out_row();
+            if (out_row() < GROUP_ROWS && row < rows) {
+                float& kept = residual[(own * all_rows + row) * TILE_ROWS + out_column()];
+                kept = value = value + kept;
+            }
+            publish(hiddens(block + 1), params.exit_dim, value, first, rows, tile, tag);
+        });
     }
 
     // This warp's share of a tile's products. Weights are asked for before the rows are waited for.
     template <class Rows>
-    __device__ void multiply(
-        TileSums<ROW_BLOCKS>& sums, int matrix, int own, const char* global, int columns, const Rows& rows) {
-        const int first = static_cast<int>(warp_id()) * steps_per_warp(columns);
-        const int end = min(first + steps_per_warp(columns), columns / STEP_COLUMNS);
-        if (first >= end) return;
-        const char* tile = resident.tile(own * num_matrices() + matrix, global);
+    __device__ void multiply(TileSums<ROW_BLOCKS>& sums, const Share& share, const char* tile, const Rows& rows) const {
 #pragma unroll 1
-        for (int step = first; step < end; step += STEPS_AT_ONCE<ROW_BLOCKS>) {
-            WeightStep weights[STEPS_AT_ONCE<ROW_BLOCKS>];
-#pragma unroll
-            for (int i = 0; i < STEPS_AT_ONCE<ROW_BLOCKS>; ++i)
-                if (step + i < end) weights[i] = load_step(tile, step + i);
-            uint4 x[STEPS_AT_ONCE<ROW_BLOCKS>][ROW_BLOCKS];
-            rows.take(x, step, end);
-#pragma unroll
-            for (int i = 0; i < STEPS_AT_ONCE<ROW_BLOCKS>; ++i)
-#pragma unroll
-                for (int block = 0; block < ROW_BLOCKS; ++block)
-                    if (step + i < end) add_products<T>(sums, weights[i], x[i][block], block);
+        for (int step = share.first; step < share.end; step += STEPS_AT_ONCE) {
+            WeightStep weights[STEPS_AT_ONCE];
+            load_steps(weights, tile, step, share.end);
+            Operand<ROW_BLOCKS> x;
+            rows.take(x, step, share.end);
+            add_steps(sums, weights, x, step, share.end);
         }
     }
 
-    // Add up the warps' sums, a thread for each row and column. That all have passed this barrier says that the half of
-    // the phase before may be overwritten.
-    __device__ void finish(
-        const TileSums<ROW_BLOCKS>& sums, int columns, const Ending<T>& ending, int first, int rows, int tile) {
-        float* partial = partials + turn++ % 2 * partial_floats;
-        const int warps = warps_with_steps(columns);
-        if (static_cast<int>(warp_id()) < warps) store_partial(partial, sums);
-        const int column = threadIdx.x % TILE_ROWS, out = tile * TILE_ROWS + column;
-        const int group_row = threadIdx.x / TILE_ROWS, row = first + group_row;
-        const bool is_real = group_row < GROUP_ROWS && row < rows;
-        float value = is_real && ending.bias ? to_float(ending.bias[out]) : 0.0f;
-        block_sync();
-        if (group_row >= GROUP_ROWS) return;
-        const float* part = partial + group_row * PARTIAL_PITCH + column;
-        for (int warp = 0; warp < warps; ++warp) value += part[warp * GROUP_ROWS * PARTIAL_PITCH];
-        if (ending.has_silu) value = silu_fast(value);
-        if (is_real && ending.base) value += ending.base[row / ending.base_width * TILE_ROWS + column];
-        if (is_real && ending.kept) ending.kept[row * TILE_ROWS + column] = value;
-        const float next = shfl_xor(value, 1);
-        if (is_real && ending.words && column % 2 == 0)
-            store_relaxed_word(ending.words + (row * ending.columns + out) / 2, tagged(pack2<T>(value, next), ending.tag));
+    // Both products of the cell, whose operands are had at one time.
+    __device__ void multiply_both(
+        TileSums<ROW_BLOCKS>& sums, const char* tile, const char* tile_before, const ElementRows<T, ROW_BLOCKS>& tokens,
+        const PublishedRows<ROW_BLOCKS>& before) const {
+        const int end = hidden_share.end;
+#pragma unroll 1
+        for (int step = hidden_share.first; step < end; step += STEPS_AT_ONCE) {
+            Operand<ROW_BLOCKS> x, x_before;
+            tokens.take(x, step, end);
+            before.take(x_before, step, end);
+            WeightStep weights[STEPS_AT_ONCE];
+            load_steps(weights, tile_before, step, end);
+            add_steps(sums, weights, x_before, step, end);
+            load_steps(weights, tile, step, end);
+            add_steps(sums, weights, x, step, end);
+        }
     }
 
-    __device__ void store_partial(float* partial, const TileSums<ROW_BLOCKS>& sums) const {
+    static __device__ void load_steps(
+        WeightStep (&weights)[STEPS_AT_ONCE], const char* tile, int step, int end) {
+#pragma unroll
+        for (int i = 0; i < STEPS_AT_ONCE; ++i) weights[i] = load_step(tile, min(step + i, end - 1));
+    }
+
+    static __device__ void add_steps(
+        TileSums<ROW_BLOCKS>& sums, const WeightStep (&weights)[STEPS_AT_ONCE],
+        const Operand<ROW_BLOCKS>& x, int step, int end) {
+#pragma unroll
+        for (int i = 0; i < STEPS_AT_ONCE; ++i) {
+            if (step + i >= end) continue;
+#pragma unroll
+            for (int block = 0; block < ROW_BLOCKS; ++block) add_products<T>(sums, weights[i], x[i][block], block);
+        }
+    }
+
+    // A thread's place in a tile's result, once the warps' sums are added up.
+    static __device__ int out_row() { return threadIdx.x / TILE_ROWS; }
+    static __device__ int out_column() { return threadIdx.x % TILE_ROWS; }
+
+    static __device__ float bias_of(const T* biases, int tile) {
+        return biases && out_row() < GROUP_ROWS ? to_float(biases[tile * TILE_ROWS + out_column()]) : 0.0f;
+    }
+
+    // The sum over warps of this thread's row and column. That all have passed this barrier says that the half of the
+    // phase before may be overwritten.
+    __device__ float add_up(const TileSums<ROW_BLOCKS>& sums, int warps) {
+        if (static_cast<int>(warp_id()) < warps) store_partial(sums);
+        block_sync();
+        float parts[4] = {};
+        if (out_row() < GROUP_ROWS) {
+            const float* part = partial + out_row() * PARTIAL_PITCH + out_column();
+#pragma unroll
+            for (int warp = 0; warp < PASS_WARPS; ++warp)
+                if (warp < warps) parts[warp % 4] += part[warp * WARP_FLOATS];
+        }
+        float* used = partial;
+        partial = next_partial;
+        next_partial = used;
+        return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    }
+
+    __device__ void store_partial(const TileSums<ROW_BLOCKS>& sums) const {
         const int tile_row = static_cast<int>(lane_id()) / 4, first_row = 2 * (static_cast<int>(lane_id()) % 4);
-        float* own = partial + static_cast<int>(warp_id()) * GROUP_ROWS * PARTIAL_PITCH;
+        float* own = partial + static_cast<int>(warp_id()) * WARP_FLOATS + first_row * PARTIAL_PITCH + tile_row;
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                own[(block * 8 + first_row + i % 2) * PARTIAL_PITCH + tile_row + i / 2 * 8] =
-                    sums.even[block][i] + sums.odd[block][i];
+                own[(block * 8 + i % 2) * PARTIAL_PITCH + i / 2 * 8] = sums.even[block][i] + sums.odd[block][i];
+    }
+
+    __device__ void publish(
+        unsigned long long* words, int columns, float value, int first, int rows, int tile, unsigned tag) const {
+        if (out_row() >= GROUP_ROWS) return;
+        const float next = shfl_xor(value, 1);
+        const int row = first + out_row();
+        if (row < rows && out_column() % 2 == 0)
+            store_relaxed_word(words + (row * columns + tile * TILE_ROWS + out_column()) / 2,
+                               tagged(pack2<T>(value, next), tag));
     }
 };

@@ -12,7 +12,7 @@ from plugins.draft_pass.plan import Device, PassPlan, PassSizes, plan_pass
 from plugins.draft_pass.state import PassState
 from plugins.tree_pack import PackedTree
 
-THREADS = 512
+THREADS = 384
 
 
 def source(dtype: torch.dtype) -> KernelSource:
@@ -70,9 +70,7 @@ class DraftPass:
         tree = PackedTree(*(root_ids.new_empty(sizes.requests, sizes.num_nodes) for _ in range(4)))
         if sizes.requests == 0:
             return tree
-        shape = (sizes.requests, sizes.depth * sizes.num_candidates)
-        candidates = (root_ids.new_empty(shape), root_ids.new_empty(shape), hidden.new_empty(shape))
-        params = self._state.params(plan, sizes, hidden, root_ids, positions, noise, candidates, tree)
+        params = self._state.params(plan, sizes, hidden, root_ids, positions, noise, tree)
         entry = f"draft_pass_{plan.group_rows}_kernel"
         run_kernel(
             source(self._state.dtype), entry, self._device.processors, THREADS, params, plan.shared_bytes,

@@ -1,4 +1,4 @@
-// Entry points, for up to 8, 16 and any number of rows. ELEMENT: bfloat16 or float16.
+// Entry points, for up to 8 rows and for more. ELEMENT: bfloat16 or float16.
 #include "draft_pass.cuh"
 
 extern "C" __device__ const unsigned draft_pass_params_bytes = sizeof(DraftPassParams);
@@ -11,9 +11,4 @@ extern "C" __global__ void __launch_bounds__(PASS_THREADS, 1)
 extern "C" __global__ void __launch_bounds__(PASS_THREADS, 1)
     draft_pass_16_kernel(__grid_constant__ const DraftPassParams params) {
     draft_pass<ELEMENT, 2>(params);
-}
-
-extern "C" __global__ void __launch_bounds__(PASS_THREADS, 1)
-    draft_pass_32_kernel(__grid_constant__ const DraftPassParams params) {
-    draft_pass<ELEMENT, 4>(params);
 }

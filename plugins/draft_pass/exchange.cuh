@@ -17,44 +17,37 @@ __device__ __forceinline__ unsigned long long tagged(unsigned value, unsigned ta
     return static_cast<unsigned long long>(tag) << 32 | value;
 }
 
-__device__ __forceinline__ bool has_tag(unsigned long long word, unsigned tag) {
-    return static_cast<unsigned>(word >> 32) == tag;
-}
-
-__device__ __forceinline__ bool has_tag(const ulonglong2& words, unsigned tag) {
-    return has_tag(words.x, tag) && has_tag(words.y, tag);
-}
-
 __device__ __forceinline__ float value_of(unsigned long long word) {
     return __uint_as_float(static_cast<unsigned>(word));
 }
 
-// Wait for N pairs of words of each thread of a warp, asked for all at once; `address(i)` is null where pair i is not
-// wanted.
-template <int N, class Address>
-__device__ __forceinline__ void await_pairs(ulonglong2 (&pairs)[N], unsigned tag, Address address) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) pairs[i] = make_ulonglong2(0, 0);
-    bool is_missing;
-    do {
-#pragma unroll
-        for (int i = 0; i < N; ++i)
-            if (address(i) && !has_tag(pairs[i], tag)) pairs[i] = load_relaxed_words(address(i));
-        is_missing = false;
-#pragma unroll
-        for (int i = 0; i < N; ++i) is_missing |= address(i) && !has_tag(pairs[i], tag);
-        if (is_missing) spin_pause();
-    } while (warp_ballot(is_missing));
+// Whether one of two words has another tag: 0 where both have it.
+__device__ __forceinline__ unsigned differs(const ulonglong2& words, unsigned tag) {
+    return (static_cast<unsigned>(words.x >> 32) ^ tag) | (static_cast<unsigned>(words.y >> 32) ^ tag);
 }
 
-// Wait for one word of each thread that has an address.
+// Wait for `count` of N pairs of words of each thread of a warp, asked for all at once and all again until each is there:
+// a loop of few instructions, which are at hand when the words come. `address(i)` names words that will be written.
+template <int N, class Address>
+__device__ __forceinline__ void await_pairs(ulonglong2 (&pairs)[N], unsigned tag, Address address, int count = N) {
+    while (true) {
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (i < count) pairs[i] = load_relaxed_words(address(i));
+        unsigned missing = 0;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (i < count) missing |= differs(pairs[i], tag);
+        if (warp_ballot(missing != 0) == 0) return;
+        spin_pause();
+    }
+}
+
+// Wait for one word of each thread.
 __device__ __forceinline__ unsigned await_word(const unsigned long long* address, unsigned tag) {
-    unsigned long long word = 0;
-    bool is_missing;
-    do {
-        if (address && !has_tag(word, tag)) word = load_relaxed_word(address);
-        is_missing = address && !has_tag(word, tag);
-        if (is_missing) spin_pause();
-    } while (warp_ballot(is_missing));
-    return static_cast<unsigned>(word);
+    while (true) {
+        const unsigned long long word = load_relaxed_word(address);
+        if (warp_ballot(static_cast<unsigned>(word >> 32) != tag) == 0) return static_cast<unsigned>(word);
+        spin_pause();
+    }
 }

@@ -1,8 +1,9 @@
 // The blocks that have the LM head: logits of the drafted vocabulary for all beams, with the noise of the requests' draws
 // on top where they are sampled, and of each tile of 16 tokens the largest and the softmax's sum.
 //
-// Tiles are dealt round robin, a warp has a tile's whole width. Noise depends on nothing that is waited for, so it is made
-// while the chain runs.
+// Tiles are dealt round robin, a warp has a tile's whole width. While the chain runs, the noise is made, which depends on
+// nothing that is waited for, and the first steps of a warp's weights are loaded into registers. Memory belongs to the
+// chain at first: weights are asked for once the first state is there.
 #pragma once
 
 #include "math.cuh"
@@ -15,6 +16,7 @@ constexpr float LOG2_OF_E = 1.4426950408889634f;
 template <class T, int ROW_BLOCKS>
 struct Head {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;
+    static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 7 : 4;  // as registers allow
 
     const DraftPassParams& params;
     unsigned first_tag;
@@ -25,15 +27,20 @@ struct Head {
     int num_tiles;
     int own_tiles;
     int pitch;
+    int num_steps;
 
     __device__ Head(const DraftPassParams& params, unsigned first_tag) : params(params), first_tag(first_tag) {
         first_block = params.chain_blocks + params.select_blocks;
         num_tiles = divide_up(params.num_draft, TILE_ROWS);
         own_tiles = divide_up(num_tiles - (static_cast<int>(blockIdx.x) - first_block), stride());
         pitch = row_pitch(params.exit_dim);
+        num_steps = params.exit_dim / STEP_COLUMNS;
+        const unsigned long long* first_state = params.states + params.max_rows * (params.hidden_size / 2);
         resident.fill(params.exit_dim, params.head_resident, [&](int slot, int& bytes) -> const void* {
             bytes = tile_bytes(params.exit_dim);
             return slot < own_tiles ? tile_at(slot) : nullptr;
+        }, [&] {
+            while (static_cast<unsigned>(load_relaxed_word(first_state) >> 32) != first_tag + 1) spin_pause();
         });
         activations = resident.rest(params.head_resident);
         noise = reinterpret_cast<float*>(activations + GROUP_ROWS * pitch);
@@ -52,12 +59,17 @@ struct Head {
             const int width = depth == 1 ? 1 : params.num_beams, rows = params.requests * width;
             if (params.temperature) make_noise(depth);
             for (int first = 0; first < rows; first += GROUP_ROWS) {
-                load_rows(depth, first, min(rows - first, GROUP_ROWS));
+                const int count = min(rows - first, GROUP_ROWS);
+                WeightStep ahead[STEPS_AHEAD];
+                if (static_cast<int>(warp_id()) < own_tiles) load_ahead(ahead, warp_id());
+                load_rows(depth, first, count);
                 block_sync();
                 trace(depth, 0);
+#pragma unroll 1
                 for (int own = warp_id(); own < own_tiles; own += PASS_WARPS) {
+                    if (own >= PASS_WARPS) load_ahead(ahead, own);
                     TileSums<ROW_BLOCKS> sums;
-                    multiply(sums, own, min(rows - first, GROUP_ROWS));
+                    multiply(sums, ahead, own, count);
                     publish(sums, own, depth, first, rows, width);
                 }
                 trace(depth, 1);
@@ -89,36 +101,51 @@ struct Head {
             params.hiddens +
             (static_cast<long long>(params.num_blocks) * params.max_rows + first) * (params.exit_dim / 2);
         const int pairs_per_row = params.exit_dim / 4, num_pairs = count * pairs_per_row;
+#pragma unroll 1
         for (int from = 0; from < num_pairs; from += BATCH * PASS_THREADS) {
-            ulonglong2 pairs[BATCH];
-            const auto index_of = [from](int i) { return from + i * PASS_THREADS + static_cast<int>(threadIdx.x); };
-            await_pairs(pairs, first_tag + depth, [&](int i) -> const unsigned long long* {
-                return index_of(i) < num_pairs ? words + 2 * index_of(i) : nullptr;
-            });
+            const auto index_of = [=](int i) {
+                return min(from + i * PASS_THREADS + static_cast<int>(threadIdx.x), num_pairs - 1);
+            };
+            char* target[BATCH];
 #pragma unroll
-            for (int i = 0; i < BATCH; ++i) {
-                const int index = index_of(i);
-                if (index < num_pairs)
-                    *reinterpret_cast<uint2*>(activations + index / pairs_per_row * pitch + index % pairs_per_row * 8) =
+            for (int i = 0; i < BATCH; ++i)
+                target[i] = activations + index_of(i) / pairs_per_row * pitch + index_of(i) % pairs_per_row * 8;
+            ulonglong2 pairs[BATCH];
+            const int wanted = divide_up(num_pairs - from, PASS_THREADS);
+            await_pairs(pairs, first_tag + depth, [&](int i) { return words + 2 * index_of(i); }, wanted);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (from + i * PASS_THREADS + static_cast<int>(threadIdx.x) < num_pairs)
+                    *reinterpret_cast<uint2*>(target[i]) =
                         make_uint2(static_cast<unsigned>(pairs[i].x), static_cast<unsigned>(pairs[i].y));
-            }
         }
     }
 
-    __device__ void multiply(TileSums<ROW_BLOCKS>& sums, int own, int count) const {
+    __device__ void load_ahead(WeightStep (&ahead)[STEPS_AHEAD], int own) const {
         const char* tile = resident.tile(own, tile_at(own));
-        const int row = static_cast<int>(lane_id()) / 4;
-        const char* at = activations + row * pitch + lane_id() % 4 * 16;
-#pragma unroll 3
-        for (int step = 0; step < params.exit_dim / STEP_COLUMNS; ++step) {
-            const WeightStep weights = load_step(tile, step);
 #pragma unroll
-            for (int block = 0; block < ROW_BLOCKS; ++block) {
-                uint4 x = make_uint4(0, 0, 0, 0);
-                if (block * 8 + row < count) x = load16(at + block * 8 * pitch + step * STEP_COLUMNS * 2);
-                add_products<T>(sums, weights, x, block);
-            }
-        }
+        for (int step = 0; step < STEPS_AHEAD; ++step) ahead[step] = load_step(tile, min(step, num_steps - 1));
+    }
+
+    // A lane whose row does not exist takes the last one's place; its products go nowhere.
+    __device__ void multiply(
+        TileSums<ROW_BLOCKS>& sums, const WeightStep (&ahead)[STEPS_AHEAD], int own, int count) const {
+        const char* tile = resident.tile(own, tile_at(own));
+        const char* rows[ROW_BLOCKS];
+#pragma unroll
+        for (int block = 0; block < ROW_BLOCKS; ++block)
+            rows[block] = activations + lane_id() % 4 * 16 +
+                          min(block * 8 + static_cast<int>(lane_id()) / 4, count - 1) * pitch;
+        const auto add = [&](const WeightStep& weights, int step) {
+#pragma unroll
+            for (int block = 0; block < ROW_BLOCKS; ++block)
+                add_products<T>(sums, weights, load16(rows[block] + step * STEP_COLUMNS * 2), block);
+        };
+#pragma unroll
+        for (int step = 0; step < STEPS_AHEAD; ++step)
+            if (step < num_steps) add(ahead[step], step);
+#pragma unroll 5
+        for (int step = STEPS_AHEAD; step < num_steps; ++step) add(load_step(tile, step), step);
     }
 
     // A lane has tokens lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of each 8.

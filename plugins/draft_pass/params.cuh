@@ -32,9 +32,6 @@ struct DraftPassParams {
     unsigned long long* maxima;   // (R, T, 2) words: the largest of a tile's logits, the sum of exp(logit - largest)
     unsigned long long* logits;   // (R, 16 T) words
     unsigned long long* beams;    // (R,) words: token and beam before
-    long long* candidate_ids;     // (B, K C)
-    long long* candidate_parents;
-    float* candidate_scores;
     unsigned* launches;  // (blocks,), 0 before the first launch
     int requests;
     int num_nodes;
@@ -51,4 +48,4 @@ struct DraftPassParams {
     int head_resident;
     int has_silu;  // dialect `apple`
 };
-static_assert(sizeof(DraftPassParams) == 30 * 8 + 14 * 4, "mirrored in state.py");
+static_assert(sizeof(DraftPassParams) == 27 * 8 + 14 * 4, "mirrored in state.py");

@@ -5,15 +5,14 @@ from typing import NamedTuple
 import torch
 
 MOST_ROWS = 128  # beams of all requests together
-MOST_NODES = 64
-_TILE_ROWS, _STEP_COLUMNS, _WARPS, _THREADS = 16, 32, 16, 512
+_TILE_ROWS, _STEP_COLUMNS, _WARPS, _THREADS = 16, 32, 12, 384
 _MOST_RESIDENT, _BARRIER_BYTES = 64, 512
-_SELECT_FIXED_BYTES = 16 * 1024
-_GROUPS = _THREADS // 4
+_SELECT_FIXED_BYTES, _HELD_BYTES = 20 * 1024, 2 * 64 * 16
 _PARTIAL_PITCH = _TILE_ROWS + 4
 _CHAIN_SHARE = 0.3  # of the multiprocessors at most: they read a third of what all could
 _FEWEST_PROCESSORS = 8
 _MOST_TOKENS = 1 << 26  # a beam's word holds token and beam
+_MOST_DRAFTED = 1 << 24  # a rank holds beam and entry
 
 
 class HeadSizes(NamedTuple):
@@ -48,7 +47,7 @@ class PassSizes(NamedTuple):
 class PassPlan(NamedTuple):
     """A launch. Blocks are those of the chain, those that select, and those of the LM head, in this order."""
 
-    group_rows: int  # rows of one product: 8, 16 or 32
+    group_rows: int  # rows of one product: 8 or 16
     chain_blocks: int
     select_blocks: int
     chain_resident: int  # tiles of weights that a block keeps in shared memory
@@ -72,6 +71,8 @@ def head_refusal(head: HeadSizes, dtype: torch.dtype) -> str | None:
             return f"{name} is {getattr(head, name)}; the draft pass takes multiples of {_STEP_COLUMNS}"
     if head.vocab_size > _MOST_TOKENS:
         return f"vocab_size is {head.vocab_size}; the draft pass takes up to {_MOST_TOKENS} tokens"
+    if head.num_draft > _MOST_DRAFTED - _TILE_ROWS:
+        return f"{head.num_draft} drafted tokens; the draft pass takes up to {_MOST_DRAFTED - _TILE_ROWS}"
     return None
 
 
@@ -83,7 +84,7 @@ def plan_pass(head: HeadSizes, sizes: PassSizes, device: Device) -> PassPlan | s
         return f"{head.num_draft} drafted tokens; trees of {sizes.num_nodes} nodes need {sizes.num_candidates}"
     if device.processors < _FEWEST_PROCESSORS:
         return f"{device.processors} multiprocessors; the draft pass needs {_FEWEST_PROCESSORS}"
-    group_rows = next(rows for rows in (8, 16, 32) if sizes.rows <= rows or rows == 32)
+    group_rows = 8 if sizes.rows <= 8 else 16
     widest = max(head.hidden_size, head.exit_dim)
     chain_tiles = widest // _TILE_ROWS
     chain_blocks = min(chain_tiles, int(_CHAIN_SHARE * device.processors))
@@ -92,7 +93,7 @@ def plan_pass(head: HeadSizes, sizes: PassSizes, device: Device) -> PassPlan | s
     chain_own, head_own = -(-chain_tiles // chain_blocks), -(-_num_tiles(head) // head_blocks)
     chain_fixed = _chain_bytes(head, sizes, group_rows, chain_own)
     head_fixed = group_rows * _row_pitch(head.exit_dim) + 4 * _TILE_ROWS * head_own * sizes.requests
-    select_bytes = max(_select_bytes(head, sizes), 8 * sizes.depth * sizes.num_candidates + 4 * (MOST_NODES + _WARPS))
+    select_bytes = _select_bytes(head, sizes, -(-sizes.requests // select_blocks))
     room = device.shared_bytes - _BARRIER_BYTES
     if max(chain_fixed, head_fixed) > room or select_bytes > device.shared_bytes:
         most = max(chain_fixed + _BARRIER_BYTES, head_fixed + _BARRIER_BYTES, select_bytes)
@@ -115,12 +116,13 @@ def _chain_bytes(head: HeadSizes, sizes: PassSizes, group_rows: int, own_tiles: 
     return 4 * (partials + own_tiles * (sizes.rows + sizes.requests) * _TILE_ROWS)
 
 
-def _select_bytes(head: HeadSizes, sizes: PassSizes) -> int:
+def _select_bytes(head: HeadSizes, sizes: PassSizes, own_requests: int) -> int:
     """Shared memory of a block that selects: see select.cuh."""
-    tiles = _num_tiles(head)
-    share = _THREADS // _GROUPS * sizes.num_beams * -(-tiles // _THREADS)
+    tiles, wanted = _num_tiles(head), 2 * sizes.num_candidates
+    group = next((size for size in (16, 8, 4) if wanted <= _THREADS // size), 2)  # threads
+    share = group * sizes.num_beams * -(-tiles // _THREADS)
     listed = min(sizes.num_candidates * share, sizes.num_beams * tiles)
-    return _SELECT_FIXED_BYTES + 8 * listed + 4 * sizes.num_beams * tiles
+    return _SELECT_FIXED_BYTES + _HELD_BYTES * own_requests + 8 * listed + 4 * sizes.num_beams * tiles
 
 
 def _num_tiles(head: HeadSizes) -> int:

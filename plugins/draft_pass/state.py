@@ -12,8 +12,7 @@ from plugins.tree_pack import PackedTree
 _POINTERS = (
     "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "blocks", "lm_head", "context_bias", "rnn_bias",
     "block_biases", "vocab_ids", "hidden", "root_ids", "positions", "temperature", "seed", "sample_index", "token_ids",
-    "parents", "depths", "ancestors", "states", "hiddens", "maxima", "logits", "beams", "candidate_ids",
-    "candidate_parents", "candidate_scores", "launches",
+    "parents", "depths", "ancestors", "states", "hiddens", "maxima", "logits", "beams", "launches",
 )  # fmt: skip
 _COUNTS = (
     "requests", "num_nodes", "num_beams", "depth", "hidden_size", "exit_dim", "num_blocks", "num_draft", "max_rows",
@@ -84,14 +83,9 @@ class PassState:
         root_ids: torch.Tensor,
         positions: torch.Tensor,
         noise: DrawNoise | None,
-        candidates: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         tree: PackedTree,
     ) -> DraftPassParams:
         """Check the inputs of one launch and point to them.
-
-        Args:
-            candidates: token ids, parents (int64) and scores (float32), (B, K C) each, written before the trees are.
-            tree: written.
 
         Raises:
             KernelError: a tensor of another shape, dtype or layout.
@@ -105,10 +99,8 @@ class PassState:
         require_shape("draft_pass", (sizes.requests, self.sizes.hidden_size), torch.float32, hidden=hidden)
         require_shape("draft_pass", batch, torch.int64, **integers)
         require_contiguous("draft_pass", hidden=hidden, **integers)
-        given = {
-            **self._weights, **self._words, **integers, **tree._asdict(), "hidden": hidden, "launches": self._launches,
-            **dict(zip(("candidate_ids", "candidate_parents", "candidate_scores"), candidates, strict=True)),
-        }  # fmt: skip
+        given = {**self._weights, **self._words, **integers, **tree._asdict(), "hidden": hidden,
+                 "launches": self._launches}  # fmt: skip
         if noise is not None:
             given["temperature"] = noise.temperature
         pointers = {name: given[name].data_ptr() if name in given else None for name in _POINTERS}

@@ -13,13 +13,19 @@
 #include "mma.cuh"
 #include "trace.cuh"
 
-constexpr int PASS_THREADS = 512;
+constexpr int PASS_THREADS = 384;  // a multiple of 16 rows x TILE_ROWS, and few enough for 168 registers each
 constexpr int PASS_WARPS = PASS_THREADS / 32;
 constexpr int TILE_ROWS = 16;
 constexpr int STEP_COLUMNS = 32;
 constexpr int STEP_BYTES = TILE_ROWS * STEP_COLUMNS * 2;
 constexpr int MOST_RESIDENT = 64;
 constexpr int BARRIER_BYTES = MOST_RESIDENT * 8;  // the start of shared memory
+
+// Weights of one step: rows lane / 4 and + 8 of the tile.
+struct WeightStep {
+    uint4 low;
+    uint4 high;
+};
 
 __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
 __device__ __forceinline__ int tile_bytes(int columns) { return columns / STEP_COLUMNS * STEP_BYTES; }
@@ -34,9 +40,10 @@ struct Resident {
     int count;
     int slot_bytes;
 
-    // `source(slot)` is a tile in global memory, or null. Nothing is resident where bulk copies do not exist.
-    template <class Source>
-    __device__ void fill(int columns_at_most, int most, Source source) {
+    // `source(slot)` is a tile in global memory, or null; `wait()` is called before the first is asked for. Nothing is
+    // resident where bulk copies do not exist.
+    template <class Source, class Wait>
+    __device__ void fill(int columns_at_most, int most, Source source, Wait wait) {
         full = reinterpret_cast<Mbarrier*>(shared_memory());
         slots = reinterpret_cast<char*>(shared_memory()) + BARRIER_BYTES;
         count = HAS_BULK_COPY ? most : 0;
@@ -45,7 +52,8 @@ struct Resident {
 #pragma unroll 1
             for (int slot = 0; slot < count; ++slot) mbarrier_init(full + slot, 1);
         block_sync();
-        if (threadIdx.x != 0) return;
+        if (threadIdx.x != 0 || count == 0) return;
+        wait();
 #pragma unroll 1
         for (int slot = 0; slot < count; ++slot) {
             int bytes = 0;
@@ -71,11 +79,6 @@ template <int ROW_BLOCKS>
 struct TileSums {
     float even[ROW_BLOCKS][4] = {};
     float odd[ROW_BLOCKS][4] = {};
-};
-
-struct WeightStep {
-    uint4 low;
-    uint4 high;
 };
 
 __device__ __forceinline__ WeightStep load_step(const char* tile, int step) {

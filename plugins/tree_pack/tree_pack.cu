@@ -4,7 +4,5 @@ extern "C" __device__ const unsigned tree_pack_params_bytes = sizeof(TreePackPar
 
 extern "C" __global__ void __launch_bounds__(PACK_THREADS)
     tree_pack_kernel(__grid_constant__ const TreePackParams params) {
-    grid_dependency_launch();
-    grid_dependency_wait();
-    pack_tree<PACK_THREADS>(params, blockIdx.x, shared_memory());
+    pack_tree(params);
 }

@@ -182,12 +182,12 @@ def test_a_request_drafts_the_same_alone_and_in_a_batch(kernel_device):
 
 
 def test_what_stays_in_shared_memory_changes_nothing(kernel_device):
-    weights, sizes = random_weights(), PassSizes(2, 12, 4, 3)
+    weights, sizes = random_weights(exit_dim=128), PassSizes(2, 12, 4, 3)
     batch = Batch(2, weights, with_noise=True)
     trees, residents = [], set()
-    for shared_bytes in (64 << 10, 20 << 10, 17 << 10):
+    for shared_bytes in (64 << 10, 40 << 10, 28 << 10):
         device = Device(8, shared_bytes)
-        plan = plan_pass(HeadSizes(32, 64, 2, 150, 400), sizes, device)
+        plan = plan_pass(HeadSizes(32, 128, 2, 150, 400), sizes, device)
         assert isinstance(plan, PassPlan), plan
         residents.add((plan.chain_resident, plan.head_resident))
         moved = DraftWeights(*(part.to(kernel_device) if torch.is_tensor(part) else part for part in weights))
