@@ -93,7 +93,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
     for plan in PLAN_TARGETS:
         if (settings := getattr(config.target, plan)) is not None:
             run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")

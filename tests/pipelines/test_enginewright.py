@@ -120,7 +120,7 @@ def test_the_doctor_describes_the_installation_and_the_store_and_changes_nothing
     assert found["versions"]["torch"]
     assert found["machine"]["memory_bytes"] > 0
     assert {target["name"]: target["build"]["possible"] for target in found["targets"]} == {
-        "cpu": True, "cuda": True, "tensorrt_rtx": False, "tensorrt": False, "tensorrt_llm": True
+        "cpu": True, "cuda": True, "onnx": True, "tensorrt_rtx": False, "tensorrt": False, "tensorrt_llm": True
     }  # fmt: skip
     main(["doctor"])
     text = capsys.readouterr().out

@@ -15,7 +15,7 @@ from plugins.tree_pack import tree_pack
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.speculation.drafter import DraftContext
-from runtime.speculation.redrafter.head import DraftHead
+from runtime.speculation.redrafter.head import RunsHead
 from runtime.speculation.redrafter.search import best_continuations
 from runtime.speculation.tree import DraftTree, TreeShape
 
@@ -34,7 +34,7 @@ class ReDrafter:
     name = "redrafter"
 
     def __init__(
-        self, head: DraftHead, embedding: torch.Tensor, vocab_ids: torch.Tensor, draft_pass: DraftPass | None = None
+        self, head: RunsHead, embedding: torch.Tensor, vocab_ids: torch.Tensor, draft_pass: DraftPass | None = None
     ) -> None:
         self._head = head
         self._embedding = embedding
