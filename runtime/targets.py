@@ -36,8 +36,15 @@ TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
     Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
-    Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
-    Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target(
+        "tensorrt_rtx",
+        True,
+        ("tensorrt-rtx", "onnx"),
+        ("tensorrt-rtx",),
+        ((8, 0), (8, 6), (8, 9), (12, 0)),
+        or_newer=True,
+    ),
+    Target("tensorrt", True, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
 )
 NOT_YET = "not in this version of Enginewright"
@@ -76,7 +83,7 @@ def _why_not_run(target: Target, machine: Machine) -> str:
     missing = [name for name in target.run_packages if not installed(name)]
     if missing:
         return f"{', '.join(missing)} not installed"
-    return old_driver(machine.driver) if target.name == "cuda" else ""
+    return old_driver(machine.driver) if target.name in ("cuda", "tensorrt_rtx") else ""
 
 
 def old_driver(driver: str) -> str:
