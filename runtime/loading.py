@@ -80,6 +80,10 @@ def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | Non
         from runtime.onnx_engine import make_onnx_backend
 
         return make_onnx_backend(checkpoint, plan, engine_dir)
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.tensorrt_engine import make_plan_backend
+
+        return make_plan_backend(checkpoint, plan, engine_dir)
     return make_backend(checkpoint, plan)
 
 
