@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu bench-gpu lint clean
+.PHONY: help engine draft plan generate chat verify bench tune load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu bench-gpu lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -54,6 +54,9 @@ verify: $(READY) ## Check a bundle's engine against its reference on this machin
 
 bench: $(READY) ## Measure a bundle's engine on this machine
 	@$(ENGINEWRIGHT) bench '$(BUNDLE)' $(ARGS)
+
+tune: $(READY) ## Measure which kernels of a bundle are fastest on this GPU, and keep it in the bundle
+	@$(ENGINEWRIGHT) tune '$(BUNDLE)' $(ARGS)
 
 load: $(READY) ## Profile any OpenAI endpoint: URL=<http://host:8000/v1>, the key in OPENAI_API_KEY, ARGS='--users 16 ...'
 	@$(ENGINEWRIGHT) load $(if $(URL),--url '$(URL)') $(ARGS)

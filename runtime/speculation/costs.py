@@ -24,7 +24,8 @@ def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape,
 
     def target_step(batch_size: int, rows: int) -> None:
         if (batch_size, rows) not in steps:
-            steps[batch_size, rows] = backend.prepared(partial(backend.forward, _batch(backend, batch_size, rows)))
+            batch = made_up_batch(backend, batch_size, rows)
+            steps[batch_size, rows] = backend.prepared(partial(backend.forward, batch))
         steps[batch_size, rows]()
         _wait(backend.device)
 
@@ -52,7 +53,7 @@ def _blocks(backend: Backend, batch_size: int, rows: int) -> tuple[int, torch.Te
     return past, blocks.view(batch_size, num_blocks)
 
 
-def _batch(backend: Backend, batch_size: int, rows: int) -> Batch:
+def made_up_batch(backend: Backend, batch_size: int, rows: int) -> Batch:
     """`batch_size` requests with `rows` tokens each, all of which get logits as the nodes of a tree do."""
     past, blocks = _blocks(backend, batch_size, rows)
     device = backend.device
@@ -78,7 +79,7 @@ def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContex
 
 def is_current(backend: Backend, table: CostTable) -> bool:
     """Whether a plain step costs about what a stored table says, which a busy machine may have measured."""
-    step = backend.prepared(partial(backend.forward, _batch(backend, 1, 1)))
+    step = backend.prepared(partial(backend.forward, made_up_batch(backend, 1, 1)))
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
