@@ -64,6 +64,12 @@ def test_one_target_or_a_list_of_targets() -> None:
     assert load_config(["target.cpu.max_batch_size=32"]).target.cpu == CpuTargetConfig(max_batch_size=32)
 
 
+def test_kernels_are_measured_only_for_a_target_that_has_some() -> None:
+    assert load_config(["compile.tune=true"]).compile.tune
+    with pytest.raises(EnginewrightError, match=r"compile\.tune is True; it must be False without target cuda"):
+        load_config(["compile.tune=true", "target=[cpu]"])
+
+
 def test_lists_become_tuples() -> None:
     assert load_config(["bench.batch_sizes=[2,3]"]).bench.batch_sizes == (2, 3)
 
@@ -115,6 +121,7 @@ MISTAKES = {
     "experiment=smok": "no experiment named 'smok'; nearest: 'smoke'",
     "target=cpuu": "no target named 'cpuu'; nearest: 'cpu'",
     "target=[cpu,tensorrt]": "target 'tensorrt' cannot be built by this version of Enginewright; write target=[cpu]",
+    "compile.tune=maybe": "compile.tune",
     "precision=fp32": "it must be bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone",
     "target.cuda.archs=[sm_70]": "target.cuda.archs is ['sm_70']; it must be some of sm_80, sm_86, sm_89, sm_90a",
     "target.cuda.archs=[]": "target.cuda.archs is []; it must be some of sm_80",
