@@ -90,7 +90,7 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
     if stage in ("verify_cuda", "bench_cuda", "tune_cuda"):
         return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
     formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time,
-                                "bench_onnx": bench_time}  # fmt: skip
+                                "verify_onnx": verify_time, "bench_onnx": bench_time}  # fmt: skip
     if stage in formulas:
         time: Time = formulas[stage](sizes, config)
         return time
