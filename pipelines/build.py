@@ -9,14 +9,16 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
-from pipelines.config import BuildConfig
+from pipelines.config import BuildConfig, TensorrtLlmJob
 from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
+from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
+from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
@@ -49,6 +51,8 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
     Raises:
         EnginewrightError: a stage failed, a gate was not met, or the record of the build could not be kept.
     """
+    if config.compile.tune:
+        require_gpu_to_tune()
     with ExitStack() as stack:
         stack.enter_context(storage_errors(Path(config.paths.root), "the build"))
         cache = stack.enter_context(open_cache(config))
@@ -92,10 +96,16 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
     for plan in PLAN_TARGETS:
         if (settings := getattr(config.target, plan)) is not None:
             run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
+    if config.target.tensorrt_llm is not None:
+        job = TensorrtLlmJob(config.target.tensorrt_llm, installed_version())
+        node = Node(f"{stages}.compile_tensorrt_llm", job, target="tensorrt_llm")
+        run("compile_tensorrt_llm", node, "convert", "draft")
+    if config.compile.tune:
+        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
@@ -112,7 +122,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.bench.enabled and on_cpu:
         run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
     if config.bench.enabled and "compile_cuda" in made:
-        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
+        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "draft", "compile_cuda")
     if config.bench.enabled and "compile_onnx" in made:
         run("bench_onnx", Node(f"{stages}.bench_onnx", config.bench, target="onnx"), "convert", "compile_onnx", *on_cpu)
     for plan in PLAN_TARGETS:

@@ -16,13 +16,15 @@ from runtime.formats.bundle import ENGINES_DIR, open_bundle
 from runtime.formats.checkpoint import DTYPES, CheckpointConfig
 from runtime.formats.manifest import MANIFEST_FILE
 from runtime.formats.rebuild import rebuild_command
+from runtime.formats.tensorrt_llm import TARGET as HOSTED
+from runtime.formats.tensorrt_llm import TensorrtLlmPlan
 from runtime.gpu_readiness import gpu_findings, plan_findings
 from runtime.machine import Machine
 from runtime.spec import ModelSpec
 
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
-BUILT_TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt")
+BUILT_TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt", HOSTED)
 ON_GPU = ("cuda", "tensorrt_rtx", "tensorrt")
 USABLE_SHARE = 0.8  # of memory; the rest is Python's, torch's and the system's
 MIN_USEFUL_TOKENS = 1024
@@ -63,9 +65,11 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
     if needs is None:
         others = ", ".join(sorted(manifest["targets"])) or "none"
         built = ", ".join(BUILT_TARGETS)
-        text = f"no engine for {target!r}; the bundle has {others}, and this version builds and runs {built}"
+        text = f"no engine for {target!r}; the bundle has {others}, and this version builds {built}"
         rebuild = rebuild_command(path, manifest, target if target in BUILT_TARGETS else "cpu")
         return Readiness(str(path), target, (files, Finding("target", "fails", text)), rebuild)
+    if target == HOSTED:
+        return Readiness(str(path), target, (files, *_hosted(path / ENGINES_DIR / target)), rebuild)
     findings = [files, Finding("target", "ok", f"{target}, arch {needs.get('arch')}"), *_engine(needs, machine)]
     findings += gpu_findings(needs, machine) if target == "cuda" else []
     findings += plan_findings(needs, machine, target) if target in ("tensorrt_rtx", "tensorrt") else []
@@ -74,6 +78,16 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
     if fixes:
         rebuild = rebuild_command(path, manifest, target, **fixes)
     return Readiness(str(path), target, tuple(findings), rebuild)
+
+
+def _hosted(engine_dir: Path) -> Iterator[Finding]:
+    """An engine that another runtime runs never runs in this one."""
+    try:
+        text = TensorrtLlmPlan.read(engine_dir).not_run
+    except EnginewrightError as error:
+        yield Finding("target", "fails", str(error))
+        return
+    yield Finding("target", "fails", text, rebuilding_helps=False)
 
 
 def _files(path: Path) -> Finding:

@@ -4,11 +4,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipelines.config import BenchConfig
 from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
+
+if TYPE_CHECKING:
+    from runtime.formats.checkpoint import Checkpoint
 
 ENGINE, CPU_ENGINE = "enginewright", "enginewright_cpu"
 
@@ -16,14 +20,17 @@ ENGINE, CPU_ENGINE = "enginewright", "enginewright_cpu"
 class BenchOnTarget:
     """The stage `bench_<target>`; its engine is that of the stage `compile_<target>`.
 
-    An input `compile` is the CPU's engine, which is measured in the same run.
+    An input `compile` is the CPU's engine, which is measured in the same run; `draft` is what the stack of switches
+    drafts with.
     """
 
     hardware_bound = True
     resources: tuple[Path, ...] = ()
 
-    def __init__(self, target: str, libraries: tuple[str, ...] = ()) -> None:
+    def __init__(self, target: str, libraries: tuple[str, ...] = (), has_stack: bool = False) -> None:
+        """`has_stack`: whether the engine has the switches that `bench.stack` turns one by one."""
         self.target = target
+        self.has_stack = has_stack
         self.name = f"bench_{target}"
         self.libraries = ("torch", "tokenizers", *libraries)
 
@@ -63,7 +70,24 @@ class BenchOnTarget:
         (out_dir / "samples.jsonl").write_text(lines, encoding="utf-8")
         summary = {"settings": asdict(settings), "dtype": plan.dtype, "cpu": cpu_model(),
                    "hardware": fingerprint(), "rows": [asdict(row) for row in rows]}  # fmt: skip
+        if config.stack.enabled and self.has_stack:
+            summary["stack"] = _stack(config, checkpoint, engine_dir, inputs, out_dir, context)
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         speeds = {f"{row.case}_b{row.batch_size}_p{row.prompt_len}_tokens_per_s": row.median
                   for row in rows if row.unit == "tokens/s" and row.system == ENGINE}  # fmt: skip
         return StageOutput(metrics=speeds, summary=", ".join(f"{name} {value:.0f}" for name, value in speeds.items()))
+
+
+def _stack(
+    config: BenchConfig, checkpoint: "Checkpoint", engine_dir: Path, inputs: Mapping[str, Artifact], out_dir: Path,
+    context: StageContext,
+) -> list[dict[str, Any]]:  # fmt: skip
+    import torch
+
+    from pipelines.benchmark.stack import measure_stack
+
+    draft_dir = inputs["draft"].path if "draft" in inputs else None
+    subtitle = f"{checkpoint.config.dtype} on {torch.cuda.get_device_name()}"
+    rows = measure_stack(checkpoint, engine_dir, draft_dir, None, config.stack.sizes, config.repeats, subtitle, out_dir,
+                         lambda share, text: context.progress.advance(share, text=text))  # fmt: skip
+    return [asdict(row) for row in rows]

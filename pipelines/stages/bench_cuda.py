@@ -2,4 +2,4 @@
 
 from pipelines.benchmark.on_target import BenchOnTarget
 
-STAGE = BenchOnTarget("cuda")
+STAGE = BenchOnTarget("cuda", ("matplotlib",), has_stack=True)

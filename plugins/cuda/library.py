@@ -127,7 +127,7 @@ def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
     if not _compile_missing:
         raise KernelError(
             f"the engine has no kernel {source.id} for this GPU (sm_{capability[0]}{capability[1]}); "
-            "rebuild it with target.archs naming this one"
+            "build it again with target.cuda.archs naming this one"
         )
     return _compile_here(source, capability)
 

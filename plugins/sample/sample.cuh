@@ -28,21 +28,26 @@ struct Best {
   int has_nan;
 };
 
+// How a row draws stands at its request's slot of the state, or, without slots, at the row's own index.
 struct SampleParams {
   const float* logits;            // (R, V), rows contiguous
-  const float* temperature;       // (R,), 0 is greedy
-  const long long* top_k;         // (R,), 0 keeps all
-  const float* top_p;             // (R,), 1 keeps all
-  const float* min_p;             // (R,), 0 keeps all
-  const long long* seed;          // (R,)
-  const long long* sample_index;  // (R,)
-  const long long* position;      // (R,)
+  const float* temperature;       // (S,), 0 is greedy
+  const long long* top_k;         // (S,), 0 keeps all
+  const float* top_p;             // (S,), 1 keeps all
+  const float* min_p;             // (S,), 0 keeps all
+  const long long* seed;          // (S,)
+  const long long* sample_index;  // (S,)
+  const long long* slots;         // (E,), of requests with R / E rows each; null: S is R
+  const long long* position;      // (E,), what is drawn there; with slots, one before it and a row's depth
+  const long long* depths;        // (R,), or null: all 0
   Best* bests;                    // (R, chunks)
   long long* out;                 // (R,)
   int vocab_size;
   int num_chunks;
+  int rows_each;  // R / E
+  int unused;
 };
-static_assert(sizeof(SampleParams) == 10 * 8 + 2 * 4, "mirrored in cuda.py");
+static_assert(sizeof(SampleParams) == 12 * 8 + 4 * 4, "mirrored in cuda.py");
 
 struct SampleScratch {
   Best warp_bests[SAMPLE_WARPS];
@@ -71,15 +76,20 @@ struct SampleRow {
 };
 
 __device__ inline SampleRow sample_row(const SampleParams& params, int row) {
+  const bool has_slots = params.slots != nullptr;
+  const int request = row / params.rows_each;
+  const long long at = has_slots ? params.slots[request] : row;
+  const long long depth = params.depths != nullptr ? params.depths[row] : 0;
+  const long long position = params.position[request] + (has_slots ? depth + 1 : 0);
   SampleRow result;
   result.logits = params.logits + (long long)row * params.vocab_size;
-  result.temperature = params.temperature[row];
-  result.top_p = params.top_p[row];
-  result.min_p = params.min_p[row];
-  result.top_k = params.top_k[row];
-  const unsigned long long seed = params.seed[row];
+  result.temperature = params.temperature[at];
+  result.top_p = params.top_p[at];
+  result.min_p = params.min_p[at];
+  result.top_k = params.top_k[at];
+  const unsigned long long seed = params.seed[at];
   result.noise = NoiseKey{
-      unsigned(seed), unsigned(seed >> 32), unsigned(params.sample_index[row]), unsigned(params.position[row])};
+      unsigned(seed), unsigned(seed >> 32), unsigned(params.sample_index[at]), unsigned(position)};
   result.vocab_size = params.vocab_size;
   return result;
 }

@@ -14,6 +14,7 @@ PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
 OWN_SETTINGS = {"cpu": "linear", "cuda": "kv_cache_fraction"}
 SLOT_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "dtype")  # of engines with a slot for each request
+HOSTED = "tensorrt_llm"  # whose plan holds its settings as they were
 PLAN_TARGETS = {"tensorrt_rtx": ("weights",),
                 "tensorrt": ("weights", "attention", "hardware", "version_compatible")}  # fmt: skip
 RECIPE_FILE = "recipe.json"  # of a draft head
@@ -82,6 +83,8 @@ def _plan(folder: Path) -> dict[str, Any]:
     """The settings of an engine's plan that a build takes; none where the plan cannot be read."""
     try:
         plan = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+        if plan.get("target") == HOSTED:
+            return dict(plan["settings"])
         if plan.get("target") == "onnx":
             spare = plan["num_blocks"] - plan["max_batch_size"]
             return {name: plan[name] for name in SLOT_SETTINGS} | {"prefix_slots": spare}

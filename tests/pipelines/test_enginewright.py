@@ -122,7 +122,7 @@ def test_the_doctor_describes_the_installation_and_the_store_and_changes_nothing
     assert found["machine"]["memory_bytes"] > 0
     assert {target["name"]: target["build"]["possible"] for target in found["targets"]} == {
         "cpu": True, "cuda": True, "onnx": True, "tensorrt_rtx": bool(installed("tensorrt-rtx")),
-        "tensorrt": bool(installed("tensorrt")), "tensorrt_llm": False
+        "tensorrt": bool(installed("tensorrt")), "tensorrt_llm": True
     }  # fmt: skip
     main(["doctor"])
     text = capsys.readouterr().out

@@ -1,14 +1,13 @@
 """A KV cache of whole slots, one per request, that moves requests together so that a pass takes the first slots."""
 
+import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 
-import numpy
 import torch
 
 from runtime.kv.cache import KVCache
 from runtime.spec import ModelSpec
-
-_ALIGNMENT = 64  # bytes, a cache line
 
 
 class SlotCache(KVCache):
@@ -70,9 +69,13 @@ class SlotCache(KVCache):
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """As torch.zeros. On the CPU the system gives zeroed pages, which cost no memory until they are written."""
+    """As torch.zeros. On the CPU the system gives zeroed pages, which cost no memory until they are written.
+
+    Small pages: the first rows of every head are far apart, and huge pages would commit all that lies between.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = torch.from_numpy(numpy.zeros(shape.numel() * dtype.itemsize + _ALIGNMENT, dtype=numpy.uint8))
-    start = -pages.data_ptr() % _ALIGNMENT
-    return pages[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+    pages = mmap.mmap(-1, shape.numel() * dtype.itemsize)
+    with suppress(AttributeError, OSError):  # a system without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
