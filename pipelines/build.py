@@ -16,6 +16,7 @@ from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
+from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
 from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
@@ -50,6 +51,8 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
     Raises:
         EnginewrightError: a stage failed, a gate was not met, or the record of the build could not be kept.
     """
+    if config.compile.tune:
+        require_gpu_to_tune()
     with ExitStack() as stack:
         stack.enter_context(storage_errors(Path(config.paths.root), "the build"))
         cache = stack.enter_context(open_cache(config))
@@ -93,7 +96,7 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
     for plan in PLAN_TARGETS:
         if (settings := getattr(config.target, plan)) is not None:
             run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
@@ -101,6 +104,8 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         job = TensorrtLlmJob(config.target.tensorrt_llm, installed_version())
         node = Node(f"{stages}.compile_tensorrt_llm", job, target="tensorrt_llm")
         run("compile_tensorrt_llm", node, "convert", "draft")
+    if config.compile.tune:
+        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)

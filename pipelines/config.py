@@ -318,6 +318,13 @@ class TensorrtLlmJob:
 
 
 @dataclass(frozen=True)
+class CompileConfig:
+    """How engines are compiled, whatever the target."""
+
+    tune: bool = False  # measure which kernels are fastest on this machine's GPU; an error where there is none
+
+
+@dataclass(frozen=True)
 class TargetConfig:
     """One field for each target that this version builds; None where it was not chosen."""
 
@@ -475,6 +482,7 @@ class BuildConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig)
     draft: DraftConfig = field(default_factory=DraftConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -493,6 +501,8 @@ class BuildConfig:
             if name in self.target.names:
                 bound = f"bfloat16 or float16 with target {name}"
                 require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
+        bound = "False without target cuda: no other engine has kernels to choose from"
+        require(self.target.cuda is not None or not self.compile.tune, "compile.tune", self.compile.tune, bound)
         for name in self.target.names:
             limits = getattr(self.target, name)
             if self.bench.enabled and name != "tensorrt_llm":  # which nothing here runs

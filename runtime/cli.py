@@ -59,6 +59,7 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     chat.add_argument("--show-drafts", action="store_true", help="print accepted draft tokens in colour")
     _add_sampling(chat)
     command("verify", _verify, "check the engine against the reference in the bundle, on this machine")
+    command("tune", _tune, "measure which kernels are fastest on this GPU, and keep it in the bundle")
     bench = command("bench", _bench, "measure the engine on this machine")
     bench.add_argument("--batch-sizes", type=int, nargs="+", default=SuiteSettings.batch_sizes, metavar="B")
     bench.add_argument("--prompt-lens", type=int, nargs="+", default=SuiteSettings.prompt_lens, metavar="S")
@@ -220,6 +221,14 @@ def _verify(options: argparse.Namespace) -> None:
     print(json.dumps(report, indent=2))
     if not report["passed"]:
         raise EnginewrightError(f"{options.bundle}: {'; '.join(report['failures'])}")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from runtime.commands import tune_bundle
+
+    if (target := chosen_target(options)) != "cuda":
+        raise EnginewrightError(f"the {target} engine has no kernels to choose from; run tune where cuda runs")
+    print(tune_bundle(options.bundle, _report))
 
 
 def _bench(options: argparse.Namespace) -> None:

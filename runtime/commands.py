@@ -17,6 +17,7 @@ from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.manifest import ATTESTATIONS_DIR
 from runtime.formats.reference import REFERENCE_FILE, Reference
 from runtime.loading import load_engine
+from runtime.tuning import TUNE_DIR
 from runtime.verification import Gates, figures_json, verify_engine
 
 ReportProgress = Callable[[float, str], None]
@@ -36,7 +37,7 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
         )
     reference = Reference.load(folder / REFERENCE_FILE)
     gates = _gates(folder / "report.json")
-    engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer())
+    engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer(), bundle=bundle.path)
     figures = verify_engine(engine, reference, report)
     return {"bundle": bundle.bundle_id, "target": target, **figures_json(figures, gates)}
 
@@ -51,7 +52,8 @@ def bench_bundle(
     """
     bundle = open_bundle(path)
     checkpoint = bundle.checkpoint()
-    systems = {"enginewright": EngineSystem(load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer()))}
+    engine = load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer(), bundle=bundle.path)
+    systems = {"enginewright": EngineSystem(engine)}
     settings = settings.fitted(EnginePlan.read(bundle.engine_dir(target)).max_seq_len)
     if output is not None:
         _write(output, "")  # a path that cannot be written fails before the work
@@ -79,6 +81,18 @@ def profile_bundle(path: Path, target: str, settings: ProfileSettings, as_json: 
             {"bundle": bundle.bundle_id, "target": target, **asdict(settings), **asdict(profile)}, indent=1
         )
     return as_text(profile, settings)
+
+
+def tune_bundle(path: Path, report: ReportProgress) -> Path:
+    """Measure which kernels of a bundle's CUDA engine are fastest on this GPU, and keep it in its attestations.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, its engine does not run here, or its folder cannot be written.
+    """
+    from runtime.cuda_engine import tune
+
+    bundle = open_bundle(path)
+    return tune(bundle.checkpoint(), bundle.engine_dir("cuda"), bundle.path / ATTESTATIONS_DIR / TUNE_DIR, report)
 
 
 def _gates(path: Path) -> Gates:

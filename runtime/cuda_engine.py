@@ -1,6 +1,8 @@
 """The CUDA engine's backend: checks of this machine first, then weights, then a KV cache of what memory is left."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,19 +21,28 @@ from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.kernel_list import KERNELS_DIR, KernelList
 from runtime.kernels import kernels_for
 from runtime.kv.cache import KVCache
+from runtime.machine import driver_version
 from runtime.model.decoder import Decoder
 from runtime.model.whole_step import step_sources
 from runtime.spec import ModelSpec
+from runtime.speculation.costs import made_up_batch
+from runtime.tuning import NO_CHOICES, Choices, device_name, measure, read_choices, write_tuning
 
 DEVICE = "cuda"
 
 
 def make_cuda_backend(
-    checkpoint: Checkpoint, plan: EnginePlan, engine_dir: Path, draft_dir: Path | None = None
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    engine_dir: Path,
+    draft_dir: Path | None = None,
+    bundle: Path | None = None,
 ) -> CudaBackend:
     """Load a CUDA engine on torch's current device.
 
-    draft_dir: a drafter that will be loaded beside it; one that has a KV cache of its own gets its share.
+    Args:
+        draft_dir: a drafter that will be loaded beside it; one that has a KV cache of its own gets its share.
+        bundle: the folder in whose attestations measured choices of kernels may be.
 
     Raises:
         EnginewrightError: no GPU or a lost one, another architecture, an old driver, a missing package, no memory.
@@ -40,11 +51,16 @@ def make_cuda_backend(
     add_folder(engine_dir / KERNELS_DIR)
     _require_kernels(checkpoint.spec, plan)
     whole_steps = step_sources(checkpoint.spec, getattr(torch, plan.dtype), plan.block_size)
-    return load_on_gpu(checkpoint, plan, draft_dir, use_whole_step=all(map(has_image, whole_steps)))
+    choices = NO_CHOICES if bundle is None else read_choices(bundle, engine_dir, device_name())
+    return load_on_gpu(checkpoint, plan, draft_dir, all(map(has_image, whole_steps)), choices)
 
 
 def load_on_gpu(
-    checkpoint: Checkpoint, plan: EnginePlan, draft_dir: Path | None = None, use_whole_step: bool = True
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    draft_dir: Path | None = None,
+    use_whole_step: bool = True,
+    choices: Choices = NO_CHOICES,
 ) -> CudaBackend:
     """As `make_cuda_backend`, with whatever kernels this process has; where it was given none, it compiles them.
 
@@ -62,9 +78,22 @@ def load_on_gpu(
         plan.max_batch_size, plan.max_seq_len, plan.max_num_tokens, plan.num_blocks, plan.block_size
     )  # fmt: skip
     with gpu_errors("trying the largest steps"):
-        backend = CudaBackend(decoder, cache, limits, use_whole_step)
+        backend = CudaBackend(decoder, cache, limits, use_whole_step, choices)
         backend.try_largest_steps()
     return backend
+
+
+def tune(checkpoint: Checkpoint, engine_dir: Path, folder: Path, report: Callable[[float, str], None]) -> Path:
+    """Measure which kernels are fastest for which passes on this GPU; `folder` gets the file, whose path is returned.
+
+    Raises:
+        EnginewrightError: as `make_cuda_backend`; the folder cannot be written.
+    """
+    backend = make_cuda_backend(checkpoint, EnginePlan.read(engine_dir), engine_dir)
+    with gpu_errors("timing its kernels"):
+        timings = measure(backend, partial(made_up_batch, backend), backend.limits.max_batch_size, report)
+    about = {"torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver_version()}
+    return write_tuning(folder, engine_dir, device_name(), timings, about)
 
 
 def require_gpu(kernels: KernelList) -> None:

@@ -47,7 +47,8 @@ def _gpus(needs: dict[str, Any]) -> Iterator[str]:
     if archs := needs.get("archs"):
         never = needs.get("never_run", [])
         told = ", ".join(f"{arch} (never run)" if arch in never else arch for arch in archs)
-        yield f"          kernels for {told}; NVRTC {needs['nvrtc']}, driver {needs['minimum_driver']} or newer"
+        made = f"kernels for {told}; NVRTC {needs['nvrtc']}" if "nvrtc" in needs else f"a plan for {told}"
+        yield f"          {made}, driver {needs['minimum_driver']} or newer"
 
 
 def _others_verified(bundle: Bundle) -> Iterator[str]:

@@ -40,7 +40,8 @@ def load_bundle(
     target, reason = choose_target(bundle.manifest["targets"], target, machine.look())
     _log.info("%s: engine %s (%s)", bundle.path, target, reason)
     engine = load_engine(
-        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse
+        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse,
+        bundle=bundle.path,
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 

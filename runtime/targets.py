@@ -39,8 +39,9 @@ TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
     Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
-    Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
-    Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target("tensorrt_rtx", True, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 0), (8, 6), (8, 9), (12, 0)),
+           or_newer=True),
+    Target("tensorrt", True, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
            note="its files and scripts; the engine itself where TensorRT-LLM is", hosted=True),
 )  # fmt: skip
@@ -83,7 +84,8 @@ def _why_not_run(target: Target, machine: Machine) -> str:
         return f"{', '.join(missing)} not installed"
     if target.hosted:
         return "TensorRT-LLM runs it, not this runtime"
-    return (old_driver(machine.driver) or _torch_without_cuda()) if target.name == "cuda" else ""
+    driver = old_driver(machine.driver) if target.name in ("cuda", "tensorrt_rtx") else ""
+    return driver or (_torch_without_cuda() if target.name == "cuda" else "")
 
 
 def _torch_without_cuda() -> str:

@@ -87,7 +87,7 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
         return None
     if stage == "compile_cuda":
         return Time(KERNEL_SECONDS, "formula: a minute for all architectures")
-    if stage in ("verify_cuda", "bench_cuda"):
+    if stage in ("verify_cuda", "bench_cuda", "tune_cuda"):
         return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
     formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time,
                                 "bench_onnx": bench_time}  # fmt: skip
@@ -137,6 +137,7 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         "compile_tensorrt_llm": TORCH_BYTES,
         "verify_cuda": TORCH_BYTES + sizes.weights,
         "bench_cuda": TORCH_BYTES + sizes.weights,
+        "tune_cuda": TORCH_BYTES + sizes.weights,
         "verify": TORCH_BYTES + 8 * sizes.parameters + engine,  # source and converted weights, both in fp32
         "bench": TORCH_BYTES + engine + (sizes.weights if config.bench.baseline else 0)
         + 2 * min(bench_tokens * sizes.kv_per_token, sizes.kv_cache),
@@ -154,6 +155,6 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None, config: 
         return REPORT_BYTES
     if stage == "compile_tensorrt_llm":
         return sizes.weights if sizes else None
-    if stage.partition("_")[0] in ("compile", "verify", "bench") or stage == "draft":  # a drafting model is linked
+    if stage.partition("_")[0] in ("draft", "compile", "tune", "verify", "bench"):  # a drafting model is linked
         return REPORT_BYTES
     return sizes.weights if sizes else None

@@ -46,6 +46,7 @@ class PackageStage:
         """Write the bundle and open it as a user would."""
         from runtime.formats.bundle import DRAFT_DIR, ENGINES_DIR, open_bundle
         from runtime.formats.manifest import ATTESTATIONS_DIR, write_manifest
+        from runtime.tuning import TUNE_DIR
 
         link_tree(inputs["convert"].path, out_dir)
         link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
@@ -58,6 +59,8 @@ class PackageStage:
                 link_tree(inputs[stage].path, folder)
             else:
                 _say_not_run(folder / report, _why_not_run(stage, inputs))
+        if "tune_cuda" in inputs:
+            link_tree(inputs["tune_cuda"].path, out_dir / ATTESTATIONS_DIR / TUNE_DIR)
         context.progress.advance(0.5, text="hashing")
         determining = [stage for stage in DETERMINING_STAGES if stage in inputs]
         needs = {target: _needs(target, inputs[stage].path) for target, stage in targets.items()}
