@@ -20,8 +20,12 @@ Lines = list[dict[str, Any]]
 
 def read_rows(folder: Path) -> dict[str, Lines]:
     """Lines of every row that was measured to its end, by the row's name."""
-    rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
-    return {name: lines for name, lines in sorted(rows.items()) if lines and lines[-1] == {"kind": "end"}}
+    rows = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        *texts, last = path.read_text(encoding="utf-8").splitlines() or [""]
+        if last == json.dumps({"kind": "end"}):
+            rows[path.stem] = [json.loads(text) for text in texts]
+    return rows
 
 
 def medians(lines: Lines) -> dict[tuple[str, str, str], dict[str, float]]:
