@@ -28,6 +28,16 @@ def read_rows(folder: Path) -> dict[str, Lines]:
     return rows
 
 
+def joined(rows: dict[str, Lines]) -> dict[str, Lines]:
+    """With compiled baselines, which have processes of their own, beside what else was measured of their model."""
+    found = {name: list(lines) for name, lines in rows.items() if not name.startswith("compiled-")}
+    for name, lines in rows.items():
+        model = name.removeprefix("compiled-")
+        if name != model and f"decode-{model}" in found:
+            found[f"decode-{model}"] += [line for line in lines if line.get("metric") == "decode"]
+    return found
+
+
 def medians(lines: Lines) -> dict[tuple[str, str, str], dict[str, float]]:
     """(metric, case, unit) -> system -> median over the repeats."""
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -94,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.report", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    rows = read_rows(folder)
+    rows = joined(read_rows(folder))
     device = next(iter(rows.values()))[0]
     head = (
         f"{device['name']}, driver {device['driver']}, torch {device['torch']}; sources {device['source_digest'][:12]}."

@@ -29,7 +29,7 @@ def stacks(rows: dict[str, Lines]) -> dict[str, list[StackRow]]:
 
 
 def _over_baselines(rows: dict[str, Lines]) -> str:
-    """How many times each baseline's speed ours is: batch 1 decode, and prompts."""
+    """How many times each baseline's speed ours is."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, lines in rows.items():
         _, _, model = name.partition("-")

@@ -3,7 +3,7 @@
 import json
 
 from bench.gpu.__main__ import is_complete
-from bench.gpu.report import medians, read_rows, table
+from bench.gpu.report import joined, medians, read_rows, table
 from bench.gpu.sections import sections, stacks
 
 DEVICE = {"kind": "device", "name": "G", "driver": "1", "torch": "2", "source_digest": "d"}
@@ -47,7 +47,7 @@ def test_rows_that_were_cut_are_not_read_and_are_measured_again(tmp_path):
 
 
 def test_the_table_sets_medians_beside_the_best_baseline_and_the_roofline():
-    lines = table(ROWS).splitlines()
+    lines = table(joined(ROWS)).splitlines()
     assert "| decode-m | decode batch 1 | 100 | tokens/s | naive graph 50 | 2.00 | 50% |" in lines
     assert "| decode-m | energy batch 1 | 0.2 | J/token | naive graph 0.6 | 3.00 |  |" in lines
 
@@ -57,7 +57,7 @@ def test_energy_of_too_short_a_run_does_not_count():
 
 
 def test_every_baseline_has_its_ratio_wherever_it_was_measured():
-    text = sections(ROWS)
+    text = sections(joined(ROWS))
     assert "| m | decode, batch 1 | 25.0x | 5.0x | 2.0x |" in text
     prompt = {"metric": "prefill", "prompt_len": 8, "unit": "ms"}
     lines = [DEVICE, {**prompt, "system": "enginewright", "value": 2.0},
