@@ -65,6 +65,20 @@ def test_every_baseline_has_its_ratio_wherever_it_was_measured():
     assert "| m | prefill, prompt 8 | 6.0x |  |  |" in sections({"prefill-m": lines})
 
 
+def test_trees_and_prefixes_are_told_by_their_ratios():
+    verify = [{"metric": "verify", "system": "enginewright", "rows": rows, "unit": "us", "value": value}
+              for rows, value in ((1, 100.0), (32, 110.0))]  # fmt: skip
+    reuse = [{"metric": "reuse", "system": system, "unit": "ms", "value": value}
+             for system, value in (("cold", 40.0), ("warm", 2.0))]  # fmt: skip
+    burst = [{"metric": "burst", "system": system, "request": request, "unit": "ms", "value": value}
+             for system, request, value in (("none", 0, 1.0), ("none", 1, 90.0), ("reuse", 0, 1.0), ("reuse", 1, 30.0))
+             ]  # fmt: skip
+    text = sections({"verify-m": verify, "reuse-m": [*reuse, *burst]})
+    assert "| m | 100 us, 1.00x | 110 us, 1.10x |" in text
+    assert "| m | reuse | 40.0 | 2.00 | 20.0x |" in text
+    assert "| m | burst | 90.0 | 30.00 | 3.0x |" in text
+
+
 def test_losslessness_is_told_kernel_by_kernel():
     lines = [
         {"metric": "invariance", "kernel": kernel, "rows": rows, "equal": equal, "max_difference": difference}
