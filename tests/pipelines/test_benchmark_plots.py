@@ -98,5 +98,5 @@ def test_a_waterfall_has_a_bar_per_stage_from_where_the_stage_before_was():
     assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars] == [(2.0, 8.0), (2.0, 4.0)]
     assert [text.get_text() for text in waterfall.texts] == ["8 s", "4.00x\n2 s", "0.50x\n4 s"]
     assert bars[1].get_facecolor() != bars[0].get_facecolor(), "what costs time is told apart"
-    assert [axes.get_title(loc="left") for axes in felt][0] == "time to first token, ms"
+    assert felt[0].get_title(loc="left") == "time to first token, ms"
     assert len(felt) == 4
