@@ -23,6 +23,7 @@ from pipelines.workspace import open_cache
 
 R = TypeVar("R")
 STAGES = "pipelines.stages"
+PLAN_TARGETS = ("tensorrt_rtx", "tensorrt")  # whose engines are plans of a TensorRT library
 OPTIONAL_STAGES = ("verify", "bench")  # verify=off and bench=off leave them out
 
 
@@ -95,16 +96,34 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
     if config.compile.tune:
         run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
+    if config.target.onnx is not None:
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+    for plan in PLAN_TARGETS:
+        if (settings := getattr(config.target, plan)) is not None:
+            run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
         if "compile_cuda" in made:
             node = Node(f"{stages}.verify_cuda", config.verify, target="cuda")
             run("verify_cuda", node, "convert", "compile_cuda", "verify")
+        if "compile_onnx" in made:
+            node = Node(f"{stages}.verify_onnx", config.verify, target="onnx")
+            run("verify_onnx", node, "convert", "compile_onnx", "verify")
+        for plan in PLAN_TARGETS:
+            if f"compile_{plan}" in made:
+                node = Node(f"{stages}.verify_{plan}", config.verify, target=plan)
+                run(f"verify_{plan}", node, "convert", f"compile_{plan}", "verify")
     if config.bench.enabled and on_cpu:
         run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
     if config.bench.enabled and "compile_cuda" in made:
-        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
+        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "draft", "compile_cuda")
+    if config.bench.enabled and "compile_onnx" in made:
+        run("bench_onnx", Node(f"{stages}.bench_onnx", config.bench, target="onnx"), "convert", "compile_onnx", *on_cpu)
+    for plan in PLAN_TARGETS:
+        if config.bench.enabled and f"compile_{plan}" in made:
+            node = Node(f"{stages}.bench_{plan}", config.bench, target=plan)
+            run(f"bench_{plan}", node, "convert", f"compile_{plan}")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 

@@ -11,7 +11,7 @@ from pipelines.schema import nearest, unknown_key
 # Hydra raises a bare ValueError for a choice that is no name, as in precision=5.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 OVERRIDE_PATTERNS = (r"Could not (?:override|append to config)[^']*'([^']+)'", r"Error merging override \+*([^=\s]+)=")
-LATER_TARGETS = ("tensorrt_rtx", "tensorrt", "tensorrt_llm", "onnx")
+LATER_TARGETS = ("tensorrt_llm",)
 
 
 def explain(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What the command line does with a bundle besides generating: verify it and measure it where it is."""
+"""What the command line does with a bundle besides generating: verify, measure and profile it where it is."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.samples import Sample, summarise
-from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.settings import ProfileSettings, SuiteSettings
 from runtime.benchmark.suite import run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
@@ -73,6 +73,26 @@ def tune_bundle(path: Path, report: ReportProgress) -> Path:
 
     bundle = open_bundle(path)
     return tune(bundle.checkpoint(), bundle.engine_dir("cuda"), bundle.path / ATTESTATIONS_DIR / TUNE_DIR, report)
+
+
+def profile_bundle(path: Path, target: str, settings: ProfileSettings, as_json: bool) -> str:
+    """Say where a bundle's engine spends its time and memory.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, or its engine does not hold what was asked for.
+    """
+    from runtime.benchmark.profile import profile_engine
+    from runtime.benchmark.profile_text import as_text
+
+    bundle = open_bundle(path)
+    checkpoint = bundle.checkpoint()
+    engine = load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer())
+    profile = profile_engine(engine, checkpoint.spec, settings)
+    if as_json:
+        return json.dumps(
+            {"bundle": bundle.bundle_id, "target": target, **asdict(settings), **asdict(profile)}, indent=1
+        )
+    return as_text(profile, settings)
 
 
 def _gates(path: Path) -> Gates:

@@ -36,7 +36,7 @@ def describe(bundle: Bundle) -> str:
         lines += [f"target    {target}: {needs['dtype']}, arch {needs['arch']}, {_pairs(needs['limits'])}"]
         lines += [f"          requires {_pairs(needs['requires'])}"] if needs.get("requires") else []
         lines += _gpus(needs)
-    verified = [f"verified  {_verified(bundle)}", *_cuda_verified(bundle)]
+    verified = [f"verified  {_verified(bundle)}", *_others_verified(bundle)]
     return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle)])
 
 
@@ -48,14 +48,13 @@ def _gpus(needs: dict[str, Any]) -> Iterator[str]:
         yield f"          kernels for {told}; NVRTC {needs['nvrtc']}, driver {needs['minimum_driver']} or newer"
 
 
-def _cuda_verified(bundle: Bundle) -> Iterator[str]:
-    """What the build found of the engine for NVIDIA GPUs, where the bundle has one."""
-    if "cuda" not in bundle.manifest["targets"]:
-        return
-    if reason := not_run(bundle.path / for_target(VERIFY_REPORT, "cuda")):
-        yield f"          cuda: NOT VERIFIED: {reason}"
-    elif (report := read_verified(bundle.path, "cuda")) is not None:
-        yield f"          cuda: {_gate(report)}"
+def _others_verified(bundle: Bundle) -> Iterator[str]:
+    """What the build found of each engine but the CPU's."""
+    for target in sorted(set(bundle.manifest["targets"]) - {"cpu"}):
+        if reason := not_run(bundle.path / for_target(VERIFY_REPORT, target)):
+            yield f"          {target}: NOT VERIFIED: {reason}"
+        elif (report := read_verified(bundle.path, target)) is not None:
+            yield f"          {target}: {_gate(report)}"
 
 
 def as_data(bundle: Bundle) -> dict[str, Any]:

@@ -83,6 +83,10 @@ def load_backend(
         from runtime.cuda_engine import make_cuda_backend
 
         return make_cuda_backend(checkpoint, plan, engine_dir, draft_dir, bundle)
+    if plan.target == "onnx":
+        from runtime.onnx_engine import make_onnx_backend
+
+        return make_onnx_backend(checkpoint, plan, engine_dir)
     return make_backend(checkpoint, plan)
 
 

@@ -22,7 +22,7 @@ from runtime.spec import ModelSpec
 
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
-BUILT_TARGETS = ("cpu", "cuda")
+BUILT_TARGETS = ("cpu", "cuda", "onnx")
 USABLE_SHARE = 0.8  # of memory; the rest is Python's, torch's and the system's
 MIN_USEFUL_TOKENS = 1024
 
@@ -61,7 +61,7 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
         return Readiness(str(path), target, (files,), "")
     if needs is None:
         others = ", ".join(sorted(manifest["targets"])) or "none"
-        built = " and ".join(BUILT_TARGETS)
+        built = ", ".join(BUILT_TARGETS)
         text = f"no engine for {target!r}; the bundle has {others}, and this version builds and runs {built}"
         rebuild = rebuild_command(path, manifest, target if target in BUILT_TARGETS else "cpu")
         return Readiness(str(path), target, (files, Finding("target", "fails", text)), rebuild)
@@ -146,7 +146,7 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
     text = f"weights {weights / GIB:.2f} GiB, {held_cache}; {available / GIB:.1f} GiB {free}"
     if weights + longest * per_token > memory:
         text += f"; one request of {longest} tokens needs {(weights + longest * per_token) / GIB:.2f} GiB"
-        yield Finding("memory", "fails", text, _smaller(spec, memory, min(element, 2), longest))
+        yield Finding("memory", "fails", text, _smaller_engine(spec, memory, element, longest, target))
     elif weights + need.kv_cache > available:
         yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
     else:
@@ -170,6 +170,16 @@ def memory_need(path: Path, manifest: Mapping[str, Any], target: str) -> MemoryN
 def weight_bytes(dtype: str, linear: str) -> int:
     """Bytes of one weight as linear layers of a kind hold it."""
     return ELEMENT_BYTES["float32" if linear == "onednn_float32" else dtype]
+
+
+def _smaller_engine(
+    spec: ModelSpec, memory_bytes: int, element: int, longest: int, target: str
+) -> dict[str, str | int]:
+    """Settings of an engine for this target that this memory holds."""
+    if target != "onnx":
+        return _smaller(spec, memory_bytes, min(element, 2), longest)
+    smaller = _smaller(spec, memory_bytes, element, longest)  # it computes in float32 whatever the weights are
+    return {name: value for name, value in smaller.items() if name == "max_seq_len"}
 
 
 def _smaller(spec: ModelSpec, memory_bytes: int, element: int, longest: int) -> dict[str, str | int]:

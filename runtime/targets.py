@@ -36,6 +36,7 @@ class Side:
 TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
     Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
     Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
     Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
@@ -103,22 +104,23 @@ def choose_target(
 ) -> tuple[str, str]:  # fmt: skip
     """Return the target to run of those that a bundle has, and why in words.
 
-    The one that is asked for; without one, cuda where it runs, else cpu, and what a bundle has alone in any case.
+    The one that is asked for; without one, cuda where it runs, else cpu or onnx, and what a bundle has alone in any
+    case.
 
     Args:
         built: what each target's engine needs, by the bundle's manifest.
     """
     if asked is not None:
         return asked, "asked for"
-    if "cuda" not in built or len(built) == 1:
-        return (
-            (next(iter(built)), "the only one of this bundle")
-            if len(built) == 1
-            else ("cpu", "this bundle has no cuda")
-        )
+    names = list(built)
+    if len(names) == 1:
+        return names[0], "the only one of this bundle"
+    on_cpu = next((name for name in ("cpu", "onnx") if name in built), names[0])
+    if "cuda" not in built:
+        return on_cpu, "this bundle has no cuda"
     cuda = next(target for target in TARGETS if target.name == "cuda")
     if reason := _why_not_run(cuda, machine) or _lacks_kernels(built["cuda"], machine.gpus[0]):
-        return "cpu", f"cuda: {reason}"
+        return on_cpu, f"cuda: {reason}"
     return "cuda", f"on {machine.gpus[0].name}"
 
 

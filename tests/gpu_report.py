@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,25 @@ def kernel_sources_digest() -> str:
 
 
 class Outcomes:
-    """A pytest plugin that keeps how each test ended."""
+    """A pytest plugin that keeps how each test ended, and what all processes loaded: see `tests.gpu_images`."""
 
     def __init__(self) -> None:
         self.tests: dict[str, str] = {}
+        self.images: dict[str, dict[str, str]] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        """A process of pytest-xdist has ended."""
+        self._add(node.workeroutput.get("images", {}))
+
+    def pytest_sessionfinish(self) -> None:
+        from tests import gpu_images  # which pytest has imported by now
+
+        self._add(gpu_images.LOADED)
+
+    def _add(self, images: dict[str, dict[str, str]]) -> None:
+        for arch, digests in images.items():
+            self.images[arch] = dict(sorted({**self.images.get(arch, {}), **digests}.items()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
@@ -65,7 +81,7 @@ def main(arguments: list[str]) -> int:
         print("error: no NVIDIA GPU is visible to torch; run make test-gpu on a machine that has one", file=sys.stderr)
         return 1
     outcomes, started = Outcomes(), time.monotonic()
-    code = int(pytest.main(["-m", "gpu", *TESTS, *arguments], plugins=[outcomes]))
+    code = int(pytest.main(["-m", "gpu", "-p", "tests.gpu_images", *TESTS, *arguments], plugins=[outcomes]))
     found = device()
     report = {
         **found,
@@ -73,7 +89,8 @@ def main(arguments: list[str]) -> int:
         "kernel_sources": kernel_sources_digest(),
         "seconds": round(time.monotonic() - started, 1),
         **{outcome: Counter(outcomes.tests.values())[outcome] for outcome in ("passed", "failed", "skipped")},
-        "tests": outcomes.tests,
+        "images": outcomes.images,
+        "tests": dict(sorted(outcomes.tests.items())),
     }
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,8 @@ REPORT_BYTES = 2_000_000
 KERNEL_BYTES = 20_000_000  # of all architectures
 KERNEL_SECONDS = 60.0  # to compile them all on two cores
 GPU_SECONDS = 60.0  # of a check or a measurement on a GPU
-SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "package")  # whatever their settings, the bytes decide
+# whatever their settings, the bytes decide
+SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "package")
 
 
 class Time(NamedTuple):
@@ -88,7 +89,8 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
         return Time(KERNEL_SECONDS, "formula: a minute for all architectures")
     if stage in ("verify_cuda", "bench_cuda", "tune_cuda"):
         return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
-    formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time}
+    formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time,
+                                "bench_onnx": bench_time}  # fmt: skip
     if stage in formulas:
         time: Time = formulas[stage](sizes, config)
         return time
@@ -123,11 +125,15 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         return None
     engine = sizes.weights + sizes.packed
     bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
+    widened = 4 * sizes.parameters  # the onnx engine's weights are float32
     return {
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
         "draft": TORCH_BYTES + engine,
         "compile": TORCH_BYTES + engine,
         "compile_cuda": TORCH_BYTES,
+        "compile_onnx": TORCH_BYTES + sizes.weights + widened,
+        "verify_onnx": TORCH_BYTES + sizes.weights + widened,
+        "bench_onnx": TORCH_BYTES + engine + widened,
         "verify_cuda": TORCH_BYTES + sizes.weights,
         "bench_cuda": TORCH_BYTES + sizes.weights,
         "tune_cuda": TORCH_BYTES + sizes.weights,
@@ -143,12 +149,7 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int |
         return model.source_bytes
     if stage == "compile_cuda":
         return KERNEL_BYTES
-    if stage.removesuffix("_cuda") in (
-        "draft",
-        "compile",
-        "tune",
-        "verify",
-        "bench",
-    ):  # a drafting model is linked, not copied
+    # A drafting model is linked, not copied.
+    if stage.partition("_")[0] in ("compile", "tune", "verify", "bench") or stage == "draft":
         return REPORT_BYTES
     return sizes.weights if sizes else None

@@ -14,14 +14,18 @@ from pipelines.sbom import LIBRARY as SBOM_LIBRARY
 from pipelines.sbom import write_sbom
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
+from runtime.targets import installed
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_rtx",
+                      "compile_tensorrt")  # fmt: skip
+# Those whose libraries may be missing, and are of no interest to bundles without their engines.
+OPTIONAL_STAGES = {"compile_tensorrt_rtx": "tensorrt-rtx", "compile_tensorrt": "tensorrt"}
 # Each target's compile stage.
-COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda"}
+COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda", "onnx": "compile_onnx",
+                    "tensorrt_rtx": "compile_tensorrt_rtx", "tensorrt": "compile_tensorrt"}  # fmt: skip
 # Stages that a build may leave out, and the file in which each says what it found.
 ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
-CUDA_ATTESTING_STAGES = {"verify_cuda": "report.json", "bench_cuda": "summary.json"}
 
 
 class PackageStage:
@@ -32,7 +36,8 @@ class PackageStage:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The bill of materials names what the stages before ran with."""
-        return (*_determining_libraries(DETERMINING_STAGES), SBOM_LIBRARY)
+        stages = [stage for stage in DETERMINING_STAGES if installed(OPTIONAL_STAGES.get(stage, SBOM_LIBRARY))]
+        return (*_determining_libraries(stages), SBOM_LIBRARY)
 
     def run(
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -47,7 +52,7 @@ class PackageStage:
         targets = {target: stage for target, stage in COMPILING_STAGES.items() if stage in inputs}
         for target, stage in targets.items():
             link_tree(inputs[stage].path, out_dir / ENGINES_DIR / target)
-        for stage, report in (ATTESTING_STAGES | (CUDA_ATTESTING_STAGES if "cuda" in targets else {})).items():
+        for stage, report in attesting_stages(targets).items():
             folder = out_dir / ATTESTATIONS_DIR / stage
             if stage in inputs:
                 link_tree(inputs[stage].path, folder)
@@ -67,6 +72,14 @@ class PackageStage:
         return StageOutput(
             metrics={"bundle_bytes": num_bytes}, summary=f"id {bundle.bundle_id[:12]}, {num_bytes / 1e6:.1f} MB"
         )
+
+
+def attesting_stages(targets: Iterable[str]) -> dict[str, str]:
+    """The stages that check and measure a bundle of these targets, and the report of each."""
+    others = [target for target in targets if target != "cpu"]
+    return ATTESTING_STAGES | {
+        f"{stage}_{target}": report for target in others for stage, report in ATTESTING_STAGES.items()
+    }
 
 
 def _determining_libraries(names: Iterable[str]) -> tuple[str, ...]:
@@ -91,6 +104,12 @@ def _compatibility(engine_dir: Path) -> dict[str, Any]:
     }
     if plan.target == "cuda":
         return common | _cuda_compatibility(engine_dir)
+    if plan.target == "onnx":
+        return common | {"arch": "any", "requires": {"torch": ">=2.11", "onnxruntime": ">=1.32"}}
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.formats.tensorrt_plan import TensorrtPlan
+
+        return common | TensorrtPlan.read(engine_dir).compatibility()
     requires = {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {})
     return common | {"arch": "any", "requires": requires}  # torch dispatches on the CPU it finds
 
@@ -112,9 +131,10 @@ def _cuda_compatibility(engine_dir: Path) -> dict[str, Any]:
 def _provenance(inputs: Mapping[str, Artifact], determining: Iterable[str]) -> dict[str, Any]:
     """Where the bytes come from: nothing that differs between two builds of the same inputs."""
     source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
+    files = {"convert": "config.json"} | dict.fromkeys(COMPILING_STAGES.values(), "engine.json")
     settings = [
         json.loads((inputs[stage].path / name).read_text(encoding="utf-8"))
-        for stage, name in (("convert", "config.json"), ("compile", "engine.json"), ("compile_cuda", "engine.json"))
+        for stage, name in files.items()
         if stage in inputs
     ]
     code = {stage: code_digest(f"pipelines.stages.{stage}") for stage in determining}
@@ -128,7 +148,7 @@ def _provenance(inputs: Mapping[str, Artifact], determining: Iterable[str]) -> d
 def _say_not_run(report: Path, stage: str) -> None:
     """A missing report could be a lost one: say that there never was any."""
     report.parent.mkdir(parents=True)
-    option = stage.removesuffix("_cuda")
+    option = stage.partition("_")[0]
     report.write_text(json.dumps({NOT_RUN: f"built with {option}=off"}, indent=2) + "\n", encoding="utf-8")
 
 

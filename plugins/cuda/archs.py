@@ -2,6 +2,9 @@
 
 # Cubins run on their architecture and later ones of its major version (sm_90a: on its own alone); PTX, on all newer.
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_80")
+# What TensorRT-RTX builds plans for, and what of that unless told.
+ALL_RTX_ARCHS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+RTX_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_120")
 # The oldest driver branch that loads cubins of CUDA 13.0.
 MINIMUM_DRIVER = 580
 

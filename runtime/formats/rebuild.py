@@ -13,6 +13,7 @@ from runtime.formats.bundle import DRAFT_DIR, DRAFT_FILE, ENGINES_DIR
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
 OWN_SETTINGS = {"cpu": "linear", "cuda": "kv_cache_fraction"}
+SLOT_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "dtype")  # of engines with a slot for each request
 RECIPE_FILE = "recipe.json"  # of a draft head
 BENCH_SETTINGS = ("batch_sizes", "prompt_lens", "new_tokens")
 
@@ -78,6 +79,9 @@ def _plan(folder: Path) -> dict[str, Any]:
     """The settings of an engine's plan that a build takes; none where the plan cannot be read."""
     try:
         plan = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
+        if plan.get("target") == "onnx":
+            spare = plan["num_blocks"] - plan["max_batch_size"]
+            return {name: plan[name] for name in SLOT_SETTINGS} | {"prefix_slots": spare}
         own = OWN_SETTINGS[plan.get("target", "cpu")]
         settings = {name: plan[name] for name in (*PLAN_SETTINGS, own)}
         return {**settings, "kv_cache_tokens": plan["num_blocks"] * plan["block_size"]}

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 namespace emulator {
@@ -146,6 +147,18 @@ int run(void (*call)(const void*), const void* params, const unsigned* grid, con
 template <class Params>
 void call(void (*kernel)(Params), const void* params) {
     kernel(*static_cast<const Params*>(params));
+}
+
+// A kernel of several arguments: `params` are their addresses, in order, as cuLaunchKernel takes them.
+template <class First, class Second, class... Rest>
+void call(void (*kernel)(First, Second, Rest...), const void* params) {
+    const void* const* arguments = static_cast<const void* const*>(params);
+    int next = 0;
+    // Braces are evaluated from left to right.
+    std::tuple<First, Second, Rest...> values{*static_cast<const First*>(arguments[next++]),
+                                              *static_cast<const Second*>(arguments[next++]),
+                                              *static_cast<const Rest*>(arguments[next++])...};
+    std::apply(kernel, values);
 }
 
 }  // namespace emulator
