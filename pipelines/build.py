@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
-from pipelines.config import BuildConfig
+from pipelines.config import BuildConfig, TensorrtLlmJob
 from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
@@ -18,6 +18,7 @@ from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
 from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
+from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
 
@@ -94,13 +95,17 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
-    if config.compile.tune:
-        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
     if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert")
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
     for plan in PLAN_TARGETS:
         if (settings := getattr(config.target, plan)) is not None:
             run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
+    if config.target.tensorrt_llm is not None:
+        job = TensorrtLlmJob(config.target.tensorrt_llm, installed_version())
+        node = Node(f"{stages}.compile_tensorrt_llm", job, target="tensorrt_llm")
+        run("compile_tensorrt_llm", node, "convert", "draft")
+    if config.compile.tune:
+        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)

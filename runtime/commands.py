@@ -63,18 +63,6 @@ def bench_bundle(
     return _table([sample for run in runs for sample in to_samples(run)])
 
 
-def tune_bundle(path: Path, report: ReportProgress) -> Path:
-    """Measure which kernels of a bundle's CUDA engine are fastest on this GPU, and keep it in its attestations.
-
-    Raises:
-        EnginewrightError: the bundle is damaged, its engine does not run here, or its folder cannot be written.
-    """
-    from runtime.cuda_engine import tune
-
-    bundle = open_bundle(path)
-    return tune(bundle.checkpoint(), bundle.engine_dir("cuda"), bundle.path / ATTESTATIONS_DIR / TUNE_DIR, report)
-
-
 def profile_bundle(path: Path, target: str, settings: ProfileSettings, as_json: bool) -> str:
     """Say where a bundle's engine spends its time and memory.
 
@@ -93,6 +81,18 @@ def profile_bundle(path: Path, target: str, settings: ProfileSettings, as_json: 
             {"bundle": bundle.bundle_id, "target": target, **asdict(settings), **asdict(profile)}, indent=1
         )
     return as_text(profile, settings)
+
+
+def tune_bundle(path: Path, report: ReportProgress) -> Path:
+    """Measure which kernels of a bundle's CUDA engine are fastest on this GPU, and keep it in its attestations.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, its engine does not run here, or its folder cannot be written.
+    """
+    from runtime.cuda_engine import tune
+
+    bundle = open_bundle(path)
+    return tune(bundle.checkpoint(), bundle.engine_dir("cuda"), bundle.path / ATTESTATIONS_DIR / TUNE_DIR, report)
 
 
 def _gates(path: Path) -> Gates:

@@ -9,7 +9,7 @@ from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
-from plugins.draft_select import cuda as draft_select
+from plugins.draft_pass import cuda as draft_pass
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
@@ -71,10 +71,13 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         attention.PLAN_SOURCE,
         *(attention.source(dtype, head_dim) for head_dim in dict.fromkeys(head_dims)),
         silu_mul.source(dtype),
-        *(draft_select.source(element) for element in (dtype, torch.float32)),
+        draft_pass.source(dtype),
         *skinny.sources_for(dtype, _few_row_outputs(spec)),
     ):
         yield NeededKernel(source)
+    for head_dim in dict.fromkeys(head_dims):
+        if head_dim in attention.PREFILL_HEAD_DIMS:
+            yield NeededKernel(attention.prefill_source(dtype, head_dim), attention.PREFILL_ARCHS)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
 

@@ -61,7 +61,7 @@ def load_drafting(
     plan = EnginePlan.read(engine_dir)
     if plan.target == "cuda":  # what the load counted, and the block that padding writes to
         plan = plan.with_blocks(backend.limits.num_blocks + 1)
-    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device))
+    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device), engine_dir)
     if loaded is None:
         return Drafting(None, None)
     digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
@@ -87,6 +87,10 @@ def load_backend(
         from runtime.onnx_engine import make_onnx_backend
 
         return make_onnx_backend(checkpoint, plan, engine_dir)
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.tensorrt_engine import make_plan_backend
+
+        return make_plan_backend(checkpoint, plan, engine_dir)
     return make_backend(checkpoint, plan)
 
 

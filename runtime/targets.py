@@ -22,6 +22,8 @@ class Target:
     run_packages: tuple[str, ...]
     compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
     or_newer: bool = False  # whether GPUs beyond the last of them run it too
+    note: str = ""  # what "built" means where it is less than an engine
+    hosted: bool = False  # another runtime runs it
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ TARGETS = (
     Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
     Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
     Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
-    Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
-    Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
-    Target("tensorrt_llm", False, ("tensorrt-llm",), ("tensorrt-llm",), ((8, 0),), or_newer=True),
-)
+    Target("tensorrt_rtx", True, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 0), (8, 6), (8, 9), (12, 0)),
+           or_newer=True),
+    Target("tensorrt", True, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
+           note="its files and scripts; the engine itself where TensorRT-LLM is", hosted=True),
+)  # fmt: skip
 NOT_YET = "not in this version of Enginewright"
 USE_CPU = "write target=[cpu]"
 
@@ -53,7 +57,7 @@ def build_side(target: Target) -> Side:
         return Side(False, NOT_YET + lacks, USE_CPU)
     if missing:
         return Side(False, f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
-    return Side(True, _versions(target.build_packages))
+    return Side(True, f"{target.note + '; ' if target.note else ''}{_versions(target.build_packages)}")
 
 
 def run_side(target: Target, machine: Machine) -> Side:
@@ -62,7 +66,8 @@ def run_side(target: Target, machine: Machine) -> Side:
     if not target.in_this_version:
         return Side(False, f"{NOT_YET}; {reason or 'this machine has what it needs'}", USE_CPU)
     if reason:
-        return Side(False, reason, f"pip install {' '.join(target.run_packages)}")
+        remedy = f"pip install {' '.join(target.run_packages)}"
+        return Side(False, reason, f"a script in the bundle's engines/{target.name}" if target.hosted else remedy)
     return Side(True, _versions(target.run_packages))
 
 
@@ -77,7 +82,10 @@ def _why_not_run(target: Target, machine: Machine) -> str:
     missing = [name for name in target.run_packages if not installed(name)]
     if missing:
         return f"{', '.join(missing)} not installed"
-    return (old_driver(machine.driver) or _torch_without_cuda()) if target.name == "cuda" else ""
+    if target.hosted:
+        return "TensorRT-LLM runs it, not this runtime"
+    driver = old_driver(machine.driver) if target.name in ("cuda", "tensorrt_rtx") else ""
+    return driver or (_torch_without_cuda() if target.name == "cuda" else "")
 
 
 def _torch_without_cuda() -> str:

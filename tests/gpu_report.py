@@ -1,6 +1,7 @@
 """`make test-gpu`: run the tests that need a GPU, and write down which one it was, which kernels, and how they ended.
 
-The report is committed as bench/results/<device>/test-gpu.json; tests/plugins/cuda/test_gpu_report.py reads it.
+The report is committed as bench/results/<device>/test-gpu.json, and what all reports say of architectures as
+plugins/cuda/runs.json, which builds read; tests/plugins/cuda/test_gpu_report.py checks both.
 """
 
 import hashlib
@@ -16,10 +17,18 @@ from typing import Any
 
 import pytest
 
+from plugins.cuda.archs import RUNS_FILE
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "bench" / "results"
 REPORT_FILE = "test-gpu.json"
-TESTS = ("tests/plugins", "tests/runtime")
+TESTS = ("tests/plugins", "tests/runtime")  # of which modules without a GPU test are left out: they need more packages
+
+
+def modules() -> list[str]:
+    """The test modules that have something to run on a GPU."""
+    every = [path for folder in TESTS for path in sorted((REPOSITORY / folder).rglob("test_*.py"))]
+    return [str(path) for path in every if re.search(r"mark\.gpu|kernel_device", path.read_text(encoding="utf-8"))]
 
 
 def kernel_sources_digest() -> str:
@@ -58,6 +67,17 @@ class Outcomes:
             self.tests[report.nodeid] = "failed"
 
 
+def runs() -> dict[str, dict[str, str]]:
+    """What committed reports say: architecture -> the latest run without failures that loaded images for it."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob(f"*/{REPORT_FILE}")]
+    found: dict[str, dict[str, str]] = {}
+    for report in sorted(reports, key=lambda report: str(report["date"])):
+        if not report["failed"]:
+            said = {name: report[name] for name in ("device", "driver", "date", "kernel_sources")}
+            found |= dict.fromkeys(report["images"], said)
+    return dict(sorted(found.items()))
+
+
 def device() -> dict[str, str]:
     """What the tests ran on."""
     import torch
@@ -81,7 +101,7 @@ def main(arguments: list[str]) -> int:
         print("error: no NVIDIA GPU is visible to torch; run make test-gpu on a machine that has one", file=sys.stderr)
         return 1
     outcomes, started = Outcomes(), time.monotonic()
-    code = int(pytest.main(["-m", "gpu", "-p", "tests.gpu_images", *TESTS, *arguments], plugins=[outcomes]))
+    code = int(pytest.main(["-m", "gpu", "-p", "tests.gpu_images", *modules(), *arguments], plugins=[outcomes]))
     found = device()
     report = {
         **found,
@@ -95,6 +115,7 @@ def main(arguments: list[str]) -> int:
     folder = RESULTS / re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    RUNS_FILE.write_text(json.dumps(runs(), indent=1) + "\n", encoding="utf-8")
     print(f"{folder / REPORT_FILE}: {report['passed']} passed, {report['failed']} failed, {report['skipped']} skipped")
     return code
 

@@ -28,8 +28,8 @@ REPORT_BYTES = 2_000_000
 KERNEL_BYTES = 20_000_000  # of all architectures
 KERNEL_SECONDS = 60.0  # to compile them all on two cores
 GPU_SECONDS = 60.0  # of a check or a measurement on a GPU
-# whatever their settings, the bytes decide
-SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "package")
+# Whatever their settings, the bytes decide.
+SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_llm", "package")
 
 
 class Time(NamedTuple):
@@ -52,7 +52,7 @@ def stage_cost(
     """The cost of running one stage."""
     num_bytes = model.source_bytes if plan.name == "fetch" else sizes.weights if sizes else None
     time = measured(plan, plans["convert"].earlier, num_bytes) or assumed(plan.name, model, sizes, config)
-    return Cost(time, memory_bytes(plan.name, sizes, config), disk_bytes(plan.name, model, sizes))
+    return Cost(time, memory_bytes(plan.name, sizes, config), disk_bytes(plan.name, model, sizes, config))
 
 
 def measured(plan: StagePlan, converted: Sequence[Earlier], num_bytes: int | None) -> Time | None:
@@ -134,6 +134,7 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         "compile_onnx": TORCH_BYTES + sizes.weights + widened,
         "verify_onnx": TORCH_BYTES + sizes.weights + widened,
         "bench_onnx": TORCH_BYTES + engine + widened,
+        "compile_tensorrt_llm": TORCH_BYTES,
         "verify_cuda": TORCH_BYTES + sizes.weights,
         "bench_cuda": TORCH_BYTES + sizes.weights,
         "tune_cuda": TORCH_BYTES + sizes.weights,
@@ -143,13 +144,17 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
     }.get(stage)  # fmt: skip
 
 
-def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None) -> int | None:
+def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None, config: BuildConfig) -> int | None:
     """What the stage leaves; a package links to its inputs, and the bundle is a copy of the weights."""
     if stage == "fetch":
         return model.source_bytes
     if stage == "compile_cuda":
         return KERNEL_BYTES
-    # A drafting model is linked, not copied.
-    if stage.partition("_")[0] in ("compile", "tune", "verify", "bench") or stage == "draft":
+    hosted = config.target.tensorrt_llm
+    if stage == "compile_tensorrt_llm" and hosted is not None and hosted.weights == "host":
+        return REPORT_BYTES
+    if stage == "compile_tensorrt_llm":
+        return sizes.weights if sizes else None
+    if stage.partition("_")[0] in ("draft", "compile", "tune", "verify", "bench"):  # a drafting model is linked
         return REPORT_BYTES
     return sizes.weights if sizes else None

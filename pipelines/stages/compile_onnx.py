@@ -24,18 +24,22 @@ class CompileOnnxStage:
     def run(
         self, config: OnnxTargetConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
-        """Write engine.json and model.onnx.
+        """Write engine.json and model.onnx, and draft.onnx where a head drafts.
 
         Raises:
             EnginewrightError: limits that the model cannot keep, or a graph that ONNX Runtime does not take.
         """
         import torch
 
+        from pipelines.onnx.draft_graph import write_draft_model
         from pipelines.onnx.graph import GraphOptions, write_step_model
         from runtime.engine import Engine
         from runtime.formats.checkpoint import Checkpoint
+        from runtime.formats.draft_graph import DRAFT_GRAPH_FILE
         from runtime.onnx_engine import make_onnx_backend
         from runtime.scoring import score
+        from runtime.speculation.redrafter.head_file import HEAD_FILE
+        from runtime.speculation.redrafter.onnx_head import load_onnx_redrafter
 
         checkpoint = Checkpoint(inputs["convert"].path)
         plan = _plan(config, checkpoint.spec)
@@ -47,6 +51,9 @@ class CompileOnnxStage:
         if not bool(torch.isfinite(score(engine, [0, 1, 2])).all()):
             raise EnginewrightError("the engine's first pass gave logits that are not finite; are the weights damaged?")
         plan.write(out_dir)
+        if (inputs["draft"].path / HEAD_FILE).is_file():
+            write_draft_model(inputs["draft"].path, checkpoint, plan.dtype, out_dir)
+            load_onnx_redrafter(out_dir / DRAFT_GRAPH_FILE, inputs["draft"].path, checkpoint)
         slot_bytes = plan.block_bytes(checkpoint.spec)
         return StageOutput(
             metrics={"graph_bytes": graph.stat().st_size, "kv_cache_bytes": plan.kv_cache_bytes(checkpoint.spec)},

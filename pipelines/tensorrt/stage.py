@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pipelines.config import PlanTargetConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
 from pipelines.tensorrt.job import PlanJob
-from pipelines.tensorrt.library import DISTRIBUTIONS, library_version
 from runtime.errors import EnginewrightError
+from runtime.tensorrt_library import DISTRIBUTIONS, library_version
 
 if TYPE_CHECKING:
     from pipelines.tensorrt.building import BuiltPlan

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.tensorrt.events import Events, WatchedMemory
 from pipelines.tensorrt.job import PlanJob
-from pipelines.tensorrt.library import import_library
 from runtime.errors import EnginewrightError
 from runtime.formats import step_graph as names
 from runtime.formats.tensorrt_plan import Profile
+from runtime.tensorrt_library import import_library
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -55,9 +55,9 @@ def addresses_are_fixed() -> bool:
         return False
     if personality & _NO_RANDOM_ADDRESSES:
         return True
-    if libc.personality(ctypes.c_ulong(personality | _NO_RANDOM_ADDRESSES)) < 0:
-        return False
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if libc.personality(ctypes.c_ulong(personality | _NO_RANDOM_ADDRESSES)) >= 0:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return False
 
 
 class _Builder:

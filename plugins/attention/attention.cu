@@ -11,8 +11,11 @@ constexpr bool LARGE = true;
 constexpr bool LARGE = false;
 #endif
 constexpr bool WIDE = HEAD_DIM > 128;  // heads whose keys and sums leave little room
+#ifndef DECODE_STAGES
+#define DECODE_STAGES 3
+#endif
 constexpr int KEY_WARPS = WIDE ? 2 : 4;
-constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : 3;
+constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : DECODE_STAGES;
 constexpr int TREE_ROWS = WIDE ? 16 : 32;
 constexpr int CHUNK_KEYS = LARGE || HEAD_DIM <= 96 ? 64 : WIDE ? 16 : 32;
 

@@ -40,7 +40,10 @@ struct Folded {
     }
 };
 
-constexpr int FOLD_BATCH = 8;  // splits
+#ifndef FOLD_SPLITS
+#define FOLD_SPLITS 8
+#endif
+constexpr int FOLD_BATCH = FOLD_SPLITS;  // splits
 
 __device__ __forceinline__ Folded nothing_folded() {
     return {MINUS_INFINITY, 0.0f, {0.0f, 0.0f, 0.0f, 0.0f}};

@@ -2,7 +2,7 @@
 //
 // Plan, int32: PLAN_HEADER integers, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
 // most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its
-// tiles. K/V heads come on top of both. One block per request writes that request's items.
+// tiles. K/V heads come on top of both. A column of blocks per request writes that request's items.
 #pragma once
 
 #include "element.cuh"
@@ -171,7 +171,8 @@ __device__ __forceinline__ void plan_short(const AttentionPlanParams& params, co
         params.ancestors != nullptr && params.ancestors[static_cast<long long>(request) * params.num_nodes] != 0;
     int* items = params.plan + PLAN_HEADER + static_cast<long long>(before.short_items) * PLAN_ITEM;
     for (int index = first; index < need.num_tiles * need.num_splits; index += stride) {
-        const int split = index / need.num_tiles, tile = index % need.num_tiles;
+        // The longest splits are the last ones: begun first, they do not end last.
+        const int split = need.num_splits - 1 - index / need.num_tiles, tile = index % need.num_tiles;
         const int key_begin =
             max(rule.first_key(need.first_split + split), need.context - need.rows + 1 - params.window);
         const int key_end = min(rule.first_key(need.first_split + split + 1), need.context);
@@ -204,8 +205,8 @@ __device__ __forceinline__ void plan_long(const AttentionPlanParams& params, int
     }
 }
 
-// The block of one request. Every warp sums over all requests, which costs less than to tell each other.
-__device__ __forceinline__ void plan_request(const AttentionPlanParams& params, int request) {
+// Block `part` of `num_parts` of one request. Every warp sums over all requests, which costs less than to tell each other.
+__device__ __forceinline__ void plan_request(const AttentionPlanParams& params, int request, int part, int num_parts) {
     PlanSums all, before;
     int factor = 1;
     sum_needs(params, SplitRule(params, factor), request, all, before);
@@ -213,16 +214,17 @@ __device__ __forceinline__ void plan_request(const AttentionPlanParams& params, 
         factor *= 2;
         sum_needs(params, SplitRule(params, factor), request, all, before);
     }
-    if (request == 0 && threadIdx.x == 0) {
+    if (request == 0 && part == 0 && threadIdx.x == 0) {
         params.plan[0] = all.short_items;
         params.plan[1] = all.long_items;
     }
     const SplitRule rule(params, factor);
     const RequestNeed need = request_need(params, request, rule);
-    const int num_warps = blockDim.x / 32;
+    const int block_warps = blockDim.x / 32;
+    const int warp = part * block_warps + warp_id(), num_warps = num_parts * block_warps;
     if (need.rows > SHORT_ROWS) {
-        plan_long(params, request, need, before, warp_id(), num_warps);
+        plan_long(params, request, need, before, warp, num_warps);
     } else {
-        plan_short(params, rule, request, need, before, warp_id(), num_warps);
+        plan_short(params, rule, request, need, before, warp, num_warps);
     }
 }

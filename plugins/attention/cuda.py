@@ -15,24 +15,34 @@ from plugins.attention.cuda_layout import (
     FAR_SPLIT,
     NEAR_KEYS,
     NEAR_SPLIT,
+    PREFILL_HEAD_DIMS,
+    Kinds,
     Layout,
+    PrefillVariant,
     Variant,
+    has_wgmma,
     plan_layout,
+    prefill_variant,
     variants,
 )
 from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel
+from plugins.cuda.library import get_kernel, has_image
 from plugins.cuda.source import KernelSource
 
 if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 PLAN_SOURCE = KernelSource("attention_plan", "attention/attention_plan.cu")
-__all__ = ["ELEMENTS", "HEAD_DIMS", "PLAN_SOURCE", "attention_cuda", "plan_attention_cuda", "source"]
+PREFILL_ARCHS = ("sm_90a",)
+__all__ = [
+    "ELEMENTS", "HEAD_DIMS", "PLAN_SOURCE", "PREFILL_ARCHS", "PREFILL_HEAD_DIMS", "attention_cuda",
+    "plan_attention_cuda", "prefill_source", "source",
+]  # fmt: skip
 
 MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
 _PLAN_HEADER, _PLAN_ITEM = 4, 48  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 128
+_PLAN_BLOCKS = 64  # that a step is planned by, where it has fewer requests: a warp takes a microsecond for an item
 
 
 class _Params(ctypes.Structure):
@@ -63,11 +73,25 @@ def source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     return KernelSource("attention", "attention/attention.cu", defines)
 
 
+def prefill_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
+    """The same of long requests, on PREFILL_ARCHS and for one of PREFILL_HEAD_DIMS."""
+    return KernelSource("attention_prefill", "attention/attention_prefill.cu", source(dtype, head_dim).defines)
+
+
+def kinds_for(head_dim: int, dtype: torch.dtype, device: torch.device) -> Kinds:
+    """The kernels of a step, the narrowest first; the last is for long requests."""
+    kinds = variants(head_dim, device)
+    if head_dim in PREFILL_HEAD_DIMS and has_wgmma(device) and has_image(prefill_source(dtype, head_dim)):
+        kinds[-1] = prefill_variant(head_dim)
+    return kinds
+
+
 def plan_attention_cuda(
     shape: "AttentionShape",
     query_starts: torch.Tensor,
     context_lens: torch.Tensor,
     block_tables: torch.Tensor,
+    dtype: torch.dtype,
     ancestors: torch.Tensor | None,
     num_tokens: int,
     max_query_len: int | None = None,
@@ -85,8 +109,8 @@ def plan_attention_cuda(
     if ancestors is not None:
         check_indices(ancestors, num_requests, query_starts.device)
     device = query_starts.device
-    layout = plan_layout(shape, device, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
-    kinds, group = variants(shape.head_dim, device), shape.num_heads // shape.num_kv_heads
+    kinds, group = kinds_for(shape.head_dim, dtype, device), shape.num_heads // shape.num_kv_heads
+    layout = plan_layout(shape, kinds, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
     num_counters = layout.short_tiles * shape.num_kv_heads
     num_items = layout.short_items + layout.long_tiles
     plan = torch.empty(_PLAN_HEADER + num_items * _PLAN_ITEM, dtype=torch.int32, device=device)
@@ -102,7 +126,8 @@ def plan_attention_cuda(
         NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, layout.num_slots, layout.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, num_requests, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
+    parts = max(min(_PLAN_BLOCKS // num_requests, num_items // num_requests // (_PLAN_THREADS // 32)), 1)
+    launch(kernel, (num_requests, parts), _PLAN_THREADS, 0, params, current_stream(), dependent=True)
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(layout)]
 
@@ -131,6 +156,8 @@ def attention_cuda(
         scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(layout.head_dim, q.device)
+    if layout.prefill:
+        kinds[-1] = prefill_variant(layout.head_dim)
     _launch(kinds[layout.short_variant], layout, layout.short_items, q.dtype, params)
     if layout.long_tiles:
         params.items += 4 * _PLAN_ITEM * layout.short_items
@@ -139,11 +166,17 @@ def attention_cuda(
         _launch(kinds[-1], layout, layout.long_tiles, q.dtype, params)
 
 
-def _launch(kind: Variant, layout: Layout, items: int, dtype: torch.dtype, params: _Params) -> None:
-    kernel = get_kernel(source(dtype, layout.head_dim), kind.entry, _Params)
-    grid = min(items * layout.num_kv_heads, MAX_BLOCKS)
+def _launch(kind: Variant | PrefillVariant, layout: Layout, items: int, dtype: torch.dtype, params: _Params) -> None:
+    is_prefill = isinstance(kind, PrefillVariant)
+    kernel = get_kernel((prefill_source if is_prefill else source)(dtype, layout.head_dim), kind.entry, _Params)
+    grid = min(items * layout.num_kv_heads, num_processors() if is_prefill else MAX_BLOCKS)
     shared_bytes = kind.shared_bytes(layout.head_dim)
     launch(kernel, grid, kind.threads, shared_bytes, params, current_stream(), dependent=True)
+
+
+def num_processors() -> int:
+    """Of the current device."""
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
 
 
 def current_stream() -> int:

@@ -86,8 +86,14 @@ class EnginePlan:
     def read(cls, folder: Path) -> "EnginePlan":
         path = folder / ENGINE_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields.get("target") == "tensorrt_llm":
+                raise EnginewrightError(
+                    f"{folder}: TensorRT-LLM runs this engine, this runtime does not; on a host that has it: sh "
+                    f"{folder / fields['script']}, and make load URL=<its endpoint> measures it there"
+                )
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EnginewrightError(f"{path}: unreadable ({error}); build the bundle again") from error
 
 

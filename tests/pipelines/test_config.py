@@ -11,7 +11,7 @@ from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if "local" not in path.parts)
-NUM_FILES = 30
+NUM_FILES = 34
 
 
 def test_no_file_is_left_out() -> None:
@@ -131,6 +131,10 @@ MISTAKES = {
     "target.cuda.max_num_tokens=8": "target.cuda.max_num_tokens is 8; it must be at least target.cuda.max_batch_size",
     "target.cuda.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.cuda.max_batch_size, 4",
     "target.cuda.max_seq_len=256": "bench.prompt_lens is [32, 512]; it must be at most 224",
+    "target.onnx.dtype=bfloat16": "target.onnx.dtype is 'bfloat16'; it must be float32 or float16: on CPUs ONNX",
+    "target.onnx.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.onnx.max_batch_size, 4",
+    "target.onnx.max_num_tokens=8": "target.onnx.max_num_tokens is 8; it must be at least target.onnx.max_batch_size",
+    "target.onnx.prefix_slots=-1": "target.onnx.prefix_slots is -1; it must be at least 0",
     "target=[]": "target is empty; write target=[cpu]",
     "model=smolm2": "no model named 'smolm2'; nearest: 'smollm2-135m'; or give a folder or a .gguf file",
     "model=/nowhere/x.gguf": "no model named '/nowhere/x.gguf', and no such file or folder",
@@ -154,7 +158,7 @@ MISTAKES = {
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_gives_one_line_that_names_the_key(override: str) -> None:
     with pytest.raises(EnginewrightError) as caught:
-        load_config([override])
+        load_config([override] if "target.onnx" not in override else ["target=[onnx]", override])
     assert MISTAKES[override] in str(caught.value)
     assert "\n" not in str(caught.value)
 

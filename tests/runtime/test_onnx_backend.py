@@ -26,6 +26,7 @@ from tests.pipelines.onnx_models import onnx_session
 from tests.runtime.drafting import Always, Oracle
 from tests.runtime.heads import head_config, head_tensors
 from tests.runtime.test_engine import alone, random_request, run
+from tests.runtime.test_prefix_reuse import mix
 from tests.runtime.test_speculation import FAMILIES, outputs
 from tests.runtime.tiny import EOS, SPEC, make_checkpoint
 
@@ -98,6 +99,22 @@ def test_every_drafter_changes_nothing_greedy_or_sampled(checkpoint, session, ki
     counts = engine.speculation.snapshot()
     assert counts.num_draft_tokens > 0
     assert kind in ("redrafter", "ngram") or counts.num_accepted_tokens > 0  # which here are right by chance alone
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_output_does_not_depend_on_what_slots_held_before(checkpoint, session, seed):
+    """Random mixes over few prefixes and two tenants, drafts in every second, cancellation in every third."""
+    rng = random.Random(seed)
+    wanted = mix(rng, 14)
+    expected = [alone(checkpoint, one[:3]) for one in wanted]
+    drafting = {"drafter": Oracle(texts_of(wanted, expected)), "policy": Always(SHAPES[0], None)} if seed % 2 else {}
+    limits = {"num_blocks": rng.choice([4, 6, 12]), "max_num_tokens": rng.choice([4, 7, 16, 64])}
+    engine = make_engine(session, **drafting, **limits)
+    cancel_at = rng.randrange(40) if seed % 3 == 0 else None
+    for request, output in zip(run(engine, wanted, cancel_at=cancel_at, rng=rng), expected, strict=True):
+        cancelled = request.finish_reason == "cancelled"
+        assert request.output_ids == (output[: len(request.output_ids)] if cancelled else output)
+    assert engine.prefix_stats.hits > 0
 
 
 def test_a_second_turn_copies_the_slot_of_the_first(session):

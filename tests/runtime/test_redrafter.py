@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from pipelines.draft.evaluation import accepted_depths
+from plugins.draft_pass import DrawNoise
+from plugins.draft_pass.reference import draft_pass_reference
 from plugins.sample import sample
 from runtime.errors import EnginewrightError
 from runtime.speculation.drafter import GivenContext
@@ -21,7 +23,7 @@ from runtime.speculation.redrafter.head_file import (
     read_head,
     write_head,
 )
-from runtime.speculation.redrafter.loading import make_redrafter
+from runtime.speculation.redrafter.loading import draft_weights, make_redrafter
 from runtime.speculation.tree import TreeShape
 from tests.runtime.heads import head_config, head_tensors, write_random_head
 
@@ -121,6 +123,29 @@ def test_a_tree_holds_the_most_likely_paths(tied):
         best = sorted(scores, key=lambda path: -scores[path])[:11]
         assert set(paths_of(tree, row)) == set(best)
         assert tree.token_ids[row, 0] == context.root_ids[row]
+
+
+@pytest.mark.parametrize("dialect", list(FORMULAS))
+@pytest.mark.parametrize("samples", [False, True])
+def test_torch_drafts_what_the_reference_of_the_kernel_says(dialect, samples):
+    config = head_config(dialect=dialect, exit_dim=20, tied_head=False)
+    tensors = head_tensors(config)
+    embedding = torch.randn(V, H, dtype=torch.float64)
+    drafter = make_redrafter(config, tensors, embedding, embedding, "torch")
+    context, shape = sampled_contexts(3, V, 0.7)._replace(samples=samples), TreeShape(16, 3, 5)
+    tree = drafter.propose(context, shape)
+    ids = tensors["draft_vocab_ids"].long()
+    weights = draft_weights(config, tensors, embedding, tensors["drafter.lm_head.weight"][ids], ids)
+    for row in range(3):
+        noise = DrawNoise(*(value[row] for value in (context.temperature, context.seed, context.sample_index)))
+        expected = draft_pass_reference(
+            weights, context.hidden[row], int(context.root_ids[row]), int(context.positions[row]),
+            noise if samples else None, shape.num_nodes, shape.num_beams, shape.depth,
+        )  # fmt: skip
+        assert tree.token_ids[row].tolist() == expected[0]
+        assert tree.parents[row].tolist() == expected[1]
+        assert tree.depths[row].tolist() == expected[2]
+        assert tree.ancestors[row].tolist() == [sum(1 << node for node in seen) for seen in expected[3]]
 
 
 def test_a_request_drafts_the_same_alone_and_in_a_batch():
