@@ -8,9 +8,10 @@ from runtime.engine import Engine
 
 
 def score(engine: Engine, token_ids: list[int], first: int = 0) -> torch.Tensor:
-    """Return the logits that follow each token from `first` on: (len(token_ids) - first, V), on the CPU, at least float32.
+    """Return the logits that follow each token from `first` on: (len(token_ids) - first, V) float32 or wider.
 
-    The text runs alone, in chunks of the engine's own size; its blocks are free again when this returns.
+    They are on the CPU. The text runs alone, in chunks of the engine's own size; its blocks are free again when this
+    returns.
     """
     limits = engine.backend.limits
     pool = engine.scheduler.pool
