@@ -6,7 +6,7 @@ import torch
 from plugins.attention import AttentionShape, attention, plan_attention
 from plugins.attention.cuda import attention_cuda, plan_attention_cuda
 from plugins.cuda.errors import KernelError
-from tests.plugins.cuda.emulator.run import emulate, needs_emulator
+from tests.plugins.cuda.emulator.run import emulate, emulated_rows, needs_emulator
 from tests.plugins.paged import make_case, random_tree
 
 on_gpu = pytest.mark.gpu
@@ -45,8 +45,9 @@ def emulated(request, monkeypatch):
     monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
     monkeypatch.setattr("plugins.attention.cuda.has_wgmma", lambda device: arch == 900)
     monkeypatch.setattr("plugins.attention.cuda.has_image", lambda source: True)
-    monkeypatch.setattr("plugins.attention.cuda.num_processors", lambda: 3)
+    monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 6)
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
+    monkeypatch.setattr("plugins.attention.cuda.encode_rows", emulated_rows)
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
     monkeypatch.setattr("plugins.attention.cuda.launch", launch)
 
@@ -126,7 +127,7 @@ class TestEmulated:
         check(make_case([133], [133], **sizes | {"block_size": 64}), window)
 
     def test_many_requests_share_few_blocks_of_the_grid(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda.MAX_BLOCKS", 3)
+        monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 3)
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
