@@ -181,6 +181,7 @@ struct KeyLoader {
             const int first = task.item.key_begin / S::KEYS;
             int tile = (task.item.key_end - 1) / S::KEYS;
             int row = cache_row(task, tile);
+#pragma unroll 1
             for (; tile >= first; --tile) {
                 const int now = row;
                 row = cache_row(task, max(tile - 1, first));  // looked up before it is needed
@@ -231,6 +232,7 @@ struct KeyLoader {
     // Values outside keys [begin, end) of a tile become zeros: they may be no numbers, which a weight of 0 does not hide.
     __device__ __forceinline__ void clear_values(int begin, int end) const {
         unsigned char* tile = shared.values + ring.stage * S::TILE_BYTES + lane * 16;
+#pragma unroll 1
         for (int place = 0; place < S::TILE_BYTES; place += 512) {
             const int key = (place + lane * 16) % S::KEY_HALF_BYTES / 128;
             if (key < begin || key >= end) store16(tile + place, {0, 0, 0, 0});

@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.attention.cuda import attention_cuda, plan_attention_cuda
+from plugins.attention.cuda import (
+    PREFILL_ARCHS,
+    PREFILL_HEAD_DIMS,
+    attention_cuda,
+    plan_attention_cuda,
+    prefill_source,
+)
 from plugins.cuda.errors import KernelError
+from plugins.cuda.nvrtc import compile_source
 from tests.plugins.cuda.emulator.run import emulate, emulated_rows, needs_emulator
 from tests.plugins.paged import make_case, random_tree
 
@@ -133,6 +140,14 @@ class TestEmulated:
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
         monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
+
+
+@pytest.mark.parametrize("head_dim", PREFILL_HEAD_DIMS)
+def test_products_of_long_prompts_run_beside_the_softmax(head_dim):
+    """What the compiler says where it makes each product wait for the one before, for want of registers."""
+    compiled = compile_source(prefill_source(torch.bfloat16, head_dim), *PREFILL_ARCHS)
+    assert "serialized" not in compiled.log
+    assert compiled.spill_bytes == 0
 
 
 @on_gpu
