@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -89,6 +90,11 @@ def emulate(
     )
     if failed:
         raise EmulationError(f"{name}: {message.value.decode(errors='replace')}")
+
+
+def emulated_rows(address: int, rows: int, columns: int, box_rows: int) -> bytes:
+    """As plugins.cuda.tensor_map.encode_rows, for the emulator's tensor_copy.cuh."""
+    return struct.pack("<QQII104x", address, rows, columns, box_rows)
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:
