@@ -45,6 +45,7 @@ def emulate(
     params: ctypes.Structure,
     entry: str | None = None,
     cooperative: bool = False,
+    cluster: int = 1,
     reverse: bool = False,
     arch: int = 900,
 ) -> None:
@@ -58,6 +59,7 @@ def emulate(
         params: the kernel's argument.
         entry: the kernel's name; by default the file's stem with `_kernel`.
         cooperative: all blocks run at the same time.
+        cluster: blocks of a cluster, which do too.
         reverse: the last thread and the last block go first.
         arch: __CUDA_ARCH__, such as 800 for the paths without bulk copies.
 
@@ -76,6 +78,7 @@ def emulate(
         (ctypes.c_uint * 3)(*_three(block)),
         ctypes.c_uint(shared_bytes),
         int(cooperative),
+        ctypes.c_uint(cluster),
         int(reverse),
         message,
         ctypes.c_size_t(_MESSAGE_BYTES),

@@ -1,0 +1,134 @@
+// What a layer's sums become: see Mode.
+#pragma once
+
+#include "linear.cuh"
+
+// A thread's share of a tile: two outputs of one row, and what it needs of memory beside their sums.
+template <class T>
+struct Item {
+    Pair outputs;
+    int local;         // the pair's index among the block's
+    int row;
+    bool is_real;
+    long long target;  // QKV: where the pair's first output goes in its tensor
+    float low, high;   // RESIDUAL: the stream; QKV: cos and sin
+    float low_norm, high_norm;
+
+    // Items are dealt so that neighbouring threads have neighbouring outputs.
+    __device__ void describe(const LayerLinearParams& params, const Cut& cut, int tile, int index) {
+        local = index % cut.pairs;
+        row = index / cut.pairs;
+        outputs = pair_of(params, tile * 8 * params.row_warps + cut.rank * cut.pairs + local);
+        is_real = row < params.rows && outputs.low >= 0;
+    }
+
+    __device__ void load(const LayerLinearParams& params) {
+        if (!is_real) return;
+        if (params.mode == RESIDUAL) {
+            const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + row * params.outputs;
+            const T* norm = static_cast<const T*>(params.norm);
+            low = __uint_as_float(load_relaxed(hidden + outputs.low));
+            low_norm = to_float(norm[outputs.low]);
+            high = __uint_as_float(load_relaxed(hidden + outputs.high));
+            high_norm = to_float(norm[outputs.high]);
+        } else if (params.mode == QKV) {
+            load_place(params);
+        }
+    }
+
+    __device__ void load_place(const LayerLinearParams& params) {
+        const int head = outputs.low / params.head_dim, at = outputs.low % params.head_dim;
+        low = 1, high = 0;
+        if (head < params.num_heads + params.num_kv_heads) {
+            const long long angle = params.positions[row] * params.head_dim + at;
+            low = to_float(static_cast<const T*>(params.cos)[angle]);
+            high = to_float(static_cast<const T*>(params.sin)[angle + params.head_dim / 2]);
+        }
+        if (head < params.num_heads) {
+            target = (static_cast<long long>(row) * params.num_heads + head) * params.head_dim + at;
+        } else {
+            const int kv_head = (head - params.num_heads) % params.num_kv_heads;
+            target = (params.kv_rows[row] + static_cast<long long>(kv_head) * params.block_size) * params.head_dim + at;
+        }
+    }
+
+    // Write what the sums become; returns the squares of the new stream.
+    __device__ float finish(const LayerLinearParams& params, float first, float second) const {
+        if (params.mode == QKV) {
+            store_head(params, first, second);
+        } else if (params.mode == GATED) {
+            constexpr float LOG2_E = 1.4426950408889634f;
+            const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
+            static_cast<T*>(params.y)[row * (params.outputs / 2) + outputs.low] = from_float<T>(activated);
+        } else if (params.mode == RESIDUAL) {
+            const float a = low + first, b = high + second;
+            const int at = row * params.outputs;
+            params.hidden[at + outputs.low] = a;
+            params.hidden[at + outputs.high] = b;
+            static_cast<T*>(params.y)[at + outputs.low] = from_float<T>(a * low_norm);
+            static_cast<T*>(params.y)[at + outputs.high] = from_float<T>(b * high_norm);
+            return a * a + b * b;
+        } else {
+            store(params, outputs.low, first);
+            if (outputs.high >= 0) store(params, outputs.high, second);
+        }
+        return 0;
+    }
+
+    __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
+        const int head = outputs.low / params.head_dim;
+        void* y = head < params.num_heads                        ? params.y
+                  : head < params.num_heads + params.num_kv_heads ? params.k_cache
+                                                                  : params.v_cache;
+        static_cast<T*>(y)[target] = from_float<T>(first * low - second * high);
+        static_cast<T*>(y)[target + params.head_dim / 2] = from_float<T>(second * low + first * high);
+    }
+
+    __device__ void store(const LayerLinearParams& params, int output, float value) const {
+        const long long at = static_cast<long long>(row) * params.outputs + output;
+        if (params.mode == LOGITS)
+            static_cast<float*>(params.y)[at] = value;
+        else
+            static_cast<T*>(params.y)[at] = from_float<T>(value);
+    }
+};
+
+// Finish this block's share of a tile. `ahead` has been loaded, unless `is_ahead` is false.
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ void finish_tile(
+    const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, int tile,
+    const Item<T>& ahead, bool is_ahead) {
+    constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = SharedLayout<ROW_BLOCKS>::ROWS;
+    const int total = params.rows * cut.pairs, parts = cut.cluster * cut.column_warps;
+#pragma unroll 1
+    for (int first = 0; first < total; first += THREADS) {
+        Item<T> item = ahead;
+        if (first > 0 || !is_ahead) {
+            item.describe(params, cut, tile, first + static_cast<int>(threadIdx.x));
+            item.load(params);
+        }
+        float squares = 0;
+        if (item.is_real) {
+            float low = 0, high = 0;
+            const float* sums = shared.sums + item.local * PITCH + item.row;
+#pragma unroll 4
+            for (int part = 0; part < parts; ++part) {
+                low += sums[part * cut.pairs * PITCH];
+                high += sums[part * cut.pairs * PITCH + ROWS];
+            }
+            if (params.squares != nullptr) {
+                low *= shared.factors[item.row];
+                high *= shared.factors[item.row];
+            }
+            if (params.bias != nullptr) {
+                low += to_float(static_cast<const T*>(params.bias)[item.outputs.low]);
+                if (item.outputs.high >= 0) high += to_float(static_cast<const T*>(params.bias)[item.outputs.high]);
+            }
+            squares = item.finish(params, low, high);
+        }
+        if (params.mode != RESIDUAL) continue;
+        for (int mask = cut.pairs / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
+        if (item.row < params.rows && item.local == 0)
+            params.squares_out[(item.row * params.tiles + tile) * cut.cluster + cut.rank] = squares;
+    }
+}

@@ -1,0 +1,45 @@
+// The kernel's course: see linear.cuh for the products and epilogue.cuh for what they become.
+#pragma once
+
+#include "epilogue.cuh"
+
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
+    const Cut cut(params);
+    const SharedLayout<ROW_BLOCKS> shared(params, cut);
+    const int clusters = static_cast<int>(gridDim.x) / cut.cluster;
+    const int first_tile = static_cast<int>(blockIdx.x) / cut.cluster;
+    grid_dependency_launch();
+    if (cut.cluster > 1) cluster_arrive();  // the others may write here
+    WeightStream<T> stream(params, cut, shared.ring, first_tile, clusters);
+#pragma unroll 1
+    for (int stage = 0; stage < STAGES; ++stage) stream.ask(stage);
+    Item<T> ahead;
+    ahead.describe(params, cut, first_tile, static_cast<int>(threadIdx.x));
+    grid_dependency_wait();
+    load_x<T, ROW_BLOCKS>(params, cut, shared.x, [&] {
+        ahead.load(params);
+        if (params.squares != nullptr) load_factors<ROW_BLOCKS>(params, shared.factors);
+    });
+    block_sync();
+    int stage = 0;
+#pragma unroll 1
+    for (int tile = first_tile; tile < params.tiles; tile += clusters) {
+        float sums[ROW_BLOCKS][4] = {};
+        multiply_tile<T, ROW_BLOCKS>(sums, params, cut, shared.x, stream, stage);
+        if (cut.cluster > 1)
+            cluster_wait();  // until the sums of the tile before have been read
+        else if (tile != first_tile)
+            block_sync();
+        hand_over<ROW_BLOCKS>(sums, cut, shared.sums);
+        if (cut.cluster > 1) {
+            cluster_arrive();
+            cluster_wait();
+        } else {
+            block_sync();
+        }
+        finish_tile<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile);
+        if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive();
+    }
+    copy_async_wait<0>();
+}

@@ -1,0 +1,64 @@
+"""How a layer is cut into blocks, and what a block takes: from its sizes alone, so that a row's result is too."""
+
+from typing import NamedTuple
+
+WARPS, THREADS = 8, 256
+STEP = 32  # columns
+STAGES = 6  # of a warp's ring
+ROW_BUCKETS = (8, 16, 32, 64)
+MOST_ROWS = ROW_BUCKETS[-1]
+SHARED_BYTES = 227 << 10  # that a block may have from sm_90 on
+_ROOMY_BYTES = 113 << 10  # of a block that shares its processor with another
+_SLOT_BYTES = 1024
+
+
+class Tiling(NamedTuple):
+    """A layer's cut; see linear.cuh."""
+
+    row_warps: int  # of 16 outputs each; the other warps take other columns
+    cluster: int  # blocks, which take other columns as well
+
+    def tiles(self, outputs: int) -> int:
+        return -(-outputs // (16 * self.row_warps))
+
+    def most_steps(self, columns: int) -> int:
+        """Steps of the block with the most columns."""
+        return -(-(columns // STEP) // self.cluster)
+
+
+def tiling(outputs: int, columns: int) -> Tiling:
+    """The cut of a layer on a GPU with clusters."""
+    if outputs * columns >= 3 << 20:
+        return Tiling(8, 8 if outputs < 8192 or columns > 4096 else 4)
+    cluster = 1
+    while columns // cluster > 768:
+        cluster *= 2
+    return Tiling(2 if outputs >= 2048 else 1, cluster)
+
+
+def bucket_of(rows: int) -> int:
+    """The kernel that holds so many rows."""
+    return next(bucket for bucket in ROW_BUCKETS if rows <= bucket)
+
+
+def shared_bytes(cut: Tiling, columns: int, rows: int, parts: int = 1, tiles_each: int = 1) -> int:
+    """Shared memory of a block: SharedLayout of linear.cuh, with as many stages as its warps have steps."""
+    bucket = bucket_of(rows)
+    pitch = _round_up(2 * STEP * cut.most_steps(columns), 128) + 64
+    steps = -(-cut.most_steps(columns) // (WARPS // cut.row_warps)) * tiles_each
+    sums = 8 * WARPS * (2 * bucket + 8) * 4
+    factors = max(bucket, 32) * 4
+    return _round_up(parts * bucket * pitch, 128) + sums + factors + min(STAGES, steps) * WARPS * _SLOT_BYTES
+
+
+def clusters(cut: Tiling, outputs: int, columns: int, rows: int, parts: int, processors: int) -> int:
+    """Clusters of a launch: all run at once, each with an equal number of tiles."""
+    tiles = cut.tiles(outputs)
+    blocks_each = 2 if shared_bytes(cut, columns, rows, parts, STAGES) <= _ROOMY_BYTES else 1
+    at_once = max(1, processors * blocks_each // cut.cluster)
+    rounds = -(-tiles // at_once)
+    return -(-tiles // rounds)
+
+
+def _round_up(value: int, to: int) -> int:
+    return -(-value // to) * to

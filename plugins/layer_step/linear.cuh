@@ -1,0 +1,230 @@
+// A linear layer over few rows, with all that comes before and after it: y = epilogue(x (R, K) . weight (M, K)^T).
+//
+// 16 outputs are the rows of operand A of mma.m16n8k16 and rows of x the columns of operand B, so a row is computed alike
+// whatever the others are and however many. A tile is 16 outputs for each of `row_warps` warps; the other warps, and the
+// blocks of the cluster, take other columns of the same tile. Their sums meet in shared memory, where each block of the
+// cluster finishes its share of the tile's outputs, adding in a fixed order.
+//
+// A block has the same columns in all of its tiles, so its part of x is copied once. Weights go through a ring of
+// cp.async stages from where the thread that asked for 16 bytes takes them itself: no barrier, and any depth without
+// registers. The order of k inside a product is free, so a thread's 16 contiguous bytes of both operands are two products
+// and neither needs ldmatrix.
+//
+// The ring is filled before the kernel waits for the one before it, whose results are x, squares and the stream.
+// 8 warps. Rows are aligned to 16 bytes. Shared memory: see SharedLayout.
+#pragma once
+
+#include "async_copy.cuh"
+#include "cluster.cuh"
+#include "element.cuh"
+#include "grid.cuh"
+#include "math.cuh"
+#include "mma.cuh"
+#include "relaxed.cuh"
+
+#include "params.cuh"
+
+constexpr int WARPS = 8;
+constexpr int THREADS = 32 * WARPS;
+constexpr int STEP = 32;           // columns of a warp's step
+constexpr int SLOT_BYTES = 1024;   // a step's weights, 16 x STEP
+constexpr int STAGES = RING_STAGES;
+constexpr int SUM_PAIRS = 8 * WARPS;  // pairs of outputs that a block's warps have sums of
+
+__device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Two outputs that one thread has: rows i and i + 8 of 16. Both are -1 past the last.
+struct Pair {
+    int low, high;
+};
+
+// Outputs in the order of operand A's rows. Rotary halves and the two branches of the MLP come in pairs.
+__device__ __forceinline__ Pair pair_of(const LayerLinearParams& params, int index) {
+    const int block = index / 8, i = index % 8;
+    if (params.mode == GATED) {
+        const int half = params.outputs / 2, low = 8 * block + i;
+        return low < half ? Pair{low, half + low} : Pair{-1, -1};
+    }
+    if (params.mode == QKV) {
+        const int blocks = params.head_dim / 16, low = block / blocks * params.head_dim + block % blocks * 8 + i;
+        return low < params.outputs ? Pair{low, low + params.head_dim / 2} : Pair{-1, -1};
+    }
+    const int low = 16 * block + i;
+    return {low < params.outputs ? low : -1, low + 8 < params.outputs ? low + 8 : -1};
+}
+
+// How a block's part of a layer is cut.
+struct Cut {
+    int cluster, rank;
+    int column_warps;
+    int row_warp, column_warp;  // this warp's
+    int first_step, num_steps;  // the block's columns
+    int pitch;                  // bytes between rows of x in shared memory: 64 modulo 128, so that no banks collide
+    int pairs;                  // of a tile, that this block finishes
+
+    __device__ explicit Cut(const LayerLinearParams& params) {
+        cluster = static_cast<int>(cluster_size());
+        rank = static_cast<int>(cluster_rank());
+        column_warps = WARPS / params.row_warps;
+        row_warp = static_cast<int>(warp_id()) % params.row_warps;
+        column_warp = static_cast<int>(warp_id()) / params.row_warps;
+        const int steps = params.columns / STEP;
+        first_step = rank * steps / cluster;
+        num_steps = (rank + 1) * steps / cluster - first_step;
+        pitch = ceil_div(2 * STEP * ceil_div(steps, cluster), 128) * 128 + 64;
+        pairs = 8 * params.row_warps / cluster;
+    }
+};
+
+// x | sums | factors | ring, each aligned to 128 bytes. layout.py has the same sizes.
+template <int ROW_BLOCKS>
+struct SharedLayout {
+    static constexpr int ROWS = 8 * ROW_BLOCKS;
+    static constexpr int SUM_PITCH = 2 * ROWS + 8;  // floats of a pair: the rows' low outputs, then the high ones
+    unsigned char* x;
+    float* sums;     // (cluster x column_warps, pairs, SUM_PITCH), written by the cluster's blocks
+    float* factors;  // (ROWS,), 1 / rms
+    unsigned char* ring;
+
+    __device__ SharedLayout(const LayerLinearParams& params, const Cut& cut) {
+        x = shared_memory();
+        sums = reinterpret_cast<float*>(x + ceil_div(params.parts * ROWS * cut.pitch, 128) * 128);
+        factors = sums + SUM_PAIRS * SUM_PITCH;
+        ring = reinterpret_cast<unsigned char*>(factors + (ROWS < 32 ? 32 : ROWS));
+    }
+};
+
+// This thread's copies of weights: its 16 bytes of two rows of each step, in the order in which they are used.
+template <class T>
+struct WeightStream {
+    const LayerLinearParams& params;
+    const Cut& cut;
+    unsigned char* slots;  // this thread's
+    const T* low;
+    const T* high;
+    int tile, step, clusters;
+
+    __device__ WeightStream(const LayerLinearParams& params, const Cut& cut, unsigned char* ring, int first_tile, int clusters)
+        : params(params), cut(cut), slots(ring + warp_id() * SLOT_BYTES + lane_id() * 16), tile(first_tile),
+          clusters(clusters) {
+        begin_tile();
+    }
+
+    __device__ void begin_tile() {
+        step = cut.column_warp;
+        const Pair rows = pair_of(params, (tile * params.row_warps + cut.row_warp) * 8 + lane_id() / 4);
+        const T* first = static_cast<const T*>(params.weight) + cut.first_step * STEP + lane_id() % 4 * 8;
+        low = first + static_cast<long long>(rows.low < 0 ? 0 : rows.low) * params.columns;
+        high = first + static_cast<long long>(rows.high < 0 ? 0 : rows.high) * params.columns;
+    }
+
+    // Ask for the next step, if there is one, and close the group in any case.
+    __device__ void ask(int stage) {
+        if (tile < params.tiles && step < cut.num_steps) {
+            unsigned char* slot = slots + stage * (WARPS * SLOT_BYTES);
+            copy_async16(slot, low + step * STEP);
+            copy_async16(slot + SLOT_BYTES / 2, high + step * STEP);
+            step += cut.column_warps;
+            if (step >= cut.num_steps) {
+                tile += clusters;
+                begin_tile();
+            }
+        }
+        copy_async_commit();
+    }
+};
+
+// Visit the 16-byte pieces of the block's part of x with (global address, shared address), BATCH loads at once; `between`
+// runs while the first are under way.
+template <class T, int ROW_BLOCKS, class Between>
+__device__ __forceinline__ void load_x(const LayerLinearParams& params, const Cut& cut, unsigned char* shared, Between between) {
+    constexpr int BATCH = 8;
+    const int pieces = cut.num_steps * (2 * STEP / 16), rows = params.parts * params.rows, total = rows * pieces;
+    const T* first = static_cast<const T*>(params.x) + cut.first_step * STEP;
+#pragma unroll 1
+    for (int start = 0; start < total || start == 0; start += BATCH * THREADS) {
+        uint4 values[BATCH];
+        unsigned char* targets[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            const int at = start + i * THREADS + static_cast<int>(threadIdx.x);
+            const int row = at / pieces, piece = at - row * pieces;
+            const int part = row / params.rows;
+            targets[i] = shared + (part * (8 * ROW_BLOCKS - params.rows) + row) * cut.pitch + piece * 16;
+            const T* source = first + static_cast<long long>(row) * params.columns + piece * 8;
+            if (at < total)
+                values[i] = load_relaxed16(reinterpret_cast<const unsigned*>(source));
+            else
+                targets[i] = nullptr;
+        }
+        if (start == 0) between();
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            if (targets[i] != nullptr) store16(targets[i], values[i]);
+    }
+}
+
+// 1 / rms of every row, 8 lanes to a row.
+template <int ROW_BLOCKS>
+__device__ __forceinline__ void load_factors(const LayerLinearParams& params, float* factors) {
+    const int lane = static_cast<int>(threadIdx.x) % 8;
+#pragma unroll 1
+    for (int first = 0; first < params.rows; first += THREADS / 8) {
+        const int row = first + static_cast<int>(threadIdx.x) / 8;
+        float sum = 0;
+        if (row < params.rows) {
+            const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares;
+#pragma unroll 8
+            for (int at = lane; at < params.num_squares; at += 8) sum += __uint_as_float(load_relaxed(squares + at));
+        }
+#pragma unroll
+        for (int mask = 4; mask > 0; mask /= 2) sum += shfl_xor(sum, mask);
+        if (lane == 0 && row < params.rows) factors[row] = rsqrt_fast(sum / params.columns + params.eps);
+    }
+}
+
+// A warp's products of one tile: 16 outputs, its columns, all rows.
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ void multiply_tile(
+    float (&sums)[ROW_BLOCKS][4], const LayerLinearParams& params, const Cut& cut, const unsigned char* x,
+    WeightStream<T>& stream, int& stage) {
+    const unsigned char* rows = x + lane_id() / 4 * cut.pitch + lane_id() % 4 * 16;
+#pragma unroll 1
+    for (int step = cut.column_warp; step < cut.num_steps; step += cut.column_warps) {
+        copy_async_wait<STAGES - 1>();
+        const unsigned char* slot = stream.slots + stage * (WARPS * SLOT_BYTES);
+        const uint4 low = load16(slot), high = load16(slot + SLOT_BYTES / 2);
+#pragma unroll 1
+        for (int part = 0; part < params.parts; ++part) {
+            const unsigned char* operand = rows + part * (8 * ROW_BLOCKS) * cut.pitch + step * (2 * STEP);
+#pragma unroll
+            for (int block = 0; block < ROW_BLOCKS; ++block) {
+                const uint4 b = load16(operand + block * 8 * cut.pitch);
+                mma_16x8x16<T>(sums[block], {low.x, high.x, low.y, high.y}, {b.x, b.y});
+                mma_16x8x16<T>(sums[block], {low.z, high.z, low.w, high.w}, {b.z, b.w});
+            }
+        }
+        stream.ask(stage);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+}
+
+// Leave a warp's sums with the blocks that finish their outputs.
+template <int ROW_BLOCKS>
+__device__ __forceinline__ void hand_over(const float (&sums)[ROW_BLOCKS][4], const Cut& cut, float* shared) {
+    constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = 8 * ROW_BLOCKS;
+    const int index = cut.row_warp * 8 + static_cast<int>(lane_id()) / 4;  // of the tile's pairs
+    const int owner = index / cut.pairs, from = cut.rank * cut.column_warps + cut.column_warp;
+    float* target = shared + (from * cut.pairs + index % cut.pairs) * PITCH + lane_id() % 4 * 2;
+#pragma unroll
+    for (int block = 0; block < ROW_BLOCKS; ++block)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float* at = target + half * ROWS + 8 * block;
+            const float2 value = make_float2(sums[block][2 * half], sums[block][2 * half + 1]);
+            if (owner == cut.rank)
+                *reinterpret_cast<float2*>(at) = value;
+            else
+                store_peer8(at, static_cast<unsigned>(owner), value);
+        }
+}
