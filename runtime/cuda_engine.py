@@ -20,6 +20,7 @@ from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.kernel_list import KERNELS_DIR, KernelList
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
+from runtime.model.layer_steps import layer_sources
 from runtime.model.whole_step import step_sources
 from runtime.spec import ModelSpec
 
@@ -39,8 +40,9 @@ def make_cuda_backend(
     """
     require_gpu(KernelList.read(engine_dir))
     add_folder(engine_dir / KERNELS_DIR)
-    whole_steps = step_sources(checkpoint.spec, getattr(torch, plan.dtype), plan.block_size)
-    return load_on_gpu(checkpoint, plan, draft_dir, use_whole_step=all(map(has_image, whole_steps)))
+    dtype = getattr(torch, plan.dtype)
+    few_rows = step_sources(checkpoint.spec, dtype, plan.block_size) + layer_sources(checkpoint.spec, dtype)
+    return load_on_gpu(checkpoint, plan, draft_dir, use_whole_step=all(map(has_image, few_rows)))
 
 
 def load_on_gpu(
@@ -48,7 +50,8 @@ def load_on_gpu(
 ) -> CudaBackend:
     """As `make_cuda_backend`, with whatever kernels this process has; where it was given none, it compiles them.
 
-    use_whole_step: passes over few rows go through one kernel where it takes the model; without, all through the ops.
+    use_whole_step: passes over few rows go through kernels of their own (see `CudaBackend`); without, all through the
+        ops.
     """
     dtype = getattr(torch, plan.dtype)
     with gpu_errors("loading the weights"):

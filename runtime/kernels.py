@@ -22,7 +22,7 @@ from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
 from plugins.tree_pack import cuda as tree_pack
 from runtime.errors import EnginewrightError
-from runtime.model import whole_step
+from runtime.model import layer_steps, whole_step
 from runtime.spec import ModelSpec
 
 CUDA_DTYPES = ("bfloat16", "float16")
@@ -77,6 +77,8 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         yield NeededKernel(source)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
+    for source in layer_steps.layer_sources(spec, dtype):
+        yield NeededKernel(source, layer_steps.ARCHS)
 
 
 def _few_row_outputs(spec: ModelSpec) -> list[int]:

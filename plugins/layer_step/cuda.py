@@ -7,7 +7,8 @@ from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.layout import STAGES, THREADS, bucket_of, clusters, shared_bytes, tiling
 from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
-from plugins.layer_step.weights import LayerWeights
+from plugins.layer_step.weights import LayerTensors, LayerWeights
+from plugins.rope_kv_write import rope_kv_write
 
 _ROW_THREADS = 256
 _BLOCK_SUM_BYTES = 32
@@ -51,7 +52,7 @@ class LayerStep:
         activated = cache.new_empty(rows, spec.intermediate_size)
         for index, layer in enumerate(weights.layers):
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
-            stream.queries(layer.qkv, layer.qkv_bias, k_cache, v_cache, query)
+            stream.queries(layer, k_cache, v_cache, query)
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
             stream.add(context, layer.dense, layer.post_norm)
             stream.gated(layer.gate_up, activated)
@@ -85,16 +86,22 @@ class _Stream:
         params.embedding = weights.embedding.data_ptr()
         params.num_requests, params.max_blocks = block_tables.shape
         self._run_rows("rows_begin_kernel", params)
+        if weights.spec.qk_norm:  # the norm of a head takes a launch of its own
+            self._qkv = cache.new_empty(self._rows, weights.spec.qkv_size)
+            self._cos, self._sin = weights.cos[positions], weights.sin[positions]
+            heads = torch.arange(weights.spec.num_kv_heads, device=cache.device) * self._block_size
+            self._head_rows = self._kv_rows.unsqueeze(1) + heads
 
-    def queries(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        query: torch.Tensor,
-    ) -> None:
-        params = self._normed("qkv", weight, query, bias)
+    def queries(self, layer: LayerTensors, k_cache: torch.Tensor, v_cache: torch.Tensor, query: torch.Tensor) -> None:
+        """Write the rows' queries, and their keys and values to the cache."""
+        if layer.q_norm is not None:
+            self._run(self._normed("plain", layer.qkv, self._qkv, layer.qkv_bias))
+            rope_kv_write(
+                self._qkv, self._cos, self._sin, self._head_rows, layer.q_norm, layer.k_norm,
+                self._weights.spec.norm_eps, k_cache, v_cache, query,
+            )  # fmt: skip
+            return
+        params = self._normed("qkv", layer.qkv, query, layer.qkv_bias)
         params.cos, params.sin = self._weights.cos.data_ptr(), self._weights.sin.data_ptr()
         params.positions, params.kv_rows = self._positions.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()

@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
+
+from plugins.layer_step.weights import LayerSpec
+
 WARPS, THREADS = 8, 256
 STEP = 32  # columns
 STAGES = 6  # of a warp's ring
@@ -34,6 +38,21 @@ def tiling(outputs: int, columns: int) -> Tiling:
     while columns // cluster > 768:
         cluster *= 2
     return Tiling(2 if outputs >= 2048 else 1, cluster)
+
+
+def supports(spec: LayerSpec, dtype: torch.dtype, rows: int) -> str | None:
+    """Return why steps of so many rows cannot go through these launches, or None where they can."""
+    if dtype != torch.bfloat16:
+        return f"dtype is {dtype}; the launches of a layer compute in bfloat16"
+    if spec.head_dim % 16:
+        return f"head_dim is {spec.head_dim}; the launches of a layer take multiples of 16"
+    for name, (outputs, columns) in spec.linears.items():
+        if columns % STEP or (name != "head" and outputs % 16):
+            return f"{name} is {outputs} x {columns}; the launches of a layer take multiples of 16 x {STEP}"
+        needed = shared_bytes(tiling(outputs, columns), columns, rows, 2 if name == "head" else 1, STAGES)
+        if needed > SHARED_BYTES:
+            return f"{rows} rows of {columns} columns leave no room in shared memory for weights"
+    return None
 
 
 def bucket_of(rows: int) -> int:
