@@ -112,7 +112,8 @@ class _Stream:
         params = self._params("residual", x, weight, self._scaled)
         cut = tiling(*weight.shape)
         squares = self._hidden.new_empty(self._rows, params.tiles * cut.cluster)
-        params.hidden, params.norm, params.squares_out = self._hidden.data_ptr(), next_norm.data_ptr(), squares.data_ptr()
+        params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
+        params.squares_out = squares.data_ptr()
         self._run(params)
         self._squares = squares
 
@@ -133,7 +134,9 @@ class _Stream:
         self._run(head)
         return logits, normed
 
-    def _normed(self, mode: str, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None) -> LayerLinearParams:
+    def _normed(
+        self, mode: str, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> LayerLinearParams:
         params = self._params(mode, self._scaled, weight, y)
         params.bias = None if bias is None else bias.data_ptr()
         params.squares, params.num_squares = self._squares.data_ptr(), self._squares.shape[1]
