@@ -110,8 +110,7 @@ class _Stream:
     def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
         """Add a sublayer's result, and leave what the layer after the next norm reads."""
         params = self._params("residual", x, weight, self._scaled)
-        cut = tiling(*weight.shape)
-        squares = self._hidden.new_empty(self._rows, params.tiles * cut.cluster)
+        squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
         params.squares_out = squares.data_ptr()
         self._run(params)

@@ -127,8 +127,11 @@ __device__ __forceinline__ void finish_tile(
             squares = item.finish(params, low, high);
         }
         if (params.mode != RESIDUAL) continue;
-        for (int mask = cut.pairs / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
-        if (item.row < params.rows && item.local == 0)
-            params.squares_out[(item.row * params.tiles + tile) * cut.cluster + cut.rank] = squares;
+        const int lanes = min(cut.pairs, 32), groups = cut.pairs / lanes;
+        for (int mask = lanes / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
+        if (item.row < params.rows && item.local % lanes == 0) {
+            const int part = (tile * cut.cluster + cut.rank) * groups + item.local / lanes;
+            params.squares_out[item.row * params.tiles * cut.cluster * groups + part] = squares;
+        }
     }
 }

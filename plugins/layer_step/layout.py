@@ -25,6 +25,10 @@ class Tiling(NamedTuple):
     def tiles(self, outputs: int) -> int:
         return -(-outputs // (16 * self.row_warps))
 
+    def squares(self, outputs: int) -> int:
+        """In how many parts a row's squares are left."""
+        return self.tiles(outputs) * max(self.cluster, self.row_warps // 4)
+
     def most_steps(self, columns: int) -> int:
         """Steps of the block with the most columns."""
         return -(-(columns // STEP) // self.cluster)

@@ -17,7 +17,7 @@ struct LayerLinearParams {
     const float* squares;        // (R, num_squares), whose sum over a row is its sum of squares; null: no norm
     float* hidden;               // RESIDUAL: (R, M), the stream, updated in place
     const void* norm;            // RESIDUAL: (M,), weight of the next norm
-    float* squares_out;          // RESIDUAL: (R, tiles x cluster)
+    float* squares_out;          // RESIDUAL: (R, tiles x cluster), or twice that where a block has 64 pairs of a tile
     void* y;                     // QKV: (R, N, D); RESIDUAL: (R, M), stream x norm; GATED: (R, M / 2); else (R, M)
     const void* cos;             // QKV: (positions, D)
     const void* sin;             // QKV: (positions, D), the first half negated
