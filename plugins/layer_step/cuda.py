@@ -79,6 +79,8 @@ class _Stream:
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
         self._squares = self._hidden.new_empty(self._rows, 1)
+        # Float16 may not hold the stream, so its rows are scaled: see SCALES_ROWS.
+        self._scales = self._hidden.new_empty(self._rows) if cache.dtype == torch.float16 else None
         self._kv_rows = torch.empty_like(positions)
         params = self._rows_params(weights.layers[0].input_norm)
         params.token_ids, params.cache_positions = token_ids.data_ptr(), cache_positions.data_ptr()
@@ -113,8 +115,13 @@ class _Stream:
         squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
         params.squares_out = squares.data_ptr()
+        scales = self._scales
+        if scales is not None:
+            self._read_norm(params)
+            scales = torch.empty_like(scales)
+            params.scales_out = scales.data_ptr()
         self._run(params)
-        self._squares = squares
+        self._squares, self._scales = squares, scales
 
     def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
         self._run(self._normed("gated", weight, activated))
@@ -138,8 +145,13 @@ class _Stream:
     ) -> LayerLinearParams:
         params = self._params(mode, self._scaled, weight, y)
         params.bias = None if bias is None else bias.data_ptr()
-        params.squares, params.num_squares = self._squares.data_ptr(), self._squares.shape[1]
+        self._read_norm(params)
         return params
+
+    def _read_norm(self, params: LayerLinearParams) -> None:
+        """What the stream was when its last layer had been added."""
+        params.squares, params.num_squares = self._squares.data_ptr(), self._squares.shape[1]
+        params.scales = None if self._scales is None else self._scales.data_ptr()
 
     def _params(self, mode: str, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> LayerLinearParams:
         spec = self._weights.spec
@@ -159,6 +171,7 @@ class _Stream:
         return RowsParams(
             norm=norm.data_ptr(), hidden=self._hidden.data_ptr(), scaled=self._scaled.data_ptr(),
             squares=self._squares.data_ptr(), kv_rows=self._kv_rows.data_ptr(), rows=self._rows,
+            scales=None if self._scales is None else self._scales.data_ptr(),
             hidden_size=spec.hidden_size, num_kv_heads=spec.num_kv_heads, block_size=self._block_size,
             eps=spec.norm_eps,
         )  # fmt: skip

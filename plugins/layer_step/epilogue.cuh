@@ -53,7 +53,7 @@ struct Item {
     }
 
     // Write what the sums become; returns the squares of the new stream.
-    __device__ float finish(const LayerLinearParams& params, float first, float second) const {
+    __device__ float finish(const LayerLinearParams& params, float first, float second, float scale) const {
         if (params.mode == QKV) {
             store_head(params, first, second);
         } else if (params.mode == GATED) {
@@ -65,8 +65,8 @@ struct Item {
             const int at = row * params.outputs;
             params.hidden[at + outputs.low] = a;
             params.hidden[at + outputs.high] = b;
-            static_cast<T*>(params.y)[at + outputs.low] = from_float<T>(a * low_norm);
-            static_cast<T*>(params.y)[at + outputs.high] = from_float<T>(b * high_norm);
+            static_cast<T*>(params.y)[at + outputs.low] = from_float<T>(a * low_norm * scale);
+            static_cast<T*>(params.y)[at + outputs.high] = from_float<T>(b * high_norm * scale);
             return a * a + b * b;
         } else {
             store(params, outputs.low, first);
@@ -116,15 +116,16 @@ __device__ __forceinline__ void finish_tile(
                 low += sums[part * cut.pairs * PITCH];
                 high += sums[part * cut.pairs * PITCH + ROWS];
             }
-            if (params.squares != nullptr) {
-                low *= shared.factors[item.row];
-                high *= shared.factors[item.row];
+            const float factor = params.squares != nullptr ? shared.factors[item.row] : 1;
+            if (params.mode != RESIDUAL) {
+                low *= factor;
+                high *= factor;
             }
             if (params.bias != nullptr) {
                 low += to_float(static_cast<const T*>(params.bias)[item.outputs.low]);
                 if (item.outputs.high >= 0) high += to_float(static_cast<const T*>(params.bias)[item.outputs.high]);
             }
-            squares = item.finish(params, low, high);
+            squares = item.finish(params, low, high, factor);
         }
         if (params.mode != RESIDUAL) continue;
         const int lanes = min(cut.pairs, 32), groups = cut.pairs / lanes;

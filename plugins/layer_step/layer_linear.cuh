@@ -19,7 +19,7 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     grid_dependency_wait();
     load_x<T, ROW_BLOCKS>(params, cut, shared.x, [&] {
         ahead.load(params);
-        if (params.squares != nullptr) load_factors<ROW_BLOCKS>(params, shared.factors);
+        if (params.squares != nullptr) load_factors<T>(params, shared.factors);
     });
     block_sync();
     int stage = 0;

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from plugins.cuda.run import ELEMENTS
 from plugins.layer_step.weights import LayerSpec
 
 WARPS, THREADS = 8, 256
@@ -46,8 +47,8 @@ def tiling(outputs: int, columns: int) -> Tiling:
 
 def supports(spec: LayerSpec, dtype: torch.dtype, rows: int) -> str | None:
     """Return why steps of so many rows cannot go through these launches, or None where they can."""
-    if dtype != torch.bfloat16:
-        return f"dtype is {dtype}; the launches of a layer compute in bfloat16"
+    if dtype not in ELEMENTS:
+        return f"dtype is {dtype}; the launches of a layer compute in bfloat16 or float16"
     if spec.head_dim % 16:
         return f"head_dim is {spec.head_dim}; the launches of a layer take multiples of 16"
     for name, (outputs, columns) in spec.linears.items():

@@ -164,8 +164,9 @@ __device__ __forceinline__ void load_x(const LayerLinearParams& params, const Cu
     }
 }
 
-// 1 / rms of every row, 8 lanes to a row.
-template <int ROW_BLOCKS>
+// 1 / rms of every row, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. 8 lanes
+// to a row.
+template <class T>
 __device__ __forceinline__ void load_factors(const LayerLinearParams& params, float* factors) {
     const int lane = static_cast<int>(threadIdx.x) % 8;
 #pragma unroll 1
@@ -179,7 +180,18 @@ __device__ __forceinline__ void load_factors(const LayerLinearParams& params, fl
         }
 #pragma unroll
         for (int mask = 4; mask > 0; mask /= 2) sum += shfl_xor(sum, mask);
-        if (lane == 0 && row < params.rows) factors[row] = rsqrt_fast(sum / params.columns + params.eps);
+        if (lane != 0 || row >= params.rows) continue;
+        const int width = params.mode == RESIDUAL ? params.outputs : params.columns;
+        float factor = rsqrt_fast(sum / width + params.eps);
+        if constexpr (SCALES_ROWS<T>) {
+            if (params.mode == RESIDUAL) {
+                factor = row_scale(factor);
+                if (blockIdx.x == 0) params.scales_out[row] = factor;
+            } else {
+                factor /= __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + row));
+            }
+        }
+        factors[row] = factor;
     }
 }
 

@@ -1,6 +1,20 @@
 // What the launches of a layer over few rows take; mirrored in params.py.
 #pragma once
 
+#include "element.cuh"
+
+// Whether what a norm's layer reads, stream x norm, is multiplied with a power of two of the row's: the stream may exceed
+// float16, and its size is known only when all of it is. The rms of the stream one sublayer before says enough, with a
+// margin of 2^4 and all but 2^-20 of the rms represented.
+template <class T>
+constexpr bool SCALES_ROWS = false;
+template <>
+constexpr bool SCALES_ROWS<float16> = true;
+
+__device__ __forceinline__ float row_scale(float inverse_rms) {
+    return __uint_as_float(__float_as_uint(inverse_rms) & 0x7f800000u) * 0.0625f;
+}
+
 // What a linear layer does with its sums.
 enum Mode {
     QKV,       // + bias, rotary positions, queries to `y`, keys and values to the cache
@@ -14,10 +28,12 @@ struct LayerLinearParams {
     const void* x;               // (parts, R, K), the parts of a row to be added
     const void* weight;          // (M, K)
     const void* bias;            // (M,), or null
-    const float* squares;        // (R, num_squares), whose sum over a row is its sum of squares; null: no norm
+    const float* squares;        // (R, num_squares), whose sum over a row is the stream's sum of squares; null: no norm
+    const float* scales;         // (R,), what x was multiplied with; null where SCALES_ROWS says no
     float* hidden;               // RESIDUAL: (R, M), the stream, updated in place
     const void* norm;            // RESIDUAL: (M,), weight of the next norm
     float* squares_out;          // RESIDUAL: (R, tiles x cluster), or twice that where a block has 64 pairs of a tile
+    float* scales_out;           // RESIDUAL: (R,), likewise
     void* y;                     // QKV: (R, N, D); RESIDUAL: (R, M), stream x norm; GATED: (R, M / 2); else (R, M)
     const void* cos;             // QKV: (positions, D)
     const void* sin;             // QKV: (positions, D), the first half negated
@@ -40,7 +56,7 @@ struct LayerLinearParams {
     float eps;
     int unused;
 };
-static_assert(sizeof(LayerLinearParams) == 14 * 8 + 14 * 4, "mirrored in params.py");
+static_assert(sizeof(LayerLinearParams) == 16 * 8 + 14 * 4, "mirrored in params.py");
 
 struct RowsParams {
     const long long* token_ids;        // (R,)
@@ -52,6 +68,7 @@ struct RowsParams {
     float* hidden;                     // (R, H)
     void* scaled;                      // (R, H), stream x norm; at the end (2, R, H), the normed stream in two parts
     float* squares;                    // (R, 1); at the end (R, H), the normed stream
+    float* scales;                     // (R,), what the row was multiplied with; null where SCALES_ROWS says no
     long long* kv_rows;                // (R,)
     int rows;
     int hidden_size;
@@ -62,4 +79,4 @@ struct RowsParams {
     float eps;
     int unused;
 };
-static_assert(sizeof(RowsParams) == 10 * 8 + 8 * 4, "mirrored in params.py");
+static_assert(sizeof(RowsParams) == 11 * 8 + 8 * 4, "mirrored in params.py");

@@ -44,12 +44,16 @@ __device__ __forceinline__ void rows_begin(const RowsParams& params) {
     for (int at = threadIdx.x; at < width; at += ROW_THREADS) {
         const float value = to_float(embedding[at]);
         params.hidden[row * width + at] = value;
-        static_cast<T*>(params.scaled)[row * width + at] = from_float<T>(value * to_float(norm[at]));
         squares += value * value;
     }
     squares = block_sum(squares);
+    const float scale = SCALES_ROWS<T> ? row_scale(rsqrt_fast(squares / width + params.eps)) : 1;
+    for (int at = threadIdx.x; at < width; at += ROW_THREADS)
+        static_cast<T*>(params.scaled)[row * width + at] =
+            from_float<T>(to_float(embedding[at]) * to_float(norm[at]) * scale);
     if (threadIdx.x != 0) return;
     params.squares[row] = squares;
+    if (SCALES_ROWS<T>) params.scales[row] = scale;
     params.kv_rows[row] = cache_row(params, row);
 }
 

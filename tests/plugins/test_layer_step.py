@@ -14,16 +14,16 @@ BIAS = StepSpec(96, 3, 6, 2, 32, 160, 515, 1e-6, True, False, None)
 SEVEN = Request(33, 7)
 
 
-def layer_weights(weights: StepWeights, device: str) -> LayerWeights:
+def layer_weights(weights: StepWeights, device: str, dtype: torch.dtype) -> LayerWeights:
     def tensors(layer) -> LayerTensors:
         fields = {name: getattr(layer, name) for name in LayerTensors._fields if name != "gate_up"}
         fields["gate_up"] = torch.cat([layer.fc, layer.gate])
-        return LayerTensors(**{name: None if t is None else t.to(device) for name, t in fields.items()})
+        return LayerTensors(**{name: None if t is None else t.to(device, dtype) for name, t in fields.items()})
 
-    rest = (weights.embedding, weights.final_norm.float(), weights.head, weights.cos, weights.sin)
-    return LayerWeights(
-        LayerSpec(*weights.spec), [tensors(layer) for layer in weights.layers], *(t.to(device) for t in rest)
-    )
+    final_norm = weights.final_norm.float().to(device)
+    embedding, *rest = (t.to(device, dtype) for t in (weights.embedding, weights.head, weights.cos, weights.sin))
+    layers = [tensors(layer) for layer in weights.layers]
+    return LayerWeights(LayerSpec(*weights.spec), layers, embedding, final_norm, *rest)
 
 
 @pytest.fixture(params=[Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
@@ -39,10 +39,11 @@ def step_device(request, kernel_device, monkeypatch):
     return kernel_device
 
 
-def run(spec: StepSpec, requests: list[Request], device: str):
-    """Logits, hidden and cache, and the reference's."""
+def run(spec: StepSpec, requests: list[Request], device: str, dtype: torch.dtype = torch.bfloat16, stream: float = 1.0):
+    """Logits, hidden and cache, and the reference's; the residual stream begins `stream` times as large."""
     weights, case = random_weights(spec), Case(spec, requests)
-    cache = case.cache(spec)
+    weights = weights._replace(embedding=weights.embedding * stream)
+    cache = case.cache(spec).to(dtype)
     expected_cache = cache.double()
     expected = decoder_step_reference(
         weights, case.token_ids, case.positions, case.starts, case.contexts, case.tables, case.visible, expected_cache
@@ -51,14 +52,14 @@ def run(spec: StepSpec, requests: list[Request], device: str):
     token_ids, positions, starts, contexts, tables, ancestors = case.batch(device)
     first = [context - request.num_rows for context, request in zip(case.contexts, requests, strict=True)]
     places = [start + row for start, request in zip(first, requests, strict=True) for row in range(request.num_rows)]
-    step = layer_step.LayerStep(layer_weights(weights, device), cache)
+    step = layer_step.LayerStep(layer_weights(weights, device, dtype), cache)
     results = step(token_ids, positions, torch.tensor(places, device=device), starts, contexts, tables, ancestors)
     return [*(result.cpu() for result in results), cache.cpu()], [*expected, expected_cache]
 
 
-def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
     assert torch.equal(actual.isnan(), expected.isnan())
-    assert (actual.double() - expected).nan_to_num().norm() <= TOLERANCE * expected.nan_to_num().norm()
+    assert (actual.double() - expected).nan_to_num().norm() <= tolerance * expected.nan_to_num().norm()
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,11 @@ def test_equals_the_reference(step_device, spec, requests):
     actual, expected = run(spec, requests, step_device)
     for ours, exact in zip(actual, expected, strict=True):
         check(ours, exact)
+
+
+@pytest.mark.parametrize("stream", [1e-3, 1.0, 1.5e4])
+def test_float16_takes_a_stream_of_any_size(step_device, stream):
+    """Times the norm's weight it would exceed float16 at the end, and lose bits at the start."""
+    actual, expected = run(WINDOW, [Request(30), Request(20, 9, TREE)], step_device, torch.float16, stream)
+    for ours, exact in zip(actual, expected, strict=True):
+        check(ours, exact, TOLERANCE / 4)
