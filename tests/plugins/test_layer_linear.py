@@ -92,7 +92,7 @@ def test_the_gate_takes_any_size(kernel_device, cut):
     layer.run("gated", x, y)
     exact, slack = layer.product(x)
     silu, gate = torch.nn.functional.silu(exact[:, :half]), exact[:, half:]
-    assert exact[:, :half].min() < -200 and exact[:, :half].max() > 200
+    assert exact[:, :half].abs().max() > 200
     check(y, silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * slack[:, half:] + silu.abs() * 1e-5)
 
 
