@@ -16,9 +16,9 @@ struct Item {
 
     // Items are dealt so that neighbouring threads have neighbouring outputs.
     __device__ void describe(const LayerLinearParams& params, const Cut& cut, int tile, int index) {
-        local = index % cut.pairs;
-        row = index / cut.pairs;
-        outputs = pair_of(params, tile * 8 * params.row_warps + cut.rank * cut.pairs + local);
+        local = index & (cut.pairs - 1);
+        row = index >> cut.pair_shift;
+        outputs = pair_of(params, tile * 8 * params.row_warps + (cut.rank << cut.pair_shift) + local);
         is_real = row < params.rows && outputs.low >= 0;
     }
 
@@ -99,7 +99,7 @@ __device__ __forceinline__ void finish_tile(
     const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, int tile,
     const Item<T>& ahead, bool is_ahead) {
     constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = SharedLayout<ROW_BLOCKS>::ROWS;
-    const int total = params.rows * cut.pairs, parts = cut.cluster * cut.column_warps;
+    const int total = params.rows << cut.pair_shift, parts = cut.cluster * cut.column_warps;
 #pragma unroll 1
     for (int first = 0; first < total; first += THREADS) {
         Item<T> item = ahead;
@@ -113,8 +113,8 @@ __device__ __forceinline__ void finish_tile(
             const float* sums = shared.sums + item.local * PITCH + item.row;
 #pragma unroll 4
             for (int part = 0; part < parts; ++part) {
-                low += sums[part * cut.pairs * PITCH];
-                high += sums[part * cut.pairs * PITCH + ROWS];
+                low += sums[(part << cut.pair_shift) * PITCH];
+                high += sums[(part << cut.pair_shift) * PITCH + ROWS];
             }
             const float factor = params.squares != nullptr ? shared.factors[item.row] : 1;
             if (params.mode != RESIDUAL) {
@@ -128,10 +128,10 @@ __device__ __forceinline__ void finish_tile(
             squares = item.finish(params, low, high, factor);
         }
         if (params.mode != RESIDUAL) continue;
-        const int lanes = min(cut.pairs, 32), groups = cut.pairs / lanes;
+        const int lanes = min(cut.pairs, 32), groups = cut.pairs > 32 ? 2 : 1;
         for (int mask = lanes / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
-        if (item.row < params.rows && item.local % lanes == 0) {
-            const int part = (tile * cut.cluster + cut.rank) * groups + item.local / lanes;
+        if (item.row < params.rows && (item.local & (lanes - 1)) == 0) {
+            const int part = (tile * cut.cluster + cut.rank) * groups + (item.local >= 32 ? 1 : 0);
             params.squares_out[item.row * params.tiles * cut.cluster * groups + part] = squares;
         }
     }

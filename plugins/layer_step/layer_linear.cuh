@@ -7,20 +7,22 @@ template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     const Cut cut(params);
     const SharedLayout<ROW_BLOCKS> shared(params, cut);
-    const int clusters = static_cast<int>(gridDim.x) / cut.cluster;
-    const int first_tile = static_cast<int>(blockIdx.x) / cut.cluster;
+    const int clusters = static_cast<int>(gridDim.x) >> log2(cut.cluster);
+    const int first_tile = static_cast<int>(blockIdx.x) >> log2(cut.cluster);
     grid_dependency_launch();
-    if (cut.cluster > 1) cluster_arrive();  // the others may write here
+    if (cut.cluster > 1) cluster_arrive_relaxed();  // the others may write here
     WeightStream<T> stream(params, cut, shared.ring, first_tile, clusters);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; ++stage) stream.ask(stage);
     Item<T> ahead;
     ahead.describe(params, cut, first_tile, static_cast<int>(threadIdx.x));
+    InputCopy<T, ROW_BLOCKS> x(params, cut, shared.x);
     grid_dependency_wait();
-    load_x<T, ROW_BLOCKS>(params, cut, shared.x, [&] {
-        ahead.load(params);
-        if (params.squares != nullptr) load_factors<T>(params, shared.factors);
-    });
+    x.load();
+    ahead.load(params);
+    if (params.squares != nullptr) load_factors<T>(params, shared.factors);
+    x.store();
+    x.rest();
     block_sync();
     int stage = 0;
 #pragma unroll 1
@@ -39,7 +41,7 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
             block_sync();
         }
         finish_tile<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile);
-        if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive();
+        if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive_relaxed();
     }
     copy_async_wait<0>();
 }

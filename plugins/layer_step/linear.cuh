@@ -32,6 +32,7 @@ constexpr int STAGES = RING_STAGES;
 constexpr int SUM_PAIRS = 8 * WARPS;  // pairs of outputs that a block's warps have sums of
 
 __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ __forceinline__ int log2(int power) { return 31 - __clz(power); }
 
 // Two outputs that one thread has: rows i and i + 8 of 16. Both are -1 past the last.
 struct Pair {
@@ -53,26 +54,28 @@ __device__ __forceinline__ Pair pair_of(const LayerLinearParams& params, int ind
     return {low < params.outputs ? low : -1, low + 8 < params.outputs ? low + 8 : -1};
 }
 
-// How a block's part of a layer is cut.
+// How a block's part of a layer is cut. Sizes of warps and blocks are powers of two.
 struct Cut {
     int cluster, rank;
     int column_warps;
     int row_warp, column_warp;  // this warp's
     int first_step, num_steps;  // the block's columns
     int pitch;                  // bytes between rows of x in shared memory: 64 modulo 128, so that no banks collide
-    int pairs;                  // of a tile, that this block finishes
+    int pair_shift, pairs;      // of a tile, that this block finishes
 
     __device__ explicit Cut(const LayerLinearParams& params) {
         cluster = static_cast<int>(cluster_size());
         rank = static_cast<int>(cluster_rank());
-        column_warps = WARPS / params.row_warps;
-        row_warp = static_cast<int>(warp_id()) % params.row_warps;
-        column_warp = static_cast<int>(warp_id()) / params.row_warps;
+        const int row_shift = log2(params.row_warps), cluster_shift = log2(cluster);
+        column_warps = WARPS >> row_shift;
+        row_warp = static_cast<int>(warp_id()) & (params.row_warps - 1);
+        column_warp = static_cast<int>(warp_id()) >> row_shift;
         const int steps = params.columns / STEP;
-        first_step = rank * steps / cluster;
-        num_steps = (rank + 1) * steps / cluster - first_step;
-        pitch = ceil_div(2 * STEP * ceil_div(steps, cluster), 128) * 128 + 64;
-        pairs = 8 * params.row_warps / cluster;
+        first_step = (rank * steps) >> cluster_shift;
+        num_steps = (((rank + 1) * steps) >> cluster_shift) - first_step;
+        pitch = ceil_div(2 * STEP * ((steps + cluster - 1) >> cluster_shift), 128) * 128 + 64;
+        pair_shift = 3 + row_shift - cluster_shift;
+        pairs = 1 << pair_shift;
     }
 };
 
@@ -134,35 +137,70 @@ struct WeightStream {
     }
 };
 
-// Visit the 16-byte pieces of the block's part of x with (global address, shared address), BATCH loads at once; `between`
-// runs while the first are under way.
-template <class T, int ROW_BLOCKS, class Between>
-__device__ __forceinline__ void load_x(const LayerLinearParams& params, const Cut& cut, unsigned char* shared, Between between) {
-    constexpr int BATCH = 8;
-    const int pieces = cut.num_steps * (2 * STEP / 16), rows = params.parts * params.rows, total = rows * pieces;
-    const T* first = static_cast<const T*>(params.x) + cut.first_step * STEP;
-#pragma unroll 1
-    for (int start = 0; start < total || start == 0; start += BATCH * THREADS) {
-        uint4 values[BATCH];
-        unsigned char* targets[BATCH];
+// The block's part of x, 16-byte pieces dealt to the threads in order.
+template <class T, int ROW_BLOCKS>
+struct InputCopy {
+    static constexpr int BATCH = 8;  // loads of a thread at once
+    const LayerLinearParams& params;
+    const Cut& cut;
+    unsigned char* shared;
+    int pieces, rows;           // of a row; of all parts
+    int piece, row;             // this thread's next
+    int piece_step, row_step;   // to the one after it
+    uint4 values[BATCH];
+    int sources[BATCH];         // in elements from the block's first column; -1: no piece
+    int targets[BATCH];
+
+    __device__ InputCopy(const LayerLinearParams& params, const Cut& cut, unsigned char* shared)
+        : params(params), cut(cut), shared(shared) {
+        pieces = cut.num_steps * (2 * STEP / 16);
+        rows = params.parts * params.rows;
+        row_step = THREADS / pieces;
+        piece_step = THREADS - row_step * pieces;
+        row = static_cast<int>(threadIdx.x) / pieces;
+        piece = static_cast<int>(threadIdx.x) - row * pieces;
+        find();
+    }
+
+    // Where the next pieces are and go to: before the wait for what they hold.
+    __device__ void find() {
+        const int gap = (8 * ROW_BLOCKS - params.rows) * cut.pitch;  // after the rows of the first part
 #pragma unroll
         for (int i = 0; i < BATCH; ++i) {
-            const int at = start + i * THREADS + static_cast<int>(threadIdx.x);
-            const int row = at / pieces, piece = at - row * pieces;
-            const int part = row / params.rows;
-            targets[i] = shared + (part * (8 * ROW_BLOCKS - params.rows) + row) * cut.pitch + piece * 16;
-            const T* source = first + static_cast<long long>(row) * params.columns + piece * 8;
-            if (at < total)
-                values[i] = load_relaxed16(reinterpret_cast<const unsigned*>(source));
-            else
-                targets[i] = nullptr;
+            sources[i] = row < rows ? row * params.columns + piece * 8 : -1;
+            targets[i] = row * cut.pitch + piece * 16 + (row >= params.rows ? gap : 0);
+            row += row_step;
+            piece += piece_step;
+            if (piece >= pieces) {
+                piece -= pieces;
+                ++row;
+            }
         }
-        if (start == 0) between();
+    }
+
+    __device__ void load() {
+        const T* first = static_cast<const T*>(params.x) + cut.first_step * STEP;
 #pragma unroll
         for (int i = 0; i < BATCH; ++i)
-            if (targets[i] != nullptr) store16(targets[i], values[i]);
+            if (sources[i] >= 0) values[i] = load_relaxed16(reinterpret_cast<const unsigned*>(first + sources[i]));
     }
-}
+
+    __device__ void store() {
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i)
+            if (sources[i] >= 0) store16(shared + targets[i], values[i]);
+    }
+
+    // All that the first batch has not.
+    __device__ void rest() {
+#pragma unroll 1
+        while (row < rows) {
+            find();
+            load();
+            store();
+        }
+    }
+};
 
 // 1 / rms of every row, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. 8 lanes
 // to a row.
@@ -226,8 +264,8 @@ template <int ROW_BLOCKS>
 __device__ __forceinline__ void hand_over(const float (&sums)[ROW_BLOCKS][4], const Cut& cut, float* shared) {
     constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = 8 * ROW_BLOCKS;
     const int index = cut.row_warp * 8 + static_cast<int>(lane_id()) / 4;  // of the tile's pairs
-    const int owner = index / cut.pairs, from = cut.rank * cut.column_warps + cut.column_warp;
-    float* target = shared + (from * cut.pairs + index % cut.pairs) * PITCH + lane_id() % 4 * 2;
+    const int owner = index >> cut.pair_shift, from = cut.rank * cut.column_warps + cut.column_warp;
+    float* target = shared + ((from << cut.pair_shift) + (index & (cut.pairs - 1))) * PITCH + lane_id() % 4 * 2;
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll

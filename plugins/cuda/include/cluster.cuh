@@ -36,6 +36,13 @@ __device__ __forceinline__ void cluster_arrive() {
 #endif
 }
 
+// Arrive with nothing to be seen: the barrier only says that all have come so far.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");

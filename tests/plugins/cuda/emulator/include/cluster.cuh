@@ -15,6 +15,8 @@ inline void cluster_arrive() {
     emulator::arrive(first.cluster_barrier, emulator::cluster_blocks * emulator::block_size.x);
 }
 
+inline void cluster_arrive_relaxed() { cluster_arrive(); }
+
 inline void cluster_wait() {
     const emulator::Block& first = *emulator::current->block->cluster;
     emulator::wait_until(
