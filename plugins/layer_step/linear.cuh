@@ -178,6 +178,13 @@ struct InputCopy {
         }
     }
 
+    __device__ int largest() const {
+        int value = max(row, piece);
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) value = max(value, max(sources[i], targets[i]));
+        return value;
+    }
+
     __device__ void load() {
         const T* first = static_cast<const T*>(params.x) + cut.first_step * STEP;
 #pragma unroll
