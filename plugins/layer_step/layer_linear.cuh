@@ -10,7 +10,10 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     const int clusters = static_cast<int>(gridDim.x) >> log2(cut.cluster);
     const int first_tile = static_cast<int>(blockIdx.x) >> log2(cut.cluster);
     grid_dependency_launch();
-    if (cut.cluster > 1) cluster_arrive_relaxed();  // the others may write here
+    if (cut.cluster > 1) {
+        if (threadIdx.x == 0) mbarrier_init(shared.handed_over, 1);
+        cluster_arrive();  // the others may write here
+    }
     WeightStream<T> stream(params, cut, shared.ring, first_tile, clusters);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; ++stage) stream.ask(stage);
@@ -26,23 +29,22 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     x.rest();
     block_sync();
     int stage = 0;
+    unsigned parity = 0;
 #pragma unroll 1
     for (int tile = first_tile; tile < params.tiles; tile += clusters) {
         float sums[ROW_BLOCKS][4] = {};
         multiply_tile<T, ROW_BLOCKS>(sums, params, cut, shared.x, stream, stage);
-        if (cut.cluster > 1)
-            cluster_wait();  // until the sums of the tile before have been read
-        else if (tile != first_tile)
-            block_sync();
-        hand_over<ROW_BLOCKS>(sums, cut, shared.sums);
         if (cut.cluster > 1) {
-            cluster_arrive();
-            cluster_wait();
+            cluster_wait();  // until the sums of the tile before have been read
+            hand_over<ROW_BLOCKS>(sums, cut, shared);
+            await_sums<ROW_BLOCKS>(cut, shared, parity);
         } else {
+            if (tile != first_tile) block_sync();
+            hand_over<ROW_BLOCKS>(sums, cut, shared);
             block_sync();
         }
         finish_tile<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile);
-        if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive_relaxed();
+        if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive();
     }
     copy_async_wait<0>();
 }

@@ -71,7 +71,7 @@ def shared_bytes(cut: Tiling, columns: int, rows: int, parts: int = 1, tiles_eac
     pitch = _round_up(2 * STEP * cut.most_steps(columns), 128) + 64
     steps = -(-cut.most_steps(columns) // (WARPS // cut.row_warps)) * tiles_each
     sums = 8 * WARPS * (2 * bucket + 8) * 4
-    factors = max(bucket, 32) * 4
+    factors = max(bucket, 32) * 4 + 128  # and a barrier
     return _round_up(parts * bucket * pitch, 128) + sums + factors + min(STAGES, steps) * WARPS * _SLOT_BYTES
 
 

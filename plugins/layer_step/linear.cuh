@@ -79,7 +79,7 @@ struct Cut {
     }
 };
 
-// x | sums | factors | ring, each aligned to 128 bytes. layout.py has the same sizes.
+// x | sums | factors | barrier | ring, each aligned to 128 bytes. layout.py has the same sizes.
 template <int ROW_BLOCKS>
 struct SharedLayout {
     static constexpr int ROWS = 8 * ROW_BLOCKS;
@@ -87,13 +87,15 @@ struct SharedLayout {
     unsigned char* x;
     float* sums;     // (cluster x column_warps, pairs, SUM_PITCH), written by the cluster's blocks
     float* factors;  // (ROWS,), 1 / rms
+    Mbarrier* handed_over;  // a tile's sums, by all blocks of the cluster
     unsigned char* ring;
 
     __device__ SharedLayout(const LayerLinearParams& params, const Cut& cut) {
         x = shared_memory();
         sums = reinterpret_cast<float*>(x + ceil_div(params.parts * ROWS * cut.pitch, 128) * 128);
         factors = sums + SUM_PAIRS * SUM_PITCH;
-        ring = reinterpret_cast<unsigned char*>(factors + (ROWS < 32 ? 32 : ROWS));
+        handed_over = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
+        ring = reinterpret_cast<unsigned char*>(handed_over) + 128;
     }
 };
 
@@ -115,6 +117,7 @@ struct WeightStream {
 
     __device__ void begin_tile() {
         step = cut.column_warp;
+        if (tile >= params.tiles) return;
         const Pair rows = pair_of(params, (tile * params.row_warps + cut.row_warp) * 8 + lane_id() / 4);
         const T* first = static_cast<const T*>(params.weight) + cut.first_step * STEP + lane_id() % 4 * 8;
         low = first + static_cast<long long>(rows.low < 0 ? 0 : rows.low) * params.columns;
@@ -266,22 +269,35 @@ __device__ __forceinline__ void multiply_tile(
     }
 }
 
-// Leave a warp's sums with the blocks that finish their outputs.
+// Leave a warp's sums with the blocks that finish their outputs, in slots of a pair's low outputs and its high ones.
 template <int ROW_BLOCKS>
-__device__ __forceinline__ void hand_over(const float (&sums)[ROW_BLOCKS][4], const Cut& cut, float* shared) {
+__device__ __forceinline__ void hand_over(
+    const float (&sums)[ROW_BLOCKS][4], const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared) {
     constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = 8 * ROW_BLOCKS;
     const int index = cut.row_warp * 8 + static_cast<int>(lane_id()) / 4;  // of the tile's pairs
-    const int owner = index >> cut.pair_shift, from = cut.rank * cut.column_warps + cut.column_warp;
-    float* target = shared + ((from << cut.pair_shift) + (index & (cut.pairs - 1))) * PITCH + lane_id() % 4 * 2;
+    const int from = cut.rank * cut.column_warps + cut.column_warp;
+    float* target = shared.sums + ((from << cut.pair_shift) + (index & (cut.pairs - 1))) * PITCH + lane_id() % 4 * 2;
+    const unsigned owner = static_cast<unsigned>(index >> cut.pair_shift);
+    const PeerPointer peer = peer_pointer(target, owner), barrier = peer_pointer(shared.handed_over, owner);
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            float* at = target + half * ROWS + 8 * block;
+            const int at = half * ROWS + 8 * block;
             const float2 value = make_float2(sums[block][2 * half], sums[block][2 * half + 1]);
-            if (owner == cut.rank)
-                *reinterpret_cast<float2*>(at) = value;
+            if (cut.cluster > 1)
+                store_peer8(peer + at * static_cast<int>(sizeof(float)), barrier, value);
             else
-                store_peer8(at, static_cast<unsigned>(owner), value);
+                *reinterpret_cast<float2*>(target + at) = value;
         }
+}
+
+// Wait for the sums of this block's pairs from all blocks of the cluster.
+template <int ROW_BLOCKS>
+__device__ __forceinline__ void await_sums(const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, unsigned& parity) {
+    constexpr int PAIR_BYTES = 2 * 8 * ROW_BLOCKS * static_cast<int>(sizeof(float));
+    if (threadIdx.x == 0)
+        mbarrier_arrive_expect(shared.handed_over, (cut.cluster * cut.column_warps << cut.pair_shift) * PAIR_BYTES);
+    mbarrier_wait(shared.handed_over, parity);
+    parity ^= 1;
 }

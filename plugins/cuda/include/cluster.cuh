@@ -2,6 +2,7 @@
 // block is a cluster of its own.
 #pragma once
 
+#include "async_copy.cuh"
 #include "warp.cuh"
 
 #if __CUDA_ARCH__ >= 900
@@ -28,16 +29,8 @@ __device__ __forceinline__ unsigned cluster_rank() {
     return rank;
 }
 
-// The two halves of a barrier of all threads of a cluster: what a thread wrote before it arrived, to its own shared
-// memory or another block's, is seen by all after they have waited.
+// The two halves of a barrier of all threads of a cluster, which orders nothing: it says that all have come so far.
 __device__ __forceinline__ void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-
-// Arrive with nothing to be seen: the barrier only says that all have come so far.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
@@ -46,20 +39,36 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#else
-    block_sync();
 #endif
 }
 
-// Store to where `shared` lies in the block `rank` of the cluster, which must have started and not ended. 8-byte aligned.
-__device__ __forceinline__ void store_peer8(void* shared, unsigned rank, float2 value) {
+// An address in the shared memory of a block of the cluster, which must have started and not ended.
+struct PeerPointer {
+    unsigned address;
+
+    __device__ __forceinline__ PeerPointer operator+(int bytes) const {
+        return {address + static_cast<unsigned>(bytes)};
+    }
+};
+
+// Where `shared` lies in the block `rank`; below sm_90 that is this one.
+__device__ __forceinline__ PeerPointer peer_pointer(void* shared, unsigned rank) {
+    unsigned address = shared_address(shared);
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
+#endif
+    return {address};
+}
+
+// Store, in no order with other stores, and count 8 bytes at a barrier of the same block, which then says that they are
+// there. 8-byte aligned.
+__device__ __forceinline__ void store_peer8(PeerPointer to, PeerPointer barrier, float2 value) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{ .reg .u32 peer; mapa.shared::cluster.u32 peer, %0, %1; st.shared::cluster.v2.f32 [peer], {%2, %3}; }" ::"r"(
-            shared_address(shared)),
-        "r"(rank), "f"(value.x), "f"(value.y)
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to.address),
+        "f"(value.x), "f"(value.y), "r"(barrier.address)
         : "memory");
 #else
-    *static_cast<float2*>(shared) = value;
+    asm volatile("trap;");
 #endif
 }
