@@ -3,6 +3,8 @@
 
 #include "linear.cuh"
 
+enum Head { QUERY, KEY, VALUE };
+
 // A thread's share of a tile: two outputs of one row, and what it needs of memory beside their sums.
 template <class T>
 struct Item {
@@ -10,17 +12,32 @@ struct Item {
     int local;         // the pair's index among the block's
     int row;
     bool is_real;
-    long long target;  // QKV: where the pair's first output goes in its tensor
+    int head, at;      // QKV: a Head, and the first output's dimension
+    long long target;  // QKV: where the first output goes in its tensor
     float low, high;   // RESIDUAL: the stream; QKV: cos and sin
     float low_norm, high_norm;
 
-    // Items are dealt so that neighbouring threads have neighbouring outputs.
+    // All that takes no memory. Items are dealt so that neighbouring threads have neighbouring outputs.
     __device__ void describe(const LayerLinearParams& params, const Cut& cut, int tile, int index) {
         local = index & (cut.pairs - 1);
         row = index >> cut.pair_shift;
         outputs = pair_of(params, tile * 8 * params.row_warps + (cut.rank << cut.pair_shift) + local);
         is_real = row < params.rows && outputs.low >= 0;
+        head = at = 0;
+        target = 0;
+        if (params.mode == QKV && is_real) describe_head(params);
     }
+
+    __device__ void describe_head(const LayerLinearParams& params) {
+        const int index = outputs.low / params.head_dim, key = index - params.num_heads;
+        at = outputs.low - index * params.head_dim;
+        head = key < 0 ? QUERY : key < params.num_kv_heads ? KEY : VALUE;
+        const int kv_head = head == KEY ? key : key - params.num_kv_heads;
+        target = head == QUERY ? row * params.num_heads + index : kv_head * params.block_size;
+        target = target * params.head_dim + at;
+    }
+
+    __device__ int largest() const { return max(max(local + row, head), max(max(outputs.low, outputs.high), at)); }
 
     __device__ void load(const LayerLinearParams& params) {
         if (!is_real) return;
@@ -32,23 +49,12 @@ struct Item {
             high = __uint_as_float(load_relaxed(hidden + outputs.high));
             high_norm = to_float(norm[outputs.high]);
         } else if (params.mode == QKV) {
-            load_place(params);
-        }
-    }
-
-    __device__ void load_place(const LayerLinearParams& params) {
-        const int head = outputs.low / params.head_dim, at = outputs.low % params.head_dim;
-        low = 1, high = 0;
-        if (head < params.num_heads + params.num_kv_heads) {
+            low = 1, high = 0;
+            if (head != QUERY) target += params.kv_rows[row] * params.head_dim;
+            if (head == VALUE) return;
             const long long angle = params.positions[row] * params.head_dim + at;
             low = to_float(static_cast<const T*>(params.cos)[angle]);
             high = to_float(static_cast<const T*>(params.sin)[angle + params.head_dim / 2]);
-        }
-        if (head < params.num_heads) {
-            target = (static_cast<long long>(row) * params.num_heads + head) * params.head_dim + at;
-        } else {
-            const int kv_head = (head - params.num_heads) % params.num_kv_heads;
-            target = (params.kv_rows[row] + static_cast<long long>(kv_head) * params.block_size) * params.head_dim + at;
         }
     }
 
@@ -76,10 +82,7 @@ struct Item {
     }
 
     __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
-        const int head = outputs.low / params.head_dim;
-        void* y = head < params.num_heads                        ? params.y
-                  : head < params.num_heads + params.num_kv_heads ? params.k_cache
-                                                                  : params.v_cache;
+        void* y = head == QUERY ? params.y : head == KEY ? params.k_cache : params.v_cache;
         static_cast<T*>(y)[target] = from_float<T>(first * low - second * high);
         static_cast<T*>(y)[target + params.head_dim / 2] = from_float<T>(second * low + first * high);
     }

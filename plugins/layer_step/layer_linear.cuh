@@ -20,8 +20,7 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     Item<T> ahead;
     ahead.describe(params, cut, first_tile, static_cast<int>(threadIdx.x));
     InputCopy<T, ROW_BLOCKS> x(params, cut, shared.x);
-    const int described = max(ahead.local + ahead.row, max(ahead.outputs.low, ahead.outputs.high));
-    grid_dependency_wait_after(max(x.largest(), described));
+    grid_dependency_wait_after(max(x.largest(), ahead.largest()));
     x.load();
     ahead.load(params);
     if (params.squares != nullptr) load_factors<T>(params, shared.factors);

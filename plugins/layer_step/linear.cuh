@@ -216,6 +216,7 @@ struct InputCopy {
 // to a row.
 template <class T>
 __device__ __forceinline__ void load_factors(const LayerLinearParams& params, float* factors) {
+    constexpr int BATCH = 8;  // loads of a thread at once
     const int lane = static_cast<int>(threadIdx.x) % 8;
 #pragma unroll 1
     for (int first = 0; first < params.rows; first += THREADS / 8) {
@@ -223,8 +224,15 @@ __device__ __forceinline__ void load_factors(const LayerLinearParams& params, fl
         float sum = 0;
         if (row < params.rows) {
             const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares;
-#pragma unroll 8
-            for (int at = lane; at < params.num_squares; at += 8) sum += __uint_as_float(load_relaxed(squares + at));
+#pragma unroll 1
+            for (int start = lane; start < params.num_squares; start += 8 * BATCH) {
+                unsigned parts[BATCH];
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i)
+                    parts[i] = start + 8 * i < params.num_squares ? load_relaxed(squares + start + 8 * i) : 0;
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i) sum += __uint_as_float(parts[i]);
+            }
         }
 #pragma unroll
         for (int mask = 4; mask > 0; mask /= 2) sum += shfl_xor(sum, mask);
