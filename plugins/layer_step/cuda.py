@@ -5,7 +5,16 @@ import torch
 from plugins.attention import AttentionShape, attention, plan_attention
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
-from plugins.layer_step.layout import STAGES, THREADS, bucket_of, clusters, shared_bytes, tiling
+from plugins.layer_step.layout import (
+    STAGES,
+    THREADS,
+    Tiling,
+    bucket_of,
+    clusters,
+    head_tiling,
+    shared_bytes,
+    tiling,
+)
 from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
 from plugins.layer_step.weights import LayerTensors, LayerWeights
 from plugins.rope_kv_write import rope_kv_write
@@ -88,7 +97,8 @@ class _Stream:
         params.embedding = weights.embedding.data_ptr()
         params.num_requests, params.max_blocks = block_tables.shape
         self._run_rows("rows_begin_kernel", params)
-        if weights.spec.qk_norm:  # the norm of a head takes a launch of its own
+        self._qkv = None
+        if weights.spec.qk_norm and head_tiling(weights.spec.head_dim) is None:  # then heads are normed in a launch more
             self._qkv = cache.new_empty(self._rows, weights.spec.qkv_size)
             self._cos, self._sin = weights.cos[positions], weights.sin[positions]
             heads = torch.arange(weights.spec.num_kv_heads, device=cache.device) * self._block_size
@@ -96,7 +106,7 @@ class _Stream:
 
     def queries(self, layer: LayerTensors, k_cache: torch.Tensor, v_cache: torch.Tensor, query: torch.Tensor) -> None:
         """Write the rows' queries, and their keys and values to the cache."""
-        if layer.q_norm is not None:
+        if self._qkv is not None:
             self._run(self._normed("plain", layer.qkv, self._qkv, layer.qkv_bias))
             rope_kv_write(
                 self._qkv, self._cos, self._sin, self._head_rows, layer.q_norm, layer.k_norm,
@@ -104,10 +114,14 @@ class _Stream:
             )  # fmt: skip
             return
         params = self._normed("qkv", layer.qkv, query, layer.qkv_bias)
+        cut = tiling(*layer.qkv.shape)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            params.q_norm, params.k_norm = layer.q_norm.data_ptr(), layer.k_norm.data_ptr()
+            cut = head_tiling(params.head_dim) or cut
         params.cos, params.sin = self._weights.cos.data_ptr(), self._weights.sin.data_ptr()
         params.positions, params.kv_rows = self._positions.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
-        self._run(params)
+        self._run(params, cut)
 
     def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
         """Add a sublayer's result, and leave what the layer after the next norm reads."""
@@ -155,16 +169,15 @@ class _Stream:
 
     def _params(self, mode: str, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> LayerLinearParams:
         spec = self._weights.spec
-        cut = tiling(*weight.shape)
         return LayerLinearParams(
             x=x.data_ptr(), weight=weight.data_ptr(), y=y.data_ptr(), rows=self._rows, columns=weight.shape[1],
-            outputs=weight.shape[0], mode=MODES.index(mode), parts=1, row_warps=cut.row_warps,
-            tiles=cut.tiles(weight.shape[0]), num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads,
+            outputs=weight.shape[0], mode=MODES.index(mode), parts=1, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams) -> None:
-        run_linear(params, self._scaled.dtype, processors(self._scaled.device))
+    def _run(self, params: LayerLinearParams, cut: Tiling | None = None) -> None:
+        cut = cut or tiling(params.outputs, params.columns)
+        run_linear(params, cut, self._scaled.dtype, processors(self._scaled.device))
 
     def _rows_params(self, norm: torch.Tensor) -> RowsParams:
         spec = self._weights.spec
@@ -180,10 +193,10 @@ class _Stream:
         run_kernel(rows_source(self._scaled.dtype), entry, self._rows, _ROW_THREADS, params, _BLOCK_SUM_BYTES)
 
 
-def run_linear(params: LayerLinearParams, dtype: torch.dtype, num_processors: int) -> None:
-    """Launch one layer."""
+def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:
+    """Launch one layer, cut so."""
     outputs, columns, rows, parts = params.outputs, params.columns, params.rows, params.parts
-    cut = tiling(outputs, columns)
+    params.row_warps, params.tiles = cut.row_warps, cut.tiles(outputs)
     num_clusters = clusters(cut, outputs, columns, rows, parts, num_processors)
     tiles_each = -(-params.tiles // num_clusters)
     run_kernel(

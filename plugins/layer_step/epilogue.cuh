@@ -37,6 +37,18 @@ struct Item {
         target = target * params.head_dim + at;
     }
 
+    // The head's norm: its squares are in parts.
+    template <int ROWS>
+    __device__ void norm_head(const LayerLinearParams& params, const float2* parts, int num_parts, float& first, float& second) const {
+        if (head == VALUE) return;
+        float squares = 0;
+        for (int part = 0; part < num_parts; ++part) squares += parts[part * ROWS + row].x;
+        const float factor = rsqrt_fast(squares / params.head_dim + params.eps);
+        const T* weight = static_cast<const T*>(head == QUERY ? params.q_norm : params.k_norm) + at;
+        first *= factor * to_float(weight[0]);
+        second *= factor * to_float(weight[params.head_dim / 2]);
+    }
+
     __device__ int largest() const { return max(max(local + row, head), max(max(outputs.low, outputs.high), at)); }
 
     __device__ void load(const LayerLinearParams& params) {
@@ -96,13 +108,36 @@ struct Item {
     }
 };
 
+// The two sums of an item, normed and with their bias.
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ float2 sum_item(
+    const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, const Item<T>& item) {
+    constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = SharedLayout<ROW_BLOCKS>::ROWS;
+    const int parts = cut.cluster * cut.column_warps;
+    const float* sums = shared.sums + item.local * PITCH + item.row;
+    float low = 0, high = 0;
+#pragma unroll 4
+    for (int part = 0; part < parts; ++part) {
+        low += sums[(part << cut.pair_shift) * PITCH];
+        high += sums[(part << cut.pair_shift) * PITCH + ROWS];
+    }
+    if (params.squares != nullptr && params.mode != RESIDUAL) {
+        low *= shared.factors[item.row];
+        high *= shared.factors[item.row];
+    }
+    if (params.bias != nullptr) {
+        low += to_float(static_cast<const T*>(params.bias)[item.outputs.low]);
+        if (item.outputs.high >= 0) high += to_float(static_cast<const T*>(params.bias)[item.outputs.high]);
+    }
+    return make_float2(low, high);
+}
+
 // Finish this block's share of a tile. `ahead` has been loaded, unless `is_ahead` is false.
 template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void finish_tile(
     const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, int tile,
     const Item<T>& ahead, bool is_ahead) {
-    constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = SharedLayout<ROW_BLOCKS>::ROWS;
-    const int total = params.rows << cut.pair_shift, parts = cut.cluster * cut.column_warps;
+    const int total = params.rows << cut.pair_shift;
 #pragma unroll 1
     for (int first = 0; first < total; first += THREADS) {
         Item<T> item = ahead;
@@ -112,23 +147,9 @@ __device__ __forceinline__ void finish_tile(
         }
         float squares = 0;
         if (item.is_real) {
-            float low = 0, high = 0;
-            const float* sums = shared.sums + item.local * PITCH + item.row;
-#pragma unroll 4
-            for (int part = 0; part < parts; ++part) {
-                low += sums[(part << cut.pair_shift) * PITCH];
-                high += sums[(part << cut.pair_shift) * PITCH + ROWS];
-            }
-            const float factor = params.squares != nullptr ? shared.factors[item.row] : 1;
-            if (params.mode != RESIDUAL) {
-                low *= factor;
-                high *= factor;
-            }
-            if (params.bias != nullptr) {
-                low += to_float(static_cast<const T*>(params.bias)[item.outputs.low]);
-                if (item.outputs.high >= 0) high += to_float(static_cast<const T*>(params.bias)[item.outputs.high]);
-            }
-            squares = item.finish(params, low, high, factor);
+            const float2 sums = sum_item<T, ROW_BLOCKS>(params, cut, shared, item);
+            const float scale = SCALES_ROWS<T> && params.mode == RESIDUAL ? shared.factors[item.row] : 1;
+            squares = item.finish(params, sums.x, sums.y, scale);
         }
         if (params.mode != RESIDUAL) continue;
         const int lanes = min(cut.pairs, 32), groups = cut.pairs > 32 ? 2 : 1;
@@ -137,5 +158,42 @@ __device__ __forceinline__ void finish_tile(
             const int part = (tile * cut.cluster + cut.rank) * groups + (item.local >= 32 ? 1 : 0);
             params.squares_out[item.row * params.tiles * cut.cluster * groups + part] = squares;
         }
+    }
+}
+
+// The same where queries and keys are normed: a tile is a head, of which a block has 8 pairs, and its squares go to all
+// blocks of the cluster before any can finish.
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ void finish_head(
+    const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, int tile,
+    const Item<T>& ahead, bool is_ahead, unsigned parity) {
+    constexpr int ROWS = SharedLayout<ROW_BLOCKS>::ROWS, ITEMS = ceil_div(8 * ROWS, THREADS);
+    Item<T> items[ITEMS];
+    float2 sums[ITEMS];
+    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.squared, cut.cluster * params.rows * sizeof(float2));
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        items[i] = ahead;
+        if (i > 0 || !is_ahead) {
+            items[i].describe(params, cut, tile, i * THREADS + static_cast<int>(threadIdx.x));
+            items[i].load(params);
+        }
+        sums[i] = items[i].is_real ? sum_item<T, ROW_BLOCKS>(params, cut, shared, items[i]) : make_float2(0, 0);
+        float squares = sums[i].x * sums[i].x + sums[i].y * sums[i].y;
+#pragma unroll
+        for (int mask = 4; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
+        // Each of the pair's 8 lanes sends them to one block.
+        if (items[i].row < params.rows && items[i].local < cut.cluster) {
+            const unsigned to = static_cast<unsigned>(items[i].local);
+            store_peer8(peer_pointer(shared.heads + cut.rank * ROWS + items[i].row, to), peer_pointer(shared.squared, to),
+                        make_float2(squares, 0));
+        }
+    }
+    mbarrier_wait(shared.squared, parity);
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        if (!items[i].is_real) continue;
+        items[i].template norm_head<ROWS>(params, shared.heads, cut.cluster, sums[i].x, sums[i].y);
+        items[i].finish(params, sums[i].x, sums[i].y, 1);
     }
 }

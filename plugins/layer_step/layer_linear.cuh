@@ -11,7 +11,10 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     const int first_tile = static_cast<int>(blockIdx.x) >> log2(cut.cluster);
     grid_dependency_launch();
     if (cut.cluster > 1) {
-        if (threadIdx.x == 0) mbarrier_init(shared.handed_over, 1);
+        if (threadIdx.x == 0) {
+            mbarrier_init(shared.handed_over, 1);
+            mbarrier_init(shared.squared, 1);
+        }
         cluster_arrive();  // the others may write here
     }
     WeightStream<T> stream(params, cut, shared.ring, first_tile, clusters);
@@ -37,12 +40,16 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
             cluster_wait();  // until the sums of the tile before have been read
             hand_over<ROW_BLOCKS>(sums, cut, shared);
             await_sums<ROW_BLOCKS>(cut, shared, parity);
+            parity ^= 1;
         } else {
             if (tile != first_tile) block_sync();
             hand_over<ROW_BLOCKS>(sums, cut, shared);
             block_sync();
         }
-        finish_tile<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile);
+        if (params.q_norm != nullptr)
+            finish_head<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile, parity ^ 1);
+        else
+            finish_tile<T, ROW_BLOCKS>(params, cut, shared, tile, ahead, tile == first_tile);
         if (cut.cluster > 1 && tile + clusters < params.tiles) cluster_arrive();
     }
     copy_async_wait<0>();

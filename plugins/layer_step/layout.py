@@ -45,6 +45,11 @@ def tiling(outputs: int, columns: int) -> Tiling:
     return Tiling(2 if outputs >= 2048 else 1, cluster)
 
 
+def head_tiling(head_dim: int) -> Tiling | None:
+    """The cut of the layer whose outputs are normed by heads: a tile is a head. None where no cut is."""
+    return Tiling(head_dim // 16, head_dim // 16) if head_dim in (32, 64, 128) else None
+
+
 def supports(spec: LayerSpec, dtype: torch.dtype, rows: int) -> str | None:
     """Return why steps of so many rows cannot go through these launches, or None where they can."""
     if dtype not in ELEMENTS:
@@ -54,7 +59,8 @@ def supports(spec: LayerSpec, dtype: torch.dtype, rows: int) -> str | None:
     for name, (outputs, columns) in spec.linears.items():
         if columns % STEP or (name != "head" and outputs % 16):
             return f"{name} is {outputs} x {columns}; the launches of a layer take multiples of 16 x {STEP}"
-        needed = shared_bytes(tiling(outputs, columns), columns, rows, 2 if name == "head" else 1, STAGES)
+        cut = head_tiling(spec.head_dim) if name == "qkv" and spec.qk_norm else None
+        needed = shared_bytes(cut or tiling(outputs, columns), columns, rows, 2 if name == "head" else 1, STAGES)
         if needed > SHARED_BYTES:
             return f"{rows} rows of {columns} columns leave no room in shared memory for weights"
     return None
@@ -71,7 +77,7 @@ def shared_bytes(cut: Tiling, columns: int, rows: int, parts: int = 1, tiles_eac
     pitch = _round_up(2 * STEP * cut.most_steps(columns), 128) + 64
     steps = -(-cut.most_steps(columns) // (WARPS // cut.row_warps)) * tiles_each
     sums = 8 * WARPS * (2 * bucket + 8) * 4
-    factors = max(bucket, 32) * 4 + 128  # and a barrier
+    factors = max(bucket, 32) * 4 + 128 + 8 * bucket * cut.cluster  # and barriers, and the squares of heads
     return _round_up(parts * bucket * pitch, 128) + sums + factors + min(STAGES, steps) * WARPS * _SLOT_BYTES
 
 

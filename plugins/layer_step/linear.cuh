@@ -79,7 +79,7 @@ struct Cut {
     }
 };
 
-// x | sums | factors | barrier | ring, each aligned to 128 bytes. layout.py has the same sizes.
+// x | sums | factors | barriers | heads | ring, each aligned to 128 bytes. layout.py has the same sizes.
 template <int ROW_BLOCKS>
 struct SharedLayout {
     static constexpr int ROWS = 8 * ROW_BLOCKS;
@@ -88,6 +88,8 @@ struct SharedLayout {
     float* sums;     // (cluster x column_warps, pairs, SUM_PITCH), written by the cluster's blocks
     float* factors;  // (ROWS,), 1 / rms
     Mbarrier* handed_over;  // a tile's sums, by all blocks of the cluster
+    Mbarrier* squared;      // a head's squares, likewise
+    float2* heads;          // (cluster, ROWS): the squares of each block's share of a head, beside nothing
     unsigned char* ring;
 
     __device__ SharedLayout(const LayerLinearParams& params, const Cut& cut) {
@@ -95,7 +97,9 @@ struct SharedLayout {
         sums = reinterpret_cast<float*>(x + ceil_div(params.parts * ROWS * cut.pitch, 128) * 128);
         factors = sums + SUM_PAIRS * SUM_PITCH;
         handed_over = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
-        ring = reinterpret_cast<unsigned char*>(handed_over) + 128;
+        squared = handed_over + 1;
+        heads = reinterpret_cast<float2*>(reinterpret_cast<unsigned char*>(handed_over) + 128);
+        ring = reinterpret_cast<unsigned char*>(heads + (params.q_norm != nullptr ? cut.cluster * ROWS : 0));
     }
 };
 
@@ -302,10 +306,9 @@ __device__ __forceinline__ void hand_over(
 
 // Wait for the sums of this block's pairs from all blocks of the cluster.
 template <int ROW_BLOCKS>
-__device__ __forceinline__ void await_sums(const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, unsigned& parity) {
+__device__ __forceinline__ void await_sums(const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, unsigned parity) {
     constexpr int PAIR_BYTES = 2 * 8 * ROW_BLOCKS * static_cast<int>(sizeof(float));
     if (threadIdx.x == 0)
         mbarrier_arrive_expect(shared.handed_over, (cut.cluster * cut.column_warps << cut.pair_shift) * PAIR_BYTES);
     mbarrier_wait(shared.handed_over, parity);
-    parity ^= 1;
 }

@@ -29,6 +29,8 @@ struct LayerLinearParams {
     const void* weight;          // (M, K)
     const void* bias;            // (M,), or null
     const float* squares;        // (R, num_squares), whose sum over a row is the stream's sum of squares; null: no norm
+    const void* q_norm;          // QKV: (D,), or null; then a tile is a head, which a cluster of as many blocks as it has
+    const void* k_norm;          //   row warps finishes
     const float* scales;         // (R,), what x was multiplied with; null where SCALES_ROWS says no
     float* hidden;               // RESIDUAL: (R, M), the stream, updated in place
     const void* norm;            // RESIDUAL: (M,), weight of the next norm
@@ -56,7 +58,7 @@ struct LayerLinearParams {
     float eps;
     int unused;
 };
-static_assert(sizeof(LayerLinearParams) == 16 * 8 + 14 * 4, "mirrored in params.py");
+static_assert(sizeof(LayerLinearParams) == 18 * 8 + 14 * 4, "mirrored in params.py");
 
 struct RowsParams {
     const long long* token_ids;        // (R,)

@@ -7,7 +7,8 @@ MODES = ("qkv", "residual", "gated", "plain", "logits")
 
 class LayerLinearParams(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "squares", "scales", "hidden", "norm")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "squares", "q_norm", "k_norm")),
+        *((name, ctypes.c_void_p) for name in ("scales", "hidden", "norm")),
         *((name, ctypes.c_void_p) for name in ("squares_out", "scales_out", "y")),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "positions", "kv_rows", "k_cache", "v_cache")),
         *((name, ctypes.c_int32) for name in ("rows", "columns", "outputs", "mode", "parts", "num_squares")),

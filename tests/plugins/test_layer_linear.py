@@ -13,8 +13,7 @@ EPS = 1e-5
 
 
 @pytest.fixture(params=[Tiling(1, 1), Tiling(1, 4), Tiling(2, 2), Tiling(8, 1), Tiling(8, 8)], ids=str)
-def cut(request, monkeypatch):
-    monkeypatch.setattr("plugins.layer_step.cuda.tiling", lambda outputs, columns: request.param)
+def cut(request):
     return request.param
 
 
@@ -42,10 +41,9 @@ class Layer:
         pointers = {name: f.data_ptr() if isinstance(f, torch.Tensor) else f for name, f in fields.items()}
         params = LayerLinearParams(
             x=x.data_ptr(), weight=self.weight.data_ptr(), y=y.data_ptr(), rows=len(x) // parts, columns=columns,
-            outputs=outputs, mode=MODES.index(mode), parts=parts, row_warps=self.cut.row_warps,
-            tiles=self.cut.tiles(outputs), eps=EPS, **pointers,
+            outputs=outputs, mode=MODES.index(mode), parts=parts, eps=EPS, **pointers,
         )  # fmt: skip
-        run_linear(params, x.dtype, 12)
+        run_linear(params, self.cut, x.dtype, 12)
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Exact, and what float32 sums in any order may be off by."""

@@ -11,7 +11,9 @@ from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
 from tests.plugins.test_decoder_step import PLAIN, TOLERANCE, TREE, WINDOW, Case, Request, random_weights
 
 BIAS = StepSpec(96, 3, 6, 2, 32, 160, 515, 1e-6, True, False, None)
-SEVEN = Request(33, 7)
+NORMS = StepSpec(96, 2, 4, 2, 32, 160, 130, 1e-6, True, True, None)  # of heads
+WIDE_NORMS = StepSpec(128, 1, 2, 1, 64, 96, 130, 1e-6, False, True, None)
+NARROW_NORMS = StepSpec(64, 2, 4, 2, 16, 96, 130, 1e-6, False, True, None)
 
 
 def layer_weights(weights: StepWeights, device: str, dtype: torch.dtype) -> LayerWeights:
@@ -68,8 +70,11 @@ def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLER
         (PLAIN, [Request(20), Request(1), Request(35)]),
         (BIAS, [Request(19, 9, TREE), Request(5, 2)]),
         (WINDOW, [Request(90), Request(70, 9, TREE)]),
+        (NORMS, [Request(19, 9, TREE), Request(5, 2)]),
+        (WIDE_NORMS, [Request(50, 40)]),
+        (NARROW_NORMS, [Request(19, 9, TREE), Request(5, 2)]),
     ],
-    ids=["decode", "a tree and bias", "a window"],
+    ids=["decode", "a tree and bias", "a window", "norms", "wide norms, two items a thread", "norms in a launch more"],
 )
 def test_equals_the_reference(step_device, spec, requests):
     if step_device == "cuda" and spec.head_dim < 64:
