@@ -10,26 +10,23 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     const int clusters = static_cast<int>(gridDim.x) >> log2(cut.cluster);
     const int first_tile = static_cast<int>(blockIdx.x) >> log2(cut.cluster);
     grid_dependency_launch();
-    if (cut.cluster > 1) {
-        if (threadIdx.x == 0) {
-            mbarrier_init(shared.handed_over, 1);
-            mbarrier_init(shared.squared, 1);
-        }
-        cluster_arrive();  // the others may write here
+    if (threadIdx.x == 0) {
+        mbarrier_init(shared.x_is_there, 1);
+        mbarrier_init(shared.handed_over, 1);
+        mbarrier_init(shared.squared, 1);
     }
+    if (cut.cluster > 1) cluster_arrive();  // the others may write here
     WeightStream<T> stream(params, cut, shared.ring, first_tile, clusters);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; ++stage) stream.ask(stage);
     Item<T> ahead;
     ahead.describe(params, cut, first_tile, static_cast<int>(threadIdx.x));
-    InputCopy<T, ROW_BLOCKS> x(params, cut, shared.x);
-    grid_dependency_wait_after(max(x.largest(), ahead.largest()));
-    x.load();
+    grid_dependency_wait_after(ahead.largest());
+    if (warp_id() == 0) copy_x<ROW_BLOCKS>(params, cut, shared);
     ahead.load(params);
     if (params.squares != nullptr) load_factors<T>(params, shared.factors);
-    x.store();
-    x.rest();
-    block_sync();
+    block_sync();  // the barriers are there, and the factors
+    mbarrier_wait(shared.x_is_there, 0);
     int stage = 0;
     unsigned parity = 0;
 #pragma unroll 1

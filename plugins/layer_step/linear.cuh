@@ -5,7 +5,7 @@
 // blocks of the cluster, take other columns of the same tile. Their sums meet in shared memory, where each block of the
 // cluster finishes its share of the tile's outputs, adding in a fixed order.
 //
-// A block has the same columns in all of its tiles, so its part of x is copied once. Weights go through a ring of
+// A block has the same columns in all of its tiles, so its part of x is copied once, in bulk. Weights go through a ring of
 // cp.async stages from where the thread that asked for 16 bytes takes them itself: no barrier, and any depth without
 // registers. The order of k inside a product is free, so a thread's 16 contiguous bytes of both operands are two products
 // and neither needs ldmatrix.
@@ -87,6 +87,7 @@ struct SharedLayout {
     unsigned char* x;
     float* sums;     // (cluster x column_warps, pairs, SUM_PITCH), written by the cluster's blocks
     float* factors;  // (ROWS,), 1 / rms
+    Mbarrier* x_is_there;
     Mbarrier* handed_over;  // a tile's sums, by all blocks of the cluster
     Mbarrier* squared;      // a head's squares, likewise
     float2* heads;          // (cluster, ROWS): the squares of each block's share of a head, beside nothing
@@ -96,9 +97,10 @@ struct SharedLayout {
         x = shared_memory();
         sums = reinterpret_cast<float*>(x + ceil_div(params.parts * ROWS * cut.pitch, 128) * 128);
         factors = sums + SUM_PAIRS * SUM_PITCH;
-        handed_over = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
-        squared = handed_over + 1;
-        heads = reinterpret_cast<float2*>(reinterpret_cast<unsigned char*>(handed_over) + 128);
+        x_is_there = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
+        handed_over = x_is_there + 1;
+        squared = x_is_there + 2;
+        heads = reinterpret_cast<float2*>(reinterpret_cast<unsigned char*>(x_is_there) + 128);
         ring = reinterpret_cast<unsigned char*>(heads + (params.q_norm != nullptr ? cut.cluster * ROWS : 0));
     }
 };
@@ -144,77 +146,20 @@ struct WeightStream {
     }
 };
 
-// The block's part of x, 16-byte pieces dealt to the threads in order.
-template <class T, int ROW_BLOCKS>
-struct InputCopy {
-    static constexpr int BATCH = 8;  // loads of a thread at once
-    const LayerLinearParams& params;
-    const Cut& cut;
-    unsigned char* shared;
-    int pieces, rows;           // of a row; of all parts
-    int piece, row;             // this thread's next
-    int piece_step, row_step;   // to the one after it
-    uint4 values[BATCH];
-    int sources[BATCH];         // in elements from the block's first column; -1: no piece
-    int targets[BATCH];
-
-    __device__ InputCopy(const LayerLinearParams& params, const Cut& cut, unsigned char* shared)
-        : params(params), cut(cut), shared(shared) {
-        pieces = cut.num_steps * (2 * STEP / 16);
-        rows = params.parts * params.rows;
-        row_step = THREADS / pieces;
-        piece_step = THREADS - row_step * pieces;
-        row = static_cast<int>(threadIdx.x) / pieces;
-        piece = static_cast<int>(threadIdx.x) - row * pieces;
-        find();
-    }
-
-    // Where the next pieces are and go to: before the wait for what they hold.
-    __device__ void find() {
-        const int gap = (8 * ROW_BLOCKS - params.rows) * cut.pitch;  // after the rows of the first part
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) {
-            sources[i] = row < rows ? row * params.columns + piece * 8 : -1;
-            targets[i] = row * cut.pitch + piece * 16 + (row >= params.rows ? gap : 0);
-            row += row_step;
-            piece += piece_step;
-            if (piece >= pieces) {
-                piece -= pieces;
-                ++row;
-            }
-        }
-    }
-
-    __device__ int largest() const {
-        int value = max(row, piece);
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i) value = max(value, max(sources[i], targets[i]));
-        return value;
-    }
-
-    __device__ void load() {
-        const T* first = static_cast<const T*>(params.x) + cut.first_step * STEP;
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            if (sources[i] >= 0) values[i] = load_relaxed16(reinterpret_cast<const unsigned*>(first + sources[i]));
-    }
-
-    __device__ void store() {
-#pragma unroll
-        for (int i = 0; i < BATCH; ++i)
-            if (sources[i] >= 0) store16(shared + targets[i], values[i]);
-    }
-
-    // All that the first batch has not.
-    __device__ void rest() {
+// Start copying the block's part of x, by the first warp: a lane has whole rows.
+template <int ROW_BLOCKS>
+__device__ __forceinline__ void copy_x(const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared) {
+    const int rows = params.parts * params.rows, lane = static_cast<int>(lane_id());
+    const unsigned bytes = cut.num_steps * (2 * STEP);
+    if (lane == 0) mbarrier_arrive_expect(shared.x_is_there, rows * bytes);
+    warp_sync();
+    const char* first = static_cast<const char*>(params.x) + cut.first_step * (2 * STEP);
 #pragma unroll 1
-        while (row < rows) {
-            find();
-            load();
-            store();
-        }
+    for (int row = lane; row < rows; row += 32) {
+        const int slot = row + (row >= params.rows ? 8 * ROW_BLOCKS - params.rows : 0);  // the second part's rows
+        copy_bulk(shared.x + slot * cut.pitch, first + row * (2ll * params.columns), bytes, shared.x_is_there);
     }
-};
+}
 
 // 1 / rms of every row, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. 8 lanes
 // to a row.
