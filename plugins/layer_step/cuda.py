@@ -98,7 +98,9 @@ class _Stream:
         params.num_requests, params.max_blocks = block_tables.shape
         self._run_rows("rows_begin_kernel", params)
         self._qkv = None
-        if weights.spec.qk_norm and head_tiling(weights.spec.head_dim) is None:  # then heads are normed in a launch more
+        if (
+            weights.spec.qk_norm and head_tiling(weights.spec.head_dim) is None
+        ):  # then heads are normed in a launch more
             self._qkv = cache.new_empty(self._rows, weights.spec.qkv_size)
             self._cos, self._sin = weights.cos[positions], weights.sin[positions]
             heads = torch.arange(weights.spec.num_kv_heads, device=cache.device) * self._block_size
@@ -171,7 +173,8 @@ class _Stream:
         spec = self._weights.spec
         return LayerLinearParams(
             x=x.data_ptr(), weight=weight.data_ptr(), y=y.data_ptr(), rows=self._rows, columns=weight.shape[1],
-            outputs=weight.shape[0], mode=MODES.index(mode), parts=1, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads,
+            outputs=weight.shape[0], mode=MODES.index(mode), parts=1, num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
