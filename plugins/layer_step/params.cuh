@@ -56,7 +56,7 @@ struct LayerLinearParams {
     int head_dim;
     int block_size;   // of the cache: rows between heads
     float eps;
-    int unused;
+    int trace;        // a number from 1 on where the launch is traced
 };
 static_assert(sizeof(LayerLinearParams) == 18 * 8 + 14 * 4, "mirrored in params.py");
 

@@ -15,7 +15,7 @@ class LayerLinearParams(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("row_warps", "tiles", "num_heads", "num_kv_heads", "head_dim")),
         ("block_size", ctypes.c_int32),
         ("eps", ctypes.c_float),
-        ("unused", ctypes.c_int32),
+        ("trace", ctypes.c_int32),
     )
 
 
