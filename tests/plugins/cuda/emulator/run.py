@@ -48,6 +48,7 @@ def emulate(
     params: ctypes.Structure | Sequence[Any],
     entry: str | None = None,
     cooperative: bool = False,
+    cluster: int = 1,
     reverse: bool = False,
     arch: int = 900,
 ) -> None:
@@ -61,6 +62,7 @@ def emulate(
         params: the kernel's argument, or ctypes values of all its arguments where it has several.
         entry: the kernel's name; by default the file's stem with `_kernel`.
         cooperative: all blocks run at the same time.
+        cluster: blocks of a cluster, which do too.
         reverse: the last thread and the last block go first.
         arch: __CUDA_ARCH__, such as 800 for the paths without bulk copies.
 
@@ -84,6 +86,7 @@ def emulate(
         (ctypes.c_uint * 3)(*_three(block)),
         ctypes.c_uint(shared_bytes),
         int(cooperative),
+        ctypes.c_uint(cluster),
         int(reverse),
         message,
         ctypes.c_size_t(_MESSAGE_BYTES),
