@@ -112,6 +112,9 @@ class DeviceState:
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.sample_index = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
 
+        self._zeros = torch.zeros_like(self.seed)  # that nobody writes to: a recorded step fills none of its own
+        self._ones = torch.ones_like(self.seed)
+
     def reset(self) -> None:
         """Make every slot that of a text with one token, as nobody reads it."""
         self.num_tokens.fill_(1)
@@ -182,8 +185,8 @@ class DeviceState:
             logits = adjust(logits, rules, torch.ones_like(drawing.slots, dtype=torch.bool), [])
         token_ids = torch.empty_like(drawing.slots)
         sample_slots(logits, self._draws, drawing.slots, drawing.roots, None, token_ids)
-        one = token_ids.unsqueeze(1)
-        return Accepted(one, torch.zeros_like(one), torch.ones_like(token_ids))
+        rows = len(token_ids)
+        return Accepted(token_ids.unsqueeze(1), self._zeros[:rows].unsqueeze(1), self._ones[:rows])
 
     def _walk(
         self, drawing: Drawing, tree: DraftTree, depth: int, all_logits: torch.Tensor,
