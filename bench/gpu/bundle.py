@@ -1,7 +1,8 @@
 """Measure a finished bundle on this GPU, its drafter included: `python -m bench.gpu.bundle BUNDLE --out FILE.jsonl`.
 
-Greedy and sampled answers to shipped prompts, one request at a time: plainly, with trees by the policy, with the smallest
-tree, and with a fixed tree of each size that the head was measured with. The weights are real: accepted lengths depend on them.
+Greedy and sampled answers to shipped prompts, one request at a time: plainly, with trees by the policy, with the
+smallest tree, and with a fixed tree of each size that the head was measured with. Accepted lengths depend on the
+weights, so they are the bundle's own.
 """
 
 import argparse
