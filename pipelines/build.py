@@ -21,6 +21,7 @@ from pipelines.storage import storage_errors
 from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
+from runtime.tensorrt_library import library_version
 
 R = TypeVar("R")
 STAGES = "pipelines.stages"
@@ -66,8 +67,15 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
 
 
 def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
-    """Run, or plan, every stage of one build; the order is that of the life of an engine."""
+    """Run, or plan, every stage of one build; the order is that of the life of an engine.
+
+    Raises:
+        EnginewrightError: a stage failed, or a target's library is not installed.
+    """
     made: dict[str, R] = {}
+    for plan in PLAN_TARGETS:
+        if getattr(config.target, plan) is not None:
+            library_version(plan)  # or the build would end where its stage is reached
 
     def run(name: str, node: Node, *inputs: str, **renamed: str) -> None:
         """`renamed`: what the stage calls an input, and the name under which it was made."""

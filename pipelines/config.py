@@ -148,12 +148,10 @@ class CudaTargetConfig:
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_tokens: int = 0  # 0: what kv_cache_fraction of the GPU's free memory holds when the engine is loaded
     kv_cache_fraction: float = 0.9
-    linear: str = "torch"  # cuBLAS; cuda takes our kernel for up to 16 rows of small weights
     archs: tuple[str, ...] = ARCHS
 
     def __post_init__(self) -> None:
         require_counts("target.cuda", self, ["max_batch_size", "max_num_tokens"])
-        require(self.linear in ("torch", "cuda"), "target.cuda.linear", self.linear, "torch or cuda")
         require_counts("target.cuda", self, ["max_seq_len", "kv_cache_tokens"], minimum=0)
         size = self.block_size
         bound = "16, 32, 64 or another power of two from 16 on"

@@ -23,6 +23,7 @@ from runtime.kernels import kernels_for
 from runtime.kv.cache import KVCache
 from runtime.machine import driver_version
 from runtime.model.decoder import Decoder
+from runtime.model.layer_steps import layer_sources
 from runtime.model.whole_step import step_sources
 from runtime.spec import ModelSpec
 from runtime.speculation.costs import made_up_batch
@@ -50,9 +51,10 @@ def make_cuda_backend(
     require_gpu(KernelList.read(engine_dir))
     add_folder(engine_dir / KERNELS_DIR)
     _require_kernels(checkpoint.spec, plan)
-    whole_steps = step_sources(checkpoint.spec, getattr(torch, plan.dtype), plan.block_size)
+    dtype = getattr(torch, plan.dtype)
+    few_rows = step_sources(checkpoint.spec, dtype, plan.block_size) + layer_sources(checkpoint.spec, dtype)
     choices = NO_CHOICES if bundle is None else read_choices(bundle, engine_dir, device_name())
-    return load_on_gpu(checkpoint, plan, draft_dir, all(map(has_image, whole_steps)), choices)
+    return load_on_gpu(checkpoint, plan, draft_dir, all(map(has_image, few_rows)), choices)
 
 
 def load_on_gpu(
@@ -64,7 +66,8 @@ def load_on_gpu(
 ) -> CudaBackend:
     """As `make_cuda_backend`, with whatever kernels this process has; where it was given none, it compiles them.
 
-    use_whole_step: passes over few rows go through one kernel where it takes the model; without, all through the ops.
+    use_whole_step: passes over few rows go through kernels of their own (see `CudaBackend`); without, all through the
+        ops.
     """
     dtype = getattr(torch, plan.dtype)
     with gpu_errors("loading the weights"):

@@ -3,7 +3,7 @@
 Asks for installed packages by name and imports none of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +17,6 @@ class Target:
     """One kind of engine. Packages are distributions of the package index."""
 
     name: str
-    in_this_version: bool
     build_packages: tuple[str, ...]  # to compile an engine, on any machine
     run_packages: tuple[str, ...]
     compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
@@ -36,37 +35,31 @@ class Side:
 
 
 TARGETS = (
-    Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
-    Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
-    Target("onnx", True, ("onnx", "onnxruntime"), ("onnxruntime",), ()),
-    Target("tensorrt_rtx", True, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 0), (8, 6), (8, 9), (12, 0)),
+    Target("cpu", ("torch", "transformers"), ("torch",), ()),
+    Target("cuda", ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("onnx", ("onnx", "onnxruntime"), ("onnxruntime",), ()),
+    Target("tensorrt_rtx", ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 0), (8, 6), (8, 9), (12, 0)),
            or_newer=True),
-    Target("tensorrt", True, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
-    Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
+    Target("tensorrt", ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target("tensorrt_llm", ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
            note="its files and scripts; the engine itself where TensorRT-LLM is", hosted=True),
 )  # fmt: skip
-NOT_YET = "not in this version of Enginewright"
-USE_CPU = "write target=[cpu]"
+EXTRAS = ("tensorrt-rtx", "tensorrt")  # packages that only an extra of ours asks for
 
 
 def build_side(target: Target) -> Side:
     """Whether this installation can compile engines for a target; no target needs a GPU for that."""
     missing = [name for name in target.build_packages if not installed(name)]
-    if not target.in_this_version:
-        lacks = f"; {', '.join(missing)} not installed either" if missing else f"; {_versions(target.build_packages)}"
-        return Side(False, NOT_YET + lacks, USE_CPU)
     if missing:
-        return Side(False, f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+        return Side(False, f"{', '.join(missing)} not installed", _pip(missing))
     return Side(True, f"{target.note + '; ' if target.note else ''}{_versions(target.build_packages)}")
 
 
 def run_side(target: Target, machine: Machine) -> Side:
     """Whether this machine can run engines of a target."""
     reason = _why_not_run(target, machine)
-    if not target.in_this_version:
-        return Side(False, f"{NOT_YET}; {reason or 'this machine has what it needs'}", USE_CPU)
     if reason:
-        remedy = f"pip install {' '.join(target.run_packages)}"
+        remedy = _pip(target.run_packages)
         return Side(False, reason, f"a script in the bundle's engines/{target.name}" if target.hosted else remedy)
     return Side(True, _versions(target.run_packages))
 
@@ -157,6 +150,11 @@ def installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+def _pip(names: Iterable[str]) -> str:
+    wanted = [f"'enginewright[{name}]'" if name in EXTRAS else name for name in names]
+    return f"pip install {' '.join(wanted)}"
 
 
 def _versions(names: tuple[str, ...]) -> str:

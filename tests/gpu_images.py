@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import plugins.cuda.library as library
-from plugins.cuda.build import build_images
 from plugins.cuda.source import KernelSource
 
 LOADED: dict[str, dict[str, str]] = {}  # architecture -> image -> digest of its sources, of this process
@@ -18,7 +17,7 @@ _find_image = library._find_image
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    library._compile_here = _kept_or_compiled
+    library.keep_compiled(Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "cache", "cubins"))
     library._find_image = _noted
 
 
@@ -28,19 +27,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput["images"] = LOADED
 
 
-def own_arch(capability: tuple[int, int]) -> str:
-    return f"sm_{capability[0]}{capability[1]}" + ("a" if capability[0] >= 9 else "")
-
-
-def _kept_or_compiled(source: KernelSource, capability: tuple[int, int]) -> "library._Image":
-    arch = own_arch(capability)
-    folder = Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "cache", "cubins")
-    (built,) = build_images([(source, arch)], folder, lambda share, text: None, workers=1)
-    return library._Image(f"{source.id} compiled here", built.compiled.image)
-
-
 def _noted(source: KernelSource, capability: tuple[int, int]) -> "library._Image":
     image = _find_image(source, capability)
-    arch, _, file = image.name.partition("/")
-    LOADED.setdefault(arch if file else own_arch(capability), {})[source.id] = source.digest()
+    arch, _, _ = image.name.partition("/")
+    LOADED.setdefault(arch, {})[source.id] = source.digest()
     return image

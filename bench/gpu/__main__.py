@@ -5,6 +5,7 @@ A row that is complete for the same sources is not measured again; its raw lines
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -43,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("rows", nargs="*", help="which rows, in this order; all of them if none is named")
     made.add_argument("--skip", nargs="+", default=[], metavar="ROW", help="rows to leave out")
     made.add_argument("--out", type=Path, help="folder for raw lines; bench/results/<GPU> without")
-    made.add_argument("--kernels", type=Path, help="kernel folder of a CUDA engine; compiled here without")
+    made.add_argument("--kernels", type=Path, help="kernel folder of a CUDA engine; compiled here, and kept, without")
     made.add_argument("--bundle", type=Path, help="a finished bundle of SmolLM2-135M, for rows with real weights")
     made.add_argument("--seconds", type=float, help="stop then, the row that is being measured included")
     made.add_argument("--row", help=argparse.SUPPRESS)
@@ -94,8 +95,9 @@ def is_complete(path: Path, digest: str) -> bool:
 def measure(row: str, options: argparse.Namespace) -> None:
     from bench.gpu.device import as_line, describe
     from bench.gpu.rows import ROWS
-    from plugins.cuda.library import add_folder
+    from plugins.cuda.library import add_folder, keep_compiled
 
+    keep_compiled(Path(os.environ.get("ENGINEWRIGHT_HOME") or ".enginewright", "cache", "cubins"))
     if options.kernels is not None:
         add_folder(options.kernels)
     arguments = {"bundle": options.bundle} if ROWS[row].takes_bundle else {}

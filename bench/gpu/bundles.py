@@ -15,7 +15,7 @@ from runtime.formats.bundle import open_bundle
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.manifest import ATTESTATIONS_DIR
 from runtime.formats.reference import REFERENCE_FILE, Reference
-from runtime.loading import load_drafting, load_engine
+from runtime.loading import load_drafting
 from runtime.speculation.loading import Drafting, SpeculationOptions
 
 TARGET = "cuda"
@@ -32,7 +32,6 @@ def stack(bundle: Path, sizes: SessionSizes | None = None) -> Iterator[Line]:
     """Where the speed comes from: one switch at a time, transformers' eager loop first."""
     opened = open_bundle(bundle)
     checkpoint, engine_dir = opened.checkpoint(), opened.engine_dir(TARGET)
-    load_engine(checkpoint, engine_dir, opened.tokenizer())  # from here on its kernels are known
     reference = Reference.load(opened.path / ATTESTATIONS_DIR / "verify" / REFERENCE_FILE)
     sizes = sizes or SessionSizes()
     session = make_session(reference.text_ids, reference.prompts, sizes)

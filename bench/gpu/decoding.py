@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
+
 from bench.gpu import transformers_baseline
-from bench.gpu.device import median_seconds, read_bandwidth
+from bench.gpu.device import median_seconds
 from bench.gpu.energy import measure_energy
 from bench.gpu.lines import COMPILED, EAGER, EAGER_AS_IS, NAIVE, OURS, REPEATS, Line, decode_line, free, make_backend
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.naive import NaiveGraph
 from bench.gpu.shapes import SHAPES, streamed_bytes
+from runtime.benchmark.ceilings import read_bandwidth
 from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
@@ -23,7 +26,7 @@ _REPLAYS = 100  # of a graph, between two looks at the clock
 def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] = ()) -> Iterator[Line]:
     """Greedy tokens per second after the first, through the engine; 128 tokens before and 128 after."""
     spec = SHAPES[model]
-    yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth()}
+    yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth(torch.device("cuda"))}
     yield {"metric": "streamed_bytes", "unit": "bytes", "value": streamed_bytes(spec)}
     checkpoint = RandomCheckpoint(spec)
     yield from _ours(checkpoint, batch_sizes, energy_at)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_READ_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ def source_digest() -> str:
 
 def as_line(device: Device) -> dict[str, Any]:
     return {"kind": "device", **asdict(device)}
-
-
-def read_bandwidth() -> float:
-    """Bytes per second of a sum over 2 GiB, the most that plain reads reach here: median of 5."""
-    data = torch.ones(_READ_BYTES // 4, dtype=torch.int32, device="cuda").view(torch.float32)
-    return _READ_BYTES / median_seconds(lambda: data.sum(), 5)
 
 
 def median_seconds(run: Callable[[], object], repeats: int, inner: int = 1) -> float:

@@ -6,6 +6,7 @@ number of rows, speculation changes nothing at all.
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,13 +84,7 @@ def _kernels(spec: ModelSpec) -> dict[str, Callable[[int], torch.Tensor]]:
     x, delta = (_normal(max(ROWS), spec.hidden_size) for _ in range(2))
     weight, hidden = _normal(spec.hidden_size), _normal(max(ROWS), spec.hidden_size).float()
     fused = _normal(max(ROWS), 2 * spec.intermediate_size)
-    layer, head = _normal(len(fused[0]), spec.hidden_size), TwoPartLinear(_normal(spec.vocab_size, spec.hidden_size))
-
-    def skinny(n: int) -> torch.Tensor:
-        y = torch.empty(n, len(layer), dtype=x.dtype, device="cuda")
-        skinny_linear(x[:n], layer, None, y)
-        return y
-
+    head = TwoPartLinear(_normal(spec.vocab_size, spec.hidden_size))
     return {
         "rms_norm": lambda n: rms_norm(hidden[:n], weight, 1e-5, torch.empty_like(x[:n])),
         "residual_rms_norm": lambda n: residual_rms_norm(
@@ -97,11 +92,33 @@ def _kernels(spec: ModelSpec) -> dict[str, Callable[[int], torch.Tensor]]:
         ),
         "silu_mul": lambda n: silu_mul(fused[:n], fused.new_empty(n, spec.intermediate_size)),
         "attention, decode": _attention(spec),
-        "linear, ours": skinny,
-        "linear, cuBLAS": lambda n: torch.nn.functional.linear(x[:n], layer),
+        **_linears(spec),
         "LM head": lambda n: head(hidden[:n]),
         "sample": _sample(_normal(max(ROWS), spec.vocab_size).float()),
     }
+
+
+def _linears(spec: ModelSpec) -> dict[str, Callable[[int], torch.Tensor]]:
+    """Each layer of the model, by cuBLAS and by the kernel for few rows."""
+    hidden, intermediate = spec.hidden_size, spec.intermediate_size
+    shapes = {"qkv": (spec.q_size + 2 * spec.kv_size, hidden), "dense": (hidden, spec.q_size),
+              "gate_up": (2 * intermediate, hidden), "down": (hidden, intermediate)}  # fmt: skip
+    runs = {}
+    for name, (out, width) in shapes.items():
+        x, weight = _normal(max(ROWS), width), _normal(out, width)
+        runs[f"{name}, cuBLAS"] = partial(_cublas, x, weight)
+        runs[f"{name}, ours"] = partial(_skinny, x, weight)
+    return runs
+
+
+def _cublas(x: torch.Tensor, weight: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.nn.functional.linear(x[:n], weight)
+
+
+def _skinny(x: torch.Tensor, weight: torch.Tensor, n: int) -> torch.Tensor:
+    y = x.new_empty(n, len(weight))
+    skinny_linear(x[:n], weight, None, y)
+    return y
 
 
 def _normal(*shape: int) -> torch.Tensor:

@@ -20,8 +20,22 @@ Lines = list[dict[str, Any]]
 
 def read_rows(folder: Path) -> dict[str, Lines]:
     """Lines of every row that was measured to its end, by the row's name."""
-    rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
-    return {name: lines for name, lines in sorted(rows.items()) if lines and lines[-1] == {"kind": "end"}}
+    rows = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        *texts, last = path.read_text(encoding="utf-8").splitlines() or [""]
+        if last == json.dumps({"kind": "end"}):
+            rows[path.stem] = [json.loads(text) for text in texts]
+    return rows
+
+
+def joined(rows: dict[str, Lines]) -> dict[str, Lines]:
+    """With compiled baselines, which have processes of their own, beside what else was measured of their model."""
+    found = {name: list(lines) for name, lines in rows.items() if not name.startswith("compiled-")}
+    for name, lines in rows.items():
+        model = name.removeprefix("compiled-")
+        if name != model and f"decode-{model}" in found:
+            found[f"decode-{model}"] += [line for line in lines if line.get("metric") == "decode"]
+    return found
 
 
 def medians(lines: Lines) -> dict[tuple[str, str, str], dict[str, float]]:
@@ -90,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.report", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    rows = read_rows(folder)
+    rows = joined(read_rows(folder))
     device = next(iter(rows.values()))[0]
     head = (
         f"{device['name']}, driver {device['driver']}, torch {device['torch']}; sources {device['source_digest'][:12]}."

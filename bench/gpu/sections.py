@@ -13,8 +13,8 @@ _BASELINES = ("transformers eager", "transformers compiled", "naive graph")
 
 def sections(rows: dict[str, Lines]) -> str:
     """Markdown, a part for whatever was measured."""
-    parts = (_over_baselines(rows), _attention(rows), _error(rows), _invariance(rows), _speculation(rows), _stack(rows),
-             _profiles(rows))  # fmt: skip
+    parts = (_over_baselines(rows), _verify(rows), _reuse(rows), _attention(rows), _error(rows), _invariance(rows),
+             _speculation(rows), _stack(rows), _profiles(rows))  # fmt: skip
     return "".join("\n" + part for part in parts if part)
 
 
@@ -29,7 +29,7 @@ def stacks(rows: dict[str, Lines]) -> dict[str, list[StackRow]]:
 
 
 def _over_baselines(rows: dict[str, Lines]) -> str:
-    """How many times each baseline's speed ours is: batch 1 decode, and prompts."""
+    """How many times each baseline's speed ours is."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, lines in rows.items():
         _, _, model = name.partition("-")
@@ -47,6 +47,38 @@ def _over_baselines(rows: dict[str, Lines]) -> str:
                 ratios = [None if ratio is None else 1 / ratio for ratio in ratios]
             cells.append([model, case, *("" if ratio is None else f"{ratio:.1f}x" for ratio in ratios)])
     return _table("Over each baseline", ["model", "case", *_BASELINES], cells)
+
+
+def _verify(rows: dict[str, Lines]) -> str:
+    """What a pass over more rows takes beside one over a single row."""
+    cells, columns = [], ["model"]
+    for name, lines in rows.items():
+        values: dict[int, list[float]] = {}
+        for line in (line for line in lines if line.get("metric") == "verify"):
+            values.setdefault(line["rows"], []).append(line["value"])
+        if 1 in values:
+            columns = ["model", *(f"{count} row{'s' if count > 1 else ''}" for count in values)]
+            one = median(values[1])
+            told = [f"{median(each):,.0f} us, {median(each) / one:.2f}x" for each in values.values()]
+            cells.append([name.removeprefix("verify-"), *told])
+    return _table("A pass over a draft tree", columns, cells)
+
+
+def _reuse(rows: dict[str, Lines]) -> str:
+    """First tokens after a prefix that was computed before, and of a burst's later requests."""
+    cells = []
+    for name, lines in rows.items():
+        for metric, slow, fast in (("reuse", "cold", "warm"), ("burst", "none", "reuse")):
+            ms = [
+                [line["value"] for line in lines if line.get("metric") == metric and line["system"] == system
+                 and line.get("request", 1) > 0] for system in (slow, fast)
+            ]  # fmt: skip
+            if all(ms):
+                computed, reused = map(median, ms)
+                cells.append([name.removeprefix("reuse-"), metric, f"{computed:.1f}", f"{reused:.2f}",
+                              f"{computed / reused:.1f}x"])  # fmt: skip
+    columns = ["model", "case", "computed, ms", "reused, ms", "ratio"]
+    return _table("Time to first token over a shared prefix of 8,192 tokens", columns, cells)
 
 
 def _attention(rows: dict[str, Lines]) -> str:

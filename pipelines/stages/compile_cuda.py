@@ -72,7 +72,7 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePla
     return EnginePlan(
         target="cuda",
         dtype=dtype,
-        linear=config.linear,  # type: ignore[arg-type] # the plan checks it
+        linear="torch",  # cuBLAS, for steps of many rows
         max_batch_size=config.max_batch_size,
         max_seq_len=max_seq_len,
         max_num_tokens=min(config.max_num_tokens, max_seq_len),  # a captured step is no longer than a text

@@ -27,7 +27,7 @@ class CompileTensorrtStage(CompilePlanStage[TensorrtTargetConfig]):
         cache = context.kept_dir / "tensorrt" / "timing.cache"
         cache.parent.mkdir(parents=True, exist_ok=True)
         job = PlanJob(
-            library=self.library, graph="", plan="", profiles=(),
+            library=self.library, profiles=(),
             strip=config.weights == "stripped",
             plugins=config.attention == "plugin",
             workspace_bytes=config.workspace_mib * MIB,

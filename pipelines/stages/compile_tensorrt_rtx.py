@@ -22,7 +22,7 @@ class CompileTensorrtRtxStage(CompilePlanStage[TensorrtRtxTargetConfig]):
 
     def options(self, config: TensorrtRtxTargetConfig, spec: "ModelSpec", context: StageContext) -> PlanOptions:
         job = PlanJob(
-            library=self.library, graph="", plan="", profiles=(), archs=config.archs,
+            library=self.library, profiles=(), archs=config.archs,
             strip=config.weights == "stripped",
         )  # fmt: skip
         return PlanOptions(job, config.archs, "native")

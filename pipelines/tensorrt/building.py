@@ -13,9 +13,10 @@ from typing import Any
 from pipelines.stage import StageContext
 from pipelines.tensorrt import worker
 from pipelines.tensorrt.job import PlanJob
+from pipelines.tensorrt.memory import WatchedMemory
 from runtime.errors import EnginewrightError
 
-# Give memory back as soon as it is free: a plan's parts are large and short-lived.
+# Memory is given back as soon as it is free: a plan's parts are large and short-lived.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _LEVELS = {"error": 40, "warning": 30, "info": 20}
 
@@ -26,22 +27,22 @@ class BuiltPlan:
 
     plan_bytes: int
     layers: tuple[dict[str, Any], ...]  # of the network that it was made of: name, type, outputs
-    peak_bytes: int  # resident, of the process
-    peak_anonymous_bytes: int  # of that, what is not pages of files, which the system takes back when it is short
+    peak_bytes: int  # see WatchedMemory
+    peak_anonymous_bytes: int
 
 
-def build_plan(job: PlanJob, context: StageContext) -> BuiltPlan:
-    """Build it; the library's log goes to the stage's.
+def build_plan(job: PlanJob, folder: Path, context: StageContext) -> BuiltPlan:
+    """Build it in the folder that has the graph; the library's log goes to the stage's.
 
     Raises:
         EnginewrightError: the library refused the graph or a setting, or its process ended without a word.
         OSError: the plan could not be written.
     """
-    path, printed = context.scratch_dir / "job.json", context.scratch_dir / "printed.txt"
+    path, printed = folder / "job.json", folder / "printed.txt"
     job.write(path)
     done: dict[str, Any] | None = None
     failed: dict[str, Any] | None = None
-    with printed.open("wb") as stderr, _process(path, stderr) as process:
+    with printed.open("wb") as stderr, _process(path, stderr) as process, WatchedMemory(process.pid) as memory:
         assert process.stdout is not None
         for line in process.stdout:
             ((kind, fields),) = json.loads(line).items()
@@ -57,7 +58,7 @@ def build_plan(job: PlanJob, context: StageContext) -> BuiltPlan:
         context.log.warning("%s printed: %s", job.library, line)
     if failed is not None:
         if failed["errno"]:
-            raise OSError(failed["errno"], os.strerror(failed["errno"]), failed["path"])
+            raise OSError(failed["errno"], os.strerror(failed["errno"]), str(folder / failed["path"]))
         raise EnginewrightError(failed["text"])
     if done is None:
         raise EnginewrightError(
@@ -65,19 +66,19 @@ def build_plan(job: PlanJob, context: StageContext) -> BuiltPlan:
             "status -9 is what the system does where memory runs out"
         )
     return BuiltPlan(
-        done["plan_bytes"], tuple(done["layers"]), done["peak_bytes"], done["peak_anonymous_bytes"]
+                done["plan_bytes"], tuple(done["layers"]), memory.peak_bytes, memory.peak_anonymous_bytes
     )  # fmt: skip
 
 
 @contextmanager
 def _process(job: Path, stderr: Any) -> Iterator[subprocess.Popen[str]]:
     """The worker; it does not outlive this block."""
-    command = [sys.executable, "-m", worker.__name__, str(job)]
+    command = [sys.executable, "-m", worker.__name__, job.name]
     root = str(Path(__file__).resolve().parent.parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | _ALLOCATOR | {"PYTHONPATH": path}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8", env=environment
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, encoding="utf-8", env=environment, cwd=job.parent
     )
     try:
         yield process

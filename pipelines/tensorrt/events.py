@@ -5,13 +5,10 @@ Each line is a JSON object with one key: `progress`, `log`, `failed` or `done`.
 
 import json
 import os
-import resource
 import threading
 from typing import IO, Any
 
-_PERIOD_SECONDS = 0.02
 _QUIET = ("already exists, the output tensors", "has Int64 binding")  # of every function's nodes, of every index
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Events:
@@ -128,31 +125,3 @@ class Phases:
             share += part * done / num_steps
             part /= num_steps
         return min(share, 1.0)
-
-
-class WatchedMemory:
-    """This process's peak of resident memory, and of that part which is no file's pages, in bytes."""
-
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self.peak_anonymous_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "WatchedMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_PERIOD_SECONDS):
-            try:
-                with open("/proc/self/statm", encoding="ascii") as file:
-                    _, resident, shared, *_ = map(int, file.read().split())
-            except OSError:  # not a Linux
-                return
-            self.peak_anonymous_bytes = max(self.peak_anonymous_bytes, (resident - shared) * _PAGE_BYTES)

@@ -4,17 +4,18 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runtime.formats.tensorrt_plan import Profile
+from runtime.formats.step_graph import GRAPH_FILE
+from runtime.formats.tensorrt_plan import PLAN_FILE, Profile
 
 
 @dataclass(frozen=True)
 class PlanJob:
-    """Paths are absolute. What a library does not know is left at its default."""
+    """Paths are relative to the folder that the plan is built in. Defaults are the library's own."""
 
     library: str  # the module: tensorrt_rtx or tensorrt
-    graph: str  # an ONNX file, its weights where it says
-    plan: str  # is written
     profiles: tuple[Profile, ...]
+    graph: str = GRAPH_FILE  # its weights are where it says
+    plan: str = PLAN_FILE  # is written
     archs: tuple[str, ...] = ()  # sm_86 ...; empty: the library's default
     strip: bool = False  # leave weights out, to be refitted with the same
     plugins: bool = False  # nodes of our domain are our plugins, not functions

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=PlanTargetConfig)
 # Longest request where nobody says: every step goes over all rows of its caches.
 USUAL_SEQ_LEN = 2048
+NO_FUSED_KERNEL = "not supported by a dedicated kernel"  # in the libraries' reasons
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the libraries differ in. The job's paths and profiles are filled in later."""
+    """What the libraries differ in. The job's profiles are filled in later."""
 
     job: PlanJob
     archs: tuple[str, ...]
@@ -68,10 +69,19 @@ class CompilePlanStage(ABC, Generic[Config]):
         checkpoint = Checkpoint(inputs["convert"].path)
         engine = _engine_plan(self.library, config, checkpoint)
         options = self.options(config, checkpoint.spec, context)
-        graph = _write_graph(checkpoint, engine, out_dir, context.scratch_dir, options.job.plugins)
+        _write_graph(checkpoint, engine, out_dir, context.scratch_dir, options.job.plugins)
         profiles = step_profiles(engine.max_batch_size, engine.max_num_tokens)
-        job = replace(options.job, graph=str(graph), plan=str(out_dir / PLAN_FILE), profiles=profiles)
-        built = build_plan(job, context)
+        job = replace(options.job, profiles=profiles)
+        try:
+            built = build_plan(job, context.scratch_dir, context)
+        except EnginewrightError as error:
+            if NO_FUSED_KERNEL not in str(error):
+                raise
+            raise EnginewrightError(
+                f"{self.library} {library_version(self.library)} has no fused attention kernel for {engine.dtype} and "
+                f"this model's head_dim, {checkpoint.spec.head_dim}; leave {self.library} out of target=[...]"
+            ) from error
+        (context.scratch_dir / PLAN_FILE).replace(out_dir / PLAN_FILE)
         plan = TensorrtPlan(
             library=self.library, version=library_version(self.library), archs=options.archs,
             weights=config.weights, weights_sha256=weights_digest(checkpoint.path), attention=options.attention,
@@ -105,8 +115,8 @@ def _engine_plan(target: str, config: PlanTargetConfig, checkpoint: "Checkpoint"
     )  # fmt: skip
 
 
-def _write_graph(checkpoint: "Checkpoint", plan: "EnginePlan", out_dir: Path, scratch: Path, plugins: bool) -> Path:
-    """Write the graph, and return a path from which it finds its weights."""
+def _write_graph(checkpoint: "Checkpoint", plan: "EnginePlan", out_dir: Path, scratch: Path, plugins: bool) -> None:
+    """Write the graph, and link it and its weights into the folder where the plan is built."""
     from pipelines.onnx.graph import GraphOptions, step_model
     from pipelines.tensorrt.plugin_nodes import with_plugins
     from runtime.formats.checkpoint import WEIGHTS_FILE
@@ -120,7 +130,6 @@ def _write_graph(checkpoint: "Checkpoint", plan: "EnginePlan", out_dir: Path, sc
     for name, target in ((GRAPH_FILE, out_dir / GRAPH_FILE), (WEIGHTS_FILE, checkpoint.path / WEIGHTS_FILE)):
         (scratch / name).unlink(missing_ok=True)
         (scratch / name).symlink_to(target.resolve())
-    return scratch / GRAPH_FILE
 
 
 def _metrics(built: "BuiltPlan", counts: Mapping[str, int], checkpoint: "Checkpoint") -> dict[str, float]:

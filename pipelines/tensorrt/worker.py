@@ -4,13 +4,12 @@ A process of its own, because a library that aborts takes its process with it, a
 that the next stages want. It writes events to stdout, a JSON object a line: see `Events`.
 """
 
-import ctypes
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.tensorrt.events import Events, WatchedMemory
+from pipelines.tensorrt.events import Events
 from pipelines.tensorrt.job import PlanJob
 from runtime.errors import EnginewrightError
 from runtime.formats import step_graph as names
@@ -20,44 +19,19 @@ from runtime.tensorrt_library import import_library
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_NO_RANDOM_ADDRESSES = 0x0040000  # of personality(2)
-_ASK = 0xFFFFFFFF
 # TensorRT-RTX 1.7 compiles what refits weights, and needs a driver for that alone.
 STRIPPED_HINT = "; without an NVIDIA driver here, write target.{target}.weights=inside"
 
 
 def main(path: Path) -> None:
     """Build the plan of a job, and say how it went."""
-    varies = not addresses_are_fixed()
-    events = Events.on_stdout()
-    if varies:
-        events.log("info", "addresses are random here and cannot be fixed: the plan's bytes may vary between builds")
-    job = PlanJob.read(path)
-    with WatchedMemory() as memory:
-        try:
-            result = _Builder(import_library(job.library), job, events).build()
-        except EnginewrightError as error:
-            events.failed(str(error))
-            return
-        except OSError as error:
-            events.failed(str(error), error.errno, str(error.filename or job.plan))
-            return
-    events.done(**result, peak_bytes=memory.peak_bytes, peak_anonymous_bytes=memory.peak_anonymous_bytes)
-
-
-def addresses_are_fixed() -> bool:
-    """Start this process again without random addresses, where the system lets it: the library orders by address."""
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    personality = libc.personality(ctypes.c_ulong(_ASK))
-    if personality < 0:
-        return False
-    if personality & _NO_RANDOM_ADDRESSES:
-        return True
-    if libc.personality(ctypes.c_ulong(personality | _NO_RANDOM_ADDRESSES)) >= 0:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    return False
+    events, job = Events.on_stdout(), PlanJob.read(path)
+    try:
+        events.done(**_Builder(import_library(job.library), job, events).build())
+    except EnginewrightError as error:
+        events.failed(str(error))
+    except OSError as error:
+        events.failed(str(error), error.errno, str(error.filename or job.plan))
 
 
 class _Builder:

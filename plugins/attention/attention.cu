@@ -11,11 +11,8 @@ constexpr bool LARGE = true;
 constexpr bool LARGE = false;
 #endif
 constexpr bool WIDE = HEAD_DIM > 128;  // heads whose keys and sums leave little room
-#ifndef DECODE_STAGES
-#define DECODE_STAGES 3
-#endif
 constexpr int KEY_WARPS = WIDE ? 2 : 4;
-constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : DECODE_STAGES;
+constexpr int STAGES = WIDE || (HEAD_DIM > 96 && !LARGE) ? 2 : 3;
 constexpr int TREE_ROWS = WIDE ? 16 : 32;
 constexpr int CHUNK_KEYS = LARGE || HEAD_DIM <= 96 ? 64 : WIDE ? 16 : 32;
 
@@ -31,33 +28,33 @@ extern "C" __global__ void __launch_bounds__(Decode::THREADS)
     attention_decode_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Decode>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Group::THREADS)
     attention_group_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Group>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Group>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTree::THREADS)
     attention_small_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<SmallTree>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<SmallTree>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Tree::THREADS)
     attention_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Tree>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Chunk::THREADS)
     attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Chunk>(params, shared_memory());
 }

@@ -29,7 +29,7 @@ struct AttentionParams {
     const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
     const int* items;               // see attention_plan.cuh
-    const int* num_items;
+    int* header;                    // of the plan: number of items, see attention_plan.cuh
     float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) base and sum
     unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
     long long q_token_stride;       // elements, as all strides

@@ -2,15 +2,24 @@
 // a result differs from the other kernels' in its last bits.
 //
 // A block has a warpgroup that copies and S::CONSUMERS that compute, each 64 packed rows of the tile, and goes through
-// the step's tiles in strides of the grid. Keys come S::KEYS at a time, the last ones first, by cp.async into swizzled
-// tiles (wgmma.cuh), S::STAGES deep; keys and values have barriers of their own. While a warpgroup weighs the scores of
+// the step's tiles in strides of the grid. Keys come S::KEYS at a time, the last ones first, page by page through the
+// tensor copy engine into swizzled tiles (wgmma.cuh), S::STAGES deep; keys and values have barriers of their own. While a warpgroup weighs the scores of
 // one tile of keys, the tensor cores do the products of the other warpgroup and its own with the values before
 // (FlashAttention-3: Shah et al., 2024): warpgroups take turns at issuing products.
 // Shared memory: S::SHARED_BYTES. Scores, softmax and sums are float32.
 #pragma once
 
 #include "attention.cuh"
+#include "tensor_copy.cuh"
 #include "wgmma.cuh"
+
+struct AttentionPrefillParams {
+    TensorMap keys;    // (num_blocks * N_kv * block_size, D), of which it copies S::KEYS rows or a page, the lesser
+    TensorMap values;
+    AttentionParams attention;
+    unsigned unused[6];
+};
+static_assert(sizeof(AttentionPrefillParams) == 2 * 128 + sizeof(AttentionParams) + 6 * 4, "mirrored in cuda.py");
 
 #ifndef CONSUMERS_64
 #define CONSUMERS_64 3
@@ -21,10 +30,6 @@
 #ifndef PREFILL_STAGES
 #define PREFILL_STAGES 2
 #endif
-#ifndef FENCE
-#define FENCE 1
-#endif
-
 template <class Element, int HEAD_DIM_>
 struct PrefillConfig {
     using T = Element;
@@ -35,8 +40,8 @@ struct PrefillConfig {
     static constexpr int KEYS = 128;
     static constexpr int STAGES = PREFILL_STAGES;
     static constexpr int THREADS = 128 * (CONSUMERS + 1);
+    static constexpr int QUERY_LOADERS = 96;  // threads; the copying warpgroup's first warp has the keys
     static constexpr int PIECES = D / 8;                 // of 16 bytes, per row
-    static constexpr int ROUND_ROWS = 128 / PIECES;      // that the loaders copy at once
     static constexpr int HALVES = D / 64;                // tiles of 128-byte rows that hold whole rows
     static constexpr int Q_HALF_BYTES = ROWS * 128;
     static constexpr int KEY_HALF_BYTES = KEYS * 128;
@@ -47,7 +52,6 @@ struct PrefillConfig {
     static constexpr int LOADER_REGISTERS = CONSUMERS == 2 ? 40 : 32;
     static constexpr int CONSUMER_REGISTERS = CONSUMERS == 2 ? 232 : 160;
     static_assert(D == 64 || D == 128, "rows of one or two swizzled tiles");
-    static_assert(ROUND_ROWS % 8 == 0 && SLICE_KEYS % ROUND_ROWS == 0, "a thread's swizzle is the same in all rounds");
     static_assert(128 * LOADER_REGISTERS + CONSUMERS * 128 * CONSUMER_REGISTERS <= 65536, "registers of a processor");
 };
 
@@ -67,27 +71,29 @@ struct PrefillShared {
     unsigned char* queries;
     unsigned char* keys;
     unsigned char* values;
-    Mbarrier *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+    Mbarrier *q_full, *q_empty, *v_edge, *k_full, *k_empty, *v_full, *v_empty;
 
     __device__ __forceinline__ explicit PrefillShared(unsigned char* shared)
         : queries(shared), keys(shared + S::Q_BYTES), values(keys + S::STAGES * S::TILE_BYTES) {
         q_full = reinterpret_cast<Mbarrier*>(values + S::STAGES * S::TILE_BYTES);
         q_empty = q_full + 1;
-        k_full = q_empty + 1;
+        v_edge = q_empty + 1;
+        k_full = v_edge + 1;
         k_empty = k_full + S::STAGES;
         v_full = k_empty + S::STAGES;
         v_empty = v_full + S::STAGES;
-        static_assert((2 + 4 * S::STAGES) * sizeof(Mbarrier) <= S::BARRIER_BYTES, "room for the barriers");
+        static_assert((3 + 4 * S::STAGES) * sizeof(Mbarrier) <= S::BARRIER_BYTES, "room for the barriers");
     }
 
-    // By one thread. Every loader arrives at what is full, one lane of each consumer warp at what is empty.
+    // By one thread. One lane of each consumer warp arrives at what is empty.
     __device__ __forceinline__ void init() const {
         constexpr unsigned WARPS = 4 * S::CONSUMERS;
-        mbarrier_init(q_full, 128);
+        mbarrier_init(q_full, S::QUERY_LOADERS);
         mbarrier_init(q_empty, WARPS);
+        mbarrier_init(v_edge, 1);
         for (int stage = 0; stage < S::STAGES; ++stage) {
-            mbarrier_init(k_full + stage, 128);
-            mbarrier_init(v_full + stage, 128);
+            mbarrier_init(k_full + stage, 1);
+            mbarrier_init(v_full + stage, 1);
             mbarrier_init(k_empty + stage, WARPS);
             mbarrier_init(v_empty + stage, WARPS);
         }
@@ -100,7 +106,7 @@ struct PrefillShare {
     int begin, backwards, num_works;
 
     __device__ __forceinline__ explicit PrefillShare(const AttentionParams& params)
-        : begin(0), backwards(0), num_works(*params.num_items * params.num_kv_heads) {}
+        : begin(0), backwards(0), num_works(params.header[0] * params.num_kv_heads) {}
 
     // Whether there is another one, in `work`.
     __device__ __forceinline__ bool next(int& work) {
@@ -123,98 +129,116 @@ __device__ __forceinline__ AttentionTask prefill_task(const AttentionParams& par
     return task;
 }
 
-// The warpgroup that copies.
+// The three warps that copy queries, by cp.async: their rows may have any strides. Those that do not exist become zeros.
 template <class S>
-struct PrefillLoader {
+__device__ __forceinline__ void load_queries(const AttentionParams& params, const PrefillShared<S>& shared) {
+    unsigned parity = 0;
+    PrefillShare share(params);
+    for (int work; share.next(work); parity ^= 1) {
+        const AttentionTask task = prefill_task<S>(params, work);
+        mbarrier_wait(shared.q_empty, parity ^ 1);
+#pragma unroll 1
+        for (int index = threadIdx.x - 32; index < S::ROWS * S::PIECES; index += S::QUERY_LOADERS) {
+            const int row = index / S::PIECES, piece = index % S::PIECES;
+            const bool valid = row < task.num_rows;
+            const int packed = task.first_row + (valid ? row : 0);
+            const int token = token_of(packed, params);
+            const int head = task.kv_head * params.group + packed - token * params.group;
+            const long long element =
+                (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride + piece * 8;
+            copy_async16_or_zero(shared.queries + piece / 8 * S::Q_HALF_BYTES + wgmma_offset(row, piece % 8),
+                                 static_cast<const char*>(params.q) + element * 2, valid);
+        }
+        copy_async_arrive(shared.q_full);
+    }
+}
+
+// The warp that copies keys and values. Lane l has half l / boxes of the rows of box l % boxes of each tile.
+template <class S>
+struct KeyLoader {
+    const AttentionPrefillParams& maps;
     const AttentionParams& params;
     const PrefillShared<S>& shared;
-    unsigned row, piece, offset;  // of this thread in the first round, and in a tile
+    int lane, box_shift;  // log2 of a box's keys
     RingPlace<S::STAGES> ring;
-    unsigned q_parity = 0;
+    unsigned edge_parity = 0;
 
-    __device__ __forceinline__ PrefillLoader(const AttentionParams& params_, const PrefillShared<S>& shared_)
-        : params(params_), shared(shared_) {
-        row = threadIdx.x / S::PIECES;
-        piece = threadIdx.x % S::PIECES;
-        offset = wgmma_offset(row, piece % 8);
+    __device__ __forceinline__ KeyLoader(const AttentionPrefillParams& maps_, const PrefillShared<S>& shared_)
+        : maps(maps_), params(maps_.attention), shared(shared_), lane(lane_id()) {
+        constexpr int KEYS_SHIFT = 7;
+        static_assert(1 << KEYS_SHIFT == S::KEYS, "tiles are whole boxes");
+        box_shift = min(params.block_shift, KEYS_SHIFT);
     }
+
+    // Of this lane's box: half of the rows, first key in a tile.
+    __device__ __forceinline__ int half() const { return (lane << box_shift) / S::KEYS; }
+    __device__ __forceinline__ int box_key() const { return (lane << box_shift) % S::KEYS; }
 
     __device__ __forceinline__ void run() {
         PrefillShare share(params);
         for (int work; share.next(work);) {
             const AttentionTask task = prefill_task<S>(params, work);
-            load_queries(task);
             const int first = task.item.key_begin / S::KEYS;
             int tile = (task.item.key_end - 1) / S::KEYS;
-            long long start = slice_start(task, tile);
+            int row = cache_row(task, tile);
+#pragma unroll 1
             for (; tile >= first; --tile) {
-                const long long now = start;
-                start = slice_start(task, max(tile - 1, first));  // looked up before it is needed
+                const int now = row;
+                row = cache_row(task, max(tile - 1, first));  // looked up before it is needed
                 load_tile(task, tile, now);
             }
         }
     }
 
-    // Rows that do not exist become zeros.
-    __device__ __forceinline__ void load_queries(const AttentionTask& task) {
-        mbarrier_wait(shared.q_empty, q_parity ^ 1);
-        q_parity ^= 1;
-        unsigned char* to = shared.queries + piece / 8 * S::Q_HALF_BYTES + offset;
-#pragma unroll
-        for (int round = 0; round < S::ROWS / S::ROUND_ROWS; ++round) {
-            const int tile_row = row + round * S::ROUND_ROWS;
-            const bool valid = tile_row < task.num_rows;
-            const int packed = task.first_row + (valid ? tile_row : 0);
-            const int token = token_of(packed, params);
-            const int head = task.kv_head * params.group + packed - token * params.group;
-            const long long element =
-                (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride + piece * 8;
-            copy_async16_or_zero(to + round * S::ROUND_ROWS * 128, static_cast<const char*>(params.q) + element * 2, valid);
-        }
-        copy_async_arrive(shared.q_full);
-    }
-
-    // Lane l: byte offset in the caches of the tile's slice l, for those that there are; others get one that exists.
-    __device__ __forceinline__ long long slice_start(const AttentionTask& task, int tile) const {
-        const int lane = lane_id() % (S::KEYS / SLICE_KEYS);
-        const int key = min(max(tile * S::KEYS + lane * SLICE_KEYS, task.item.key_begin), task.item.context - 1);
+    // Where this lane's box of a tile begins in the caches; -1 where it has none, or none of its keys is the request's.
+    __device__ __forceinline__ int cache_row(const AttentionTask& task, int tile) const {
+        const int key = tile * S::KEYS + box_key();
+        const bool needed = key + (1 << box_shift) > task.item.key_begin && key < task.item.context;
+        if (half() >= S::HALVES || !needed) return -1;
         const long long entry =
             static_cast<long long>(task.item.request) * params.max_blocks + (key >> params.block_shift);
-        const long long block = params.block_tables[entry];
-        const int place = key & ((1 << params.block_shift) - 1) & ~(SLICE_KEYS - 1);
-        return (((block * params.num_kv_heads + task.kv_head) << params.block_shift) + place) * (2 * S::D);
+        const int block = static_cast<int>(params.block_tables[entry]);
+        return ((block * params.num_kv_heads + task.kv_head) << params.block_shift) +
+               (key & ((1 << params.block_shift) - 1));
     }
 
-    // Keys outside the request's, or before its first tile's window, become zeros.
-    __device__ __forceinline__ void load_tile(const AttentionTask& task, int tile, long long start) {
+    __device__ __forceinline__ void load_tile(const AttentionTask& task, int tile, int row) {
         const int first_key = tile * S::KEYS;
-        const bool whole = first_key >= task.item.key_begin && first_key + S::KEYS <= task.item.context;
+        const unsigned bytes = __popc(warp_ballot(row >= 0)) << box_shift << 7;
         mbarrier_wait(shared.k_empty + ring.stage, ring.parity ^ 1);
-        copy_part(whole, task, first_key, start, params.k_cache, shared.keys);
-        copy_async_arrive(shared.k_full + ring.stage);
+        copy_boxes(maps.keys, shared.keys, row, bytes, shared.k_full + ring.stage);
         mbarrier_wait(shared.v_empty + ring.stage, ring.parity ^ 1);
-        copy_part(whole, task, first_key, start, params.v_cache, shared.values);
-        copy_async_arrive(shared.v_full + ring.stage);
+        if (first_key >= task.item.key_begin && first_key + S::KEYS <= task.item.context) {
+            copy_boxes(maps.values, shared.values, row, bytes, shared.v_full + ring.stage);
+        } else {
+            copy_boxes(maps.values, shared.values, row, bytes, shared.v_edge);
+            mbarrier_wait(shared.v_edge, edge_parity);
+            edge_parity ^= 1;
+            clear_values(task.item.key_begin - first_key, task.item.context - first_key);
+            if (lane == 0) mbarrier_arrive(shared.v_full + ring.stage);
+        }
         ring.advance();
     }
 
-    __device__ __forceinline__ void copy_part(bool whole, const AttentionTask& task, int first_key, long long start,
-                                              const void* cache, unsigned char* tiles) const {
-        unsigned char* to = tiles + ring.stage * S::TILE_BYTES + piece / 8 * S::KEY_HALF_BYTES + offset;
-        const char* from = static_cast<const char*>(cache) + row * (2 * S::D) + piece * 16;
-#pragma unroll
-        for (int round = 0; round < S::KEYS / S::ROUND_ROWS; ++round) {
-            constexpr int ROUNDS = SLICE_KEYS / S::ROUND_ROWS;
-            const char* source =
-                from + shfl(start, round / ROUNDS) + round % ROUNDS * (S::ROUND_ROWS * 2 * S::D);
-            unsigned char* target = to + round * S::ROUND_ROWS * 128;
-            if (whole) {
-                copy_async16(target, source);
-            } else {
-                const int key = first_key + round * S::ROUND_ROWS + static_cast<int>(row);
-                copy_async16_or_zero(target, source, key >= task.item.key_begin && key < task.item.context);
-            }
+    __device__ __forceinline__ void copy_boxes(const TensorMap& map, unsigned char* tiles, int row, unsigned bytes,
+                                               Mbarrier* barrier) const {
+        if (lane == 0) mbarrier_arrive_expect(barrier, bytes);
+        warp_sync();
+        if (row < 0) return;
+        unsigned char* to = tiles + ring.stage * S::TILE_BYTES + half() * S::KEY_HALF_BYTES + box_key() * 128;
+        copy_box(to, &map, row, half() * 64, barrier);
+    }
+
+    // Values outside keys [begin, end) of a tile become zeros: they may be no numbers, which a weight of 0 does not hide.
+    __device__ __forceinline__ void clear_values(int begin, int end) const {
+        unsigned char* tile = shared.values + ring.stage * S::TILE_BYTES + lane * 16;
+#pragma unroll 1
+        for (int place = 0; place < S::TILE_BYTES; place += 512) {
+            const int key = (place + lane * 16) % S::KEY_HALF_BYTES / 128;
+            if (key < begin || key >= end) store16(tile + place, {0, 0, 0, 0});
         }
+        bulk_copy_fence();  // each lane's, before the tensor cores read
+        warp_sync();
     }
 };
 
@@ -301,6 +325,7 @@ struct PrefillRows {
         float rescales[2];
         mbarrier_wait(shared.q_full, q_parity);
         q_parity ^= 1;
+        bulk_copy_fence();  // what cp.async wrote is for the tensor cores
         multiply_keys(scores);
         wgmma_wait<0>();
         wgmma_hold(scores);
@@ -339,7 +364,6 @@ struct PrefillRows {
     // Begin scores = q k^T of the next tile of keys.
     __device__ __forceinline__ void multiply_keys(Scores& scores) {
         mbarrier_wait(shared.k_full + k_ring.stage, k_ring.parity);
-        if (FENCE) bulk_copy_fence();  // what cp.async wrote is for the tensor cores
         const unsigned long long q = wgmma_descriptor(shared.queries + group * (S::GROUP_ROWS * 128));
         const unsigned long long k = wgmma_descriptor(shared.keys + k_ring.stage * S::TILE_BYTES);
         wgmma_hold(scores);
@@ -355,7 +379,6 @@ struct PrefillRows {
     // Begin acc = weights v, plus acc where `add`, of the next tile of values.
     __device__ __forceinline__ void multiply_values(Weights& weights, bool add) {
         mbarrier_wait(shared.v_full + v_ring.stage, v_ring.parity);
-        if (FENCE) bulk_copy_fence();
         const unsigned long long v = wgmma_descriptor(shared.values + v_ring.stage * S::TILE_BYTES, S::KEY_HALF_BYTES);
         wgmma_hold(acc);
         wgmma_hold(weights);
@@ -451,15 +474,19 @@ struct PrefillRows {
 };
 
 template <class S>
-__device__ __forceinline__ void prefill(const AttentionParams& params, unsigned char* memory) {
+__device__ __forceinline__ void prefill(const AttentionPrefillParams& params, unsigned char* memory) {
     const PrefillShared<S> shared(memory);
     if (threadIdx.x == 0) shared.init();
     block_sync();
-    if (warp_id() < 4) {
-        lower_registers<S::LOADER_REGISTERS>();
-        PrefillLoader<S>(params, shared).run();
-    } else {
+    if (warp_id() >= 4) {
         raise_registers<S::CONSUMER_REGISTERS>();
-        PrefillRows<S>(params, shared).run();
+        PrefillRows<S>(params.attention, shared).run();
+    } else {
+        lower_registers<S::LOADER_REGISTERS>();
+        if (warp_id() == 0) {
+            KeyLoader<S>(params, shared).run();
+        } else {
+            load_queries<S>(params.attention, shared);
+        }
     }
 }

@@ -6,16 +6,16 @@ layout; what depends on lengths is planned on the device, once per step.
 
 import ctypes
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from plugins.attention.cuda_checks import ELEMENTS, HEAD_DIMS, check_indices, check_shape, check_tensors
 from plugins.attention.cuda_layout import (
-    FAR_SPLIT,
-    NEAR_KEYS,
-    NEAR_SPLIT,
     PREFILL_HEAD_DIMS,
+    PREFILL_KEYS,
+    SPLITS,
     Kinds,
     Layout,
     PrefillVariant,
@@ -25,9 +25,10 @@ from plugins.attention.cuda_layout import (
     prefill_variant,
     variants,
 )
-from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel, has_image
+from plugins.cuda.launch import launch, max_cooperative_blocks
+from plugins.cuda.library import Kernel, get_kernel, has_image
 from plugins.cuda.source import KernelSource
+from plugins.cuda.tensor_map import MAP_BYTES, encode_rows
 
 if TYPE_CHECKING:
     from plugins.attention import AttentionShape
@@ -39,7 +40,6 @@ __all__ = [
     "plan_attention_cuda", "prefill_source", "source",
 ]  # fmt: skip
 
-MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
 _PLAN_HEADER, _PLAN_ITEM = 4, 48  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 128
 _PLAN_BLOCKS = 64  # that a step is planned by, where it has fewer requests: a warp takes a microsecond for an item
@@ -48,12 +48,20 @@ _PLAN_BLOCKS = 64  # that a step is planned by, where it has fewer requests: a w
 class _Params(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "items")),
-        *((name, ctypes.c_void_p) for name in ("num_items", "partial", "counters")),
+        *((name, ctypes.c_void_p) for name in ("header", "partial", "counters")),
         *((name, ctypes.c_int64) for name in ("q_token_stride", "q_head_stride", "out_token_stride")),
         *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots", "group_inverse")),
         *((name, ctypes.c_int32) for name in ("group", "num_heads", "num_kv_heads", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "max_works", "num_nodes", "window", "unused")),
         ("log2_scale", ctypes.c_float),
+    ]
+
+
+class _PrefillParams(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("keys", "values")),
+        ("attention", _Params),
+        ("unused", ctypes.c_uint32 * 6),
     ]
 
 
@@ -63,7 +71,8 @@ class _PlanParams(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("plan", "counters")),
         *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "num_kv_heads", "group", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "window", "short_tile", "long_tile", "near_split")),
-        *((name, ctypes.c_int32) for name in ("far_split", "near_keys", "num_slots", "max_short")),
+        *((name, ctypes.c_int32) for name in ("middle_split", "far_split", "near_keys", "middle_keys")),
+        *((name, ctypes.c_int32) for name in ("num_slots", "max_short")),
     ]
 
 
@@ -123,7 +132,7 @@ def plan_attention_cuda(
         ancestors.data_ptr() if ancestors is not None else None, plan.data_ptr(), counters.data_ptr(),
         num_requests, num_nodes, shape.num_kv_heads, group, shape.block_size.bit_length() - 1, max_blocks,
         layout.window, kinds[layout.short_variant].rows, kinds[-1].rows,
-        NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, layout.num_slots, layout.short_items,
+        *(keys for keys, _ in SPLITS), *(end for _, end in SPLITS[:-1]), layout.num_slots, layout.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
     parts = max(min(_PLAN_BLOCKS // num_requests, num_items // num_requests // (_PLAN_THREADS // 32)), 1)
@@ -156,27 +165,40 @@ def attention_cuda(
         scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(layout.head_dim, q.device)
+    _launch(source(q.dtype, layout.head_dim), kinds[layout.short_variant], layout, layout.short_items, params)
+    if not layout.long_tiles:
+        return
+    params.items += 4 * _PLAN_ITEM * layout.short_items
+    params.header += 4
+    params.max_works = layout.long_tiles * layout.num_kv_heads
     if layout.prefill:
-        kinds[-1] = prefill_variant(layout.head_dim)
-    _launch(kinds[layout.short_variant], layout, layout.short_items, q.dtype, params)
-    if layout.long_tiles:
-        params.items += 4 * _PLAN_ITEM * layout.short_items
-        params.num_items += 4
-        params.max_works = layout.long_tiles * layout.num_kv_heads
-        _launch(kinds[-1], layout, layout.long_tiles, q.dtype, params)
+        maps = (_describe(cache, min(layout.block_size, PREFILL_KEYS)) for cache in (k_cache, v_cache))
+        with_maps = _PrefillParams(*maps, params)
+        kind = prefill_variant(layout.head_dim)
+        _launch(prefill_source(q.dtype, layout.head_dim), kind, layout, layout.long_tiles, with_maps)
+    else:
+        _launch(source(q.dtype, layout.head_dim), kinds[-1], layout, layout.long_tiles, params)
 
 
-def _launch(kind: Variant | PrefillVariant, layout: Layout, items: int, dtype: torch.dtype, params: _Params) -> None:
-    is_prefill = isinstance(kind, PrefillVariant)
-    kernel = get_kernel((prefill_source if is_prefill else source)(dtype, layout.head_dim), kind.entry, _Params)
-    grid = min(items * layout.num_kv_heads, num_processors() if is_prefill else MAX_BLOCKS)
+def _describe(cache: torch.Tensor, box_rows: int) -> ctypes.Array[ctypes.c_uint8]:
+    """The cache as rows of keys, for the tensor copy engine."""
+    rows = encode_rows(cache.data_ptr(), cache.numel() // cache.shape[-1], cache.shape[-1], box_rows)
+    return (ctypes.c_uint8 * MAP_BYTES).from_buffer_copy(rows)
+
+
+def _launch(
+    code: KernelSource, kind: Variant | PrefillVariant, layout: Layout, items: int, params: _Params | _PrefillParams
+) -> None:
+    kernel = get_kernel(code, kind.entry, type(params))
     shared_bytes = kind.shared_bytes(layout.head_dim)
+    grid = min(items * layout.num_kv_heads, resident_blocks(kernel, kind.threads, shared_bytes))
     launch(kernel, grid, kind.threads, shared_bytes, params, current_stream(), dependent=True)
 
 
-def num_processors() -> int:
-    """Of the current device."""
-    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count)
+@cache
+def resident_blocks(kernel: Kernel, threads: int, shared_bytes: int) -> int:
+    """How many blocks the device holds at once."""
+    return max_cooperative_blocks(kernel, threads, shared_bytes)
 
 
 def current_stream() -> int:

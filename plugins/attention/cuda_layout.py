@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 # Where contexts are cut, in keys. A row's result depends on it, so it is the same for every batch.
-NEAR_SPLIT, NEAR_KEYS, FAR_SPLIT = 256, 2048, 512  # short at first: one request alone is to keep the GPU busy
+# (keys of a split, keys that the rule holds for): short at first, since one request alone is to keep the GPU busy.
+SPLITS = ((128, 1024), (512, 8192), (1024, 2**31))
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 PREFILL_HEAD_DIMS = (64, 128)
+PREFILL_KEYS = 128  # of a tile; attention_prefill.cuh
 _LARGE_SHARED = ((9, 0), (10, 0))  # LARGE of attention.cu
 _FEW_TREES = 2
 _MOST_KEYS = 2**31 - 1
@@ -50,7 +52,6 @@ class PrefillVariant(NamedTuple):
 
     entry: str
     consumers: int
-    keys: int
     stages: int
 
     @property
@@ -62,7 +63,7 @@ class PrefillVariant(NamedTuple):
         return 128 * (self.consumers + 1)
 
     def shared_bytes(self, head_dim: int) -> int:
-        return (self.rows + 2 * self.stages * self.keys) * 2 * head_dim + 256
+        return (self.rows + 2 * self.stages * PREFILL_KEYS) * 2 * head_dim + 256
 
 
 Kinds = list[Variant | PrefillVariant]
@@ -70,7 +71,7 @@ Kinds = list[Variant | PrefillVariant]
 
 def prefill_variant(head_dim: int) -> PrefillVariant:
     """The configuration of attention_prefill.cu, for one of PREFILL_HEAD_DIMS."""
-    return PrefillVariant("attention_prefill_kernel", 3 if head_dim == 64 else 2, 128, 2)
+    return PrefillVariant("attention_prefill_kernel", 3 if head_dim == 64 else 2, 2)
 
 
 def has_wgmma(device: torch.device) -> bool:
@@ -116,6 +117,15 @@ class Layout(NamedTuple):
     prefill: bool  # whether attention_prefill.cu takes the long requests
 
 
+def most_splits(context: int) -> int:
+    """How many splits a context of so many keys has."""
+    splits, start = 0, 0
+    for keys, end in SPLITS:
+        splits += -(-max(min(context, end) - start, 0) // keys)
+        start = end
+    return splits
+
+
 def plan_layout(
     shape: "AttentionShape",
     kinds: Kinds,
@@ -135,10 +145,9 @@ def plan_layout(
     short_variant = next((i for i, kind in enumerate(kinds[:2]) if mean_rows <= kind.rows), largest)
     short_tokens = min(num_tokens, SHORT_ROWS * num_requests)
     short_tiles = short_tokens * group // kinds[short_variant].rows + min(num_requests, short_tokens)
-    splits = -(-min(max_blocks * shape.block_size, NEAR_KEYS) // NEAR_SPLIT)
-    splits += -(-max(max_blocks * shape.block_size - NEAR_KEYS, 0) // FAR_SPLIT)
+    splits = most_splits(max_blocks * shape.block_size)
     if shape.sliding_window is not None:
-        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // NEAR_SPLIT + 2)
+        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // SPLITS[0][0] + 2)
     slot_bytes = shape.num_heads * (shape.head_dim + 2) * 4
     num_slots = min(short_tokens * splits, WORKSPACE_BYTES // slot_bytes) if splits > 1 else 0
     long_tiles = 0

@@ -20,6 +20,12 @@ def device_archs(capability: tuple[int, int]) -> list[str]:
     return [f"sm_{major}{minor}a", *(f"sm_{major}{m}" for m in range(minor, -1, -1)), *ptx]
 
 
+def own_arch(capability: tuple[int, int]) -> str:
+    """Return the arch to compile for where only this GPU is to run it."""
+    major, minor = capability
+    return f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+
+
 def archs_run() -> tuple[str, ...]:
     """Return the archs whose images have passed a GPU's tests: `make test-gpu` writes the file. Others only compile."""
     return tuple(json.loads(RUNS_FILE.read_text(encoding="utf-8")))

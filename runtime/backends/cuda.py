@@ -8,6 +8,7 @@ from runtime.backends.gpu_errors import gpu_errors
 from runtime.batch import Batch, StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
+from runtime.model.layer_steps import LayerSteps
 from runtime.model.whole_step import WholeStep
 from runtime.tuning import NO_CHOICES, Choices
 
@@ -27,8 +28,9 @@ class _Handle:
 
 
 class CudaBackend(CapturedBackend):
-    """Passes over few rows go through kernels of their own, where they take the model and the device; others through
-    the ops. What was measured on the device says which, where something was."""
+    """Passes over few rows go through kernels of their own, where they take the model and the device: one launch for a
+    row or two, a few for each layer for some more. Others go through the ops. What was measured on the device says
+    which, where something was."""
 
     def __init__(
         self,
@@ -41,9 +43,12 @@ class CudaBackend(CapturedBackend):
         super().__init__(decoder, cache, limits, CudaRecorder(), most_repeats=MOST_REPEATS)
         cache.storage[:, limits.num_blocks :] = 0  # padding reads what padding wrote, and must find numbers there
         self._choices = choices
-        self._few_rows: dict[str, WholeStep] = {}  # by name, what is usually fastest first
+        self._few_rows: dict[str, WholeStep | LayerSteps] = {}  # by name, what is usually fastest first
         if use_whole_step:
-            self._few_rows = {"whole_step": WholeStep(decoder, cache, limits.max_seq_len)}
+            self._few_rows = {
+                "whole_step": WholeStep(decoder, cache, limits.max_seq_len),
+                "layer_steps": LayerSteps(decoder, cache),
+            }
 
     def paths(self, batch: Batch) -> list[str]:
         """The kinds of kernels that take this batch; the first is what it takes where nothing was measured."""

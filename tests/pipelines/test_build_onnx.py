@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from pipelines.config import OnnxTargetConfig
 from pipelines.deploy.container import requirements
@@ -16,6 +18,7 @@ from pipelines.deploy.workload import workload
 from pipelines.stage import Artifact
 from pipelines.stages import compile_onnx
 from runtime import LLM, SamplingParams
+from runtime.engine import Engine
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import open_bundle
 from runtime.formats.checkpoint import Checkpoint
@@ -25,9 +28,10 @@ from runtime.llm import DEFAULT_SPECULATION
 from runtime.loading import load_backend
 from runtime.machine import look
 from runtime.readiness import check_bundle
+from runtime.scoring import score
 from runtime.targets import choose_target
 from tests.pipelines.running_stages import fetch_and_convert, stage_context
-from tests.pipelines.test_cli import command
+from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_hf_folder
 
 
@@ -156,3 +160,16 @@ def test_a_replica_installs_onnx_runtime_and_asks_for_no_gpu(bundle: Path) -> No
     assert work.gpus == 0
     assert f"onnxruntime=={version('onnxruntime')}" in requirements(work).splitlines()
     assert "cuda-python" not in requirements(work)
+
+
+def test_the_page_s_program_runs_the_file_without_us(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs/onnx.md").read_text()
+    program = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "BUNDLE").symlink_to(bundle)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    expected = score(Engine(load_backend(open_bundle(bundle).checkpoint(), bundle / "engines/onnx")), [1, 2, 3])
+    torch.testing.assert_close(torch.from_numpy(names["logits"]), expected[2:], atol=1e-5, rtol=0)

@@ -38,6 +38,7 @@ def steps(rng):
     yield "a second chunk alone", batch_of([Rows(7, 9, text(13))], logit_rows=[12])
     yield "no logits wanted", batch_of([Rows(3, 0, text(6))], logit_rows=[])
     yield "trees", batch_of([Rows(2, c + 1, text(7), PARENTS), Rows(7, 22, text(7), PARENTS)])
+    yield "a chunk as long as the tree beside it", batch_of([Rows(7, 22, text(7), PARENTS), Rows(0, 0, text(7))])
     yield "a tree beside a plain row", batch_of([Rows(7, 22, text(7), PARENTS), Rows(1, b + 2, text(1))])
     yield "decode after", batch_of([Rows(block, start, text(1)) for block, start in ((1, b + 3), (7, 23), (2, c + 1))])
 

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.attention.cuda import attention_cuda, plan_attention_cuda
+from plugins.attention.cuda import (
+    PREFILL_ARCHS,
+    PREFILL_HEAD_DIMS,
+    attention_cuda,
+    plan_attention_cuda,
+    prefill_source,
+)
 from plugins.cuda.errors import KernelError
-from tests.plugins.cuda.emulator.run import emulate, needs_emulator
+from plugins.cuda.nvrtc import compile_source
+from tests.plugins.cuda.emulator.run import emulate, emulated_rows, needs_emulator
 from tests.plugins.paged import make_case, random_tree
 
 on_gpu = pytest.mark.gpu
@@ -45,8 +52,9 @@ def emulated(request, monkeypatch):
     monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
     monkeypatch.setattr("plugins.attention.cuda.has_wgmma", lambda device: arch == 900)
     monkeypatch.setattr("plugins.attention.cuda.has_image", lambda source: True)
-    monkeypatch.setattr("plugins.attention.cuda.num_processors", lambda: 3)
+    monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 6)
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
+    monkeypatch.setattr("plugins.attention.cuda.encode_rows", emulated_rows)
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
     monkeypatch.setattr("plugins.attention.cuda.launch", launch)
 
@@ -126,12 +134,20 @@ class TestEmulated:
         check(make_case([133], [133], **sizes | {"block_size": 64}), window)
 
     def test_many_requests_share_few_blocks_of_the_grid(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda.MAX_BLOCKS", 3)
+        monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 3)
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
         monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
+
+
+@pytest.mark.parametrize("head_dim", PREFILL_HEAD_DIMS)
+def test_products_of_long_prompts_run_beside_the_softmax(head_dim):
+    """What the compiler says where it makes each product wait for the one before, for want of registers."""
+    compiled = compile_source(prefill_source(torch.bfloat16, head_dim), *PREFILL_ARCHS)
+    assert "serialized" not in compiled.log
+    assert compiled.spill_bytes == 0
 
 
 @on_gpu

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+from plugins.kv_compact import kv_compact
 from runtime.backends.base import BatchLayout, EngineLimits, KvLayout
+from runtime.backends.device_state import Drawing
 from runtime.backends.slots.cache import SlotCache
 from runtime.backends.slots.decoder import SlotDecoder
 from runtime.backends.slots.session import StepSession
 from runtime.backends.torch_backend import TorchBackend
 from runtime.errors import EnginewrightError
+from runtime.speculation.acceptance import Accepted
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.tree import MAX_NODES
 
@@ -28,6 +31,12 @@ class OnnxBackend(TorchBackend):
         super().__init__(SlotDecoder(session), cache, limits, drafter)
         self._slots = cache
         self.uniform_drafts = True  # a pass has as many rows for each request
+
+    def _compact(self, drawing: Drawing, accepted: Accepted) -> None:
+        """As the base does; the target's blocks lie elsewhere than the drafters'."""
+        for cache in self._caches():
+            tables = self._slots.slots(drawing.block_tables) if cache is self._slots else drawing.block_tables
+            kv_compact(cache.storage, tables, drawing.roots, accepted.nodes, accepted.counts)
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy the rows that are used alone: a block is as long as the longest request."""

@@ -31,8 +31,9 @@ class SlotCache(KVCache):
         """Where a block lies now."""
         return self._slot_of[block]
 
-    def rows(self, blocks: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return super().rows(torch.tensor(self._slot_of, device=blocks.device)[blocks], positions)
+    def slots(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Where blocks lie now: int64 to int64 of the same shape."""
+        return torch.tensor(self._slot_of, device=blocks.device)[blocks]
 
     def parts(self, first: int, count: int) -> list[torch.Tensor]:
         """K and V of every layer in some slots: (count, N_kv, Smax, D) each, aliasing the storage."""

@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ def emulate(
     params: ctypes.Structure | Sequence[Any],
     entry: str | None = None,
     cooperative: bool = False,
+    cluster: int = 1,
     reverse: bool = False,
     arch: int = 900,
 ) -> None:
@@ -60,6 +62,7 @@ def emulate(
         params: the kernel's argument, or ctypes values of all its arguments where it has several.
         entry: the kernel's name; by default the file's stem with `_kernel`.
         cooperative: all blocks run at the same time.
+        cluster: blocks of a cluster, which do too.
         reverse: the last thread and the last block go first.
         arch: __CUDA_ARCH__, such as 800 for the paths without bulk copies.
 
@@ -83,12 +86,18 @@ def emulate(
         (ctypes.c_uint * 3)(*_three(block)),
         ctypes.c_uint(shared_bytes),
         int(cooperative),
+        ctypes.c_uint(cluster),
         int(reverse),
         message,
         ctypes.c_size_t(_MESSAGE_BYTES),
     )
     if failed:
         raise EmulationError(f"{name}: {message.value.decode(errors='replace')}")
+
+
+def emulated_rows(address: int, rows: int, columns: int, box_rows: int) -> bytes:
+    """As plugins.cuda.tensor_map.encode_rows, for the emulator's tensor_copy.cuh."""
+    return struct.pack("<QQII104x", address, rows, columns, box_rows)
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:
