@@ -43,6 +43,7 @@ class CudaBackend(CapturedBackend):
         super().__init__(decoder, cache, limits, CudaRecorder(), most_repeats=MOST_REPEATS)
         cache.storage[:, limits.num_blocks :] = 0  # padding reads what padding wrote, and must find numbers there
         self._choices = choices
+        self.variant = str(dict(choices.paths)) if choices.paths else ""
         self._usual_rows = usual_rows(decoder.spec)
         self._few_rows: dict[str, WholeStep | LayerSteps] = {}  # by name, what is usually fastest first
         if use_whole_step:
