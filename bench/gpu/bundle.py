@@ -1,7 +1,7 @@
 """Measure a finished bundle on this GPU, its drafter included: `python -m bench.gpu.bundle BUNDLE --out FILE.jsonl`.
 
 Greedy and sampled answers to shipped prompts, one request at a time: plainly, with trees by the policy, with the
-smallest tree, and with a fixed tree of each size that the head was measured with. Accepted lengths depend on the
+smallest trees, and with a fixed tree of each size that the head was measured with. Accepted lengths depend on the
 weights, so they are the bundle's own.
 """
 
@@ -24,7 +24,7 @@ from runtime.formats.bundle import Bundle, open_bundle
 from runtime.loading import load_backend, load_drafting
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import Drafting, SpeculationOptions
-from runtime.speculation.policy import SMALL_TREES, SpeculationPolicy
+from runtime.speculation.policy import SMALL_TREES, TINY_TREES, SpeculationPolicy
 from runtime.speculation.redrafter.head_file import read_description, worthwhile
 
 Line = dict[str, Any]
@@ -77,7 +77,7 @@ def _draftings(engine: Engine, bundle: Bundle, engine_dir: Path) -> Iterator[tup
     modes = ["auto"]
     if bundle.draft_dir is not None:
         measured = worthwhile(read_description(bundle.draft_dir).trees)
-        shapes = [SMALL_TREES[0], *(tree.shape for tree in measured)]
+        shapes = [*TINY_TREES, SMALL_TREES[0], *(tree.shape for tree in measured)]
         modes += [f"{one.num_nodes},{one.num_beams},{one.depth}" for one in shapes]
     for mode in modes:
         yield (
