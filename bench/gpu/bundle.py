@@ -56,7 +56,9 @@ def measure(bundle: Bundle, num_prompts: int, new_tokens: int, repeats: int) -> 
     yield {**as_line(describe()), "bundle": bundle.bundle_id, "weights_sha256": weights}
     tokenizer = bundle.tokenizer()
     engine_dir = bundle.engine_dir("cuda")
-    engine = Engine(load_backend(bundle.checkpoint(), engine_dir, bundle.draft_dir), tokenizer.eos_token_ids)
+    engine = Engine(
+        load_backend(bundle.checkpoint(), engine_dir, bundle.draft_dir, bundle.path), tokenizer.eos_token_ids
+    )
     draftings = dict(_draftings(engine, bundle, engine_dir))
     for drafting in draftings.values():
         if isinstance(drafting.policy, SpeculationPolicy):
