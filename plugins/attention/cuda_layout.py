@@ -72,7 +72,7 @@ Kinds = list[Variant | PrefillVariant]
 
 def prefill_variant(head_dim: int) -> PrefillVariant:
     """The configuration of attention_prefill.cu, for one of PREFILL_HEAD_DIMS."""
-    return PrefillVariant("attention_prefill_kernel", 3 if head_dim == 64 else 2, 2)
+    return PrefillVariant("attention_prefill_kernel", *((3, 4) if head_dim == 64 else (2, 2)))
 
 
 def has_wgmma(device: torch.device) -> bool:
