@@ -18,6 +18,7 @@ from pipelines.config import BuildConfig, DraftConfig, ModelConfig, PathsConfig,
 from pipelines.config_errors import COMPOSITION_ERRORS, explain, group_choices
 from pipelines.schema import from_container, mutable_mirror, nearest
 from pipelines.sources import hub_address
+from pipelines.tensorrt_llm.installed import resolved
 from runtime.errors import EnginewrightError
 
 SOURCE_SCHEMES = ("pypi:", hub_address.SCHEME)
@@ -49,6 +50,8 @@ def build_config(composed: DictConfig) -> BuildConfig:
     config = from_container(BuildConfig, {str(key): value for key, value in values.items()})
     if not config.target.names:
         raise EnginewrightError("target is empty; write target=[cpu]")
+    if config.target.tensorrt_llm is not None:
+        config = replace(config, target=replace(config.target, tensorrt_llm=resolved(config.target.tensorrt_llm)))
     paths = PathsConfig(root=str(Path(config.paths.root).expanduser().absolute()))
     model = resolve_model(config.model)
     draft = resolve_draft(config.draft)

@@ -17,6 +17,7 @@ from runtime.formats.attestations import (
 )
 from runtime.formats.bundle import Bundle
 from runtime.formats.rebuild import rebuild_command
+from runtime.formats.tensorrt_llm import TARGET, TensorrtLlmPlan
 
 
 def describe(bundle: Bundle) -> str:
@@ -36,7 +37,8 @@ def describe(bundle: Bundle) -> str:
         lines += [f"target    {target}: {needs['dtype']}, arch {needs['arch']}, {_pairs(needs['limits'])}"]
         lines += [f"          requires {_pairs(needs['requires'])}"] if needs.get("requires") else []
         lines += _gpus(needs)
-    verified = [f"verified  {_verified(bundle)}", *_cuda_verified(bundle)]
+        lines += _hosted(bundle) if target == TARGET else []
+    verified = [f"verified  {_verified(bundle)}", *_others_verified(bundle)]
     return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle)])
 
 
@@ -45,17 +47,30 @@ def _gpus(needs: dict[str, Any]) -> Iterator[str]:
     if archs := needs.get("archs"):
         never = needs.get("never_run", [])
         told = ", ".join(f"{arch} (never run)" if arch in never else arch for arch in archs)
-        yield f"          kernels for {told}; NVRTC {needs['nvrtc']}, driver {needs['minimum_driver']} or newer"
+        made = f"kernels for {told}; NVRTC {needs['nvrtc']}" if "nvrtc" in needs else f"a plan for {told}"
+        yield f"          {made}, driver {needs['minimum_driver']} or newer"
 
 
-def _cuda_verified(bundle: Bundle) -> Iterator[str]:
-    """What the build found of the engine for NVIDIA GPUs, where the bundle has one."""
-    if "cuda" not in bundle.manifest["targets"]:
-        return
-    if reason := not_run(bundle.path / for_target(VERIFY_REPORT, "cuda")):
-        yield f"          cuda: NOT VERIFIED: {reason}"
-    elif (report := read_verified(bundle.path, "cuda")) is not None:
-        yield f"          cuda: {_gate(report)}"
+def _others_verified(bundle: Bundle) -> Iterator[str]:
+    """What the build found of each engine but the CPU's."""
+    for target in sorted(set(bundle.manifest["targets"]) - {"cpu"}):
+        if reason := not_run(bundle.path / for_target(VERIFY_REPORT, target)):
+            yield f"          {target}: NOT VERIFIED: {reason}"
+        elif (report := read_verified(bundle.path, target)) is not None:
+            yield f"          {target}: {_gate(report)}"
+
+
+def _hosted(bundle: Bundle) -> Iterator[str]:
+    """How far the engine for TensorRT-LLM was taken, and what takes it on."""
+    plan = TensorrtLlmPlan.read(bundle.engine_dir(TARGET))
+    yield f"          tp {plan.tp_size}, pp {plan.pp_size}, drafts: {plan.speculation}"
+    if plan.without_drafter:
+        yield f"          without the bundle's drafter: {plan.without_drafter}"
+    if plan.built_for:
+        yield f"          engine built for {plan.built_for}"
+    elif plan.flow == "build":
+        yield f"          NOT BUILT: TensorRT-LLM {plan.version} was not where the bundle was built"
+    yield f"          {' '.join(plan.command)}"
 
 
 def as_data(bundle: Bundle) -> dict[str, Any]:

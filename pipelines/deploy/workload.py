@@ -10,6 +10,8 @@ from pipelines.planning.costs import TORCH_BYTES
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_DIR, Bundle
 from runtime.formats.checkpoint import WEIGHTS_FILE
+from runtime.formats.tensorrt_llm import TARGET as HOSTED
+from runtime.formats.tensorrt_llm import TensorrtLlmPlan
 from runtime.readiness import memory_need
 from runtime.server.settings import ServerSettings
 
@@ -38,7 +40,7 @@ class Workload:
 
     @property
     def gpus(self) -> int:
-        return int(self.target != "cpu")
+        return int(self.target not in ("cpu", "onnx"))
 
 
 def workload(bundle: Bundle, options: DeployOptions) -> Workload:
@@ -47,7 +49,9 @@ def workload(bundle: Bundle, options: DeployOptions) -> Workload:
     Raises:
         EnginewrightError: the bundle has no such engine, or one whose needs cannot be told.
     """
-    bundle.engine_dir(options.target)
+    engine_dir = bundle.engine_dir(options.target)
+    if options.target == HOSTED:
+        raise EnginewrightError(f"{bundle.path}: {TensorrtLlmPlan.read(engine_dir).not_run}; name another target")
     name = kubernetes_name(str(bundle.manifest["model"]["name"]))
     try:
         need = memory_need(bundle.path, bundle.manifest, options.target)

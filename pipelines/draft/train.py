@@ -17,7 +17,14 @@ from pipelines.draft.target import TargetModel
 from pipelines.draft.texts import read_token_ids
 from pipelines.draft.training import LoopSettings, StepMetrics, Training, draft_vocabulary, run_training
 from runtime.formats.checkpoint import TOKENIZER_DIR, Checkpoint
-from runtime.speculation.redrafter.head_file import VOCAB_IDS, HeadConfig, HeadDescription, TreeStatistics, write_head
+from runtime.speculation.redrafter.head_file import (
+    VOCAB_IDS,
+    Dialect,
+    HeadConfig,
+    HeadDescription,
+    TreeStatistics,
+    write_head,
+)
 from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import TreeShape
 from runtime.text.tokenizer import Tokenizer
@@ -51,7 +58,8 @@ def train_head(
     held_out = paths_of(HELD_OUT_FILE, target, tokenizer, config.new_tokens)
     vocab_ids = draft_vocabulary(corpus, target.spec.vocab_size, config.draft_vocab_size, tokenizer.eos_token_ids)
     hidden = target.spec.hidden_size
-    head = HeadConfig(hidden, hidden, config.num_blocks, target.spec.vocab_size, len(vocab_ids))
+    dialect: Dialect = config.dialect  # type: ignore[assignment] # the configuration checked it
+    head = HeadConfig(hidden, hidden, config.num_blocks, target.spec.vocab_size, len(vocab_ids), dialect=dialect)
     training = Training(head, vocab_ids, corpus, target, loop_settings(config))
     curves = scratch_dir / "curves.jsonl"
 

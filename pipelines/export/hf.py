@@ -37,10 +37,7 @@ def export_hf(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> lis
     try:
         partial.mkdir(parents=True)
         _write_weights(checkpoint, partial, max_shard_bytes)
-        _write_config(checkpoint, partial)
-        for name in COPIED:
-            if (checkpoint.path / TOKENIZER_DIR / name).is_file():
-                shutil.copyfile(checkpoint.path / TOKENIZER_DIR / name, partial / name)
+        write_hf_files(checkpoint, partial)
         partial.rename(folder)
     except OSError as error:
         raise EnginewrightError(
@@ -65,25 +62,41 @@ def plan_shards(shapes: Shapes, item_bytes: int, max_shard_bytes: int) -> list[S
     return shards
 
 
+def named_shards(shapes: Shapes, item_bytes: int, max_shard_bytes: int) -> dict[str, Shapes]:
+    """The same shards under transformers' names for their files."""
+    shards = plan_shards(shapes, item_bytes, max_shard_bytes)
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, 1)}
+
+
+def write_index(shards: dict[str, Shapes], item_bytes: int, folder: Path) -> None:
+    """Say which shard holds which tensor, where there are several."""
+    if len(shards) == 1:
+        return
+    total = sum(prod(shape) for shard in shards.values() for shape in shard.values()) * item_bytes
+    placed = {tensor: name for name, shard in shards.items() for tensor in shard}
+    _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))})
+
+
+def write_hf_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Everything of the folder but its weights: configuration, tokenizer, chat template."""
+    _write_config(checkpoint, folder)
+    for name in COPIED:
+        if (checkpoint.path / TOKENIZER_DIR / name).is_file():
+            shutil.copyfile(checkpoint.path / TOKENIZER_DIR / name, folder / name)
+
+
 def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
     dtype = checkpoint.config.dtype
-    shapes = _hf_shapes(checkpoint)
-    shards = plan_shards(shapes, ITEM_BYTES[dtype], max_shard_bytes)
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    shards = named_shards(hf_shapes(checkpoint), ITEM_BYTES[dtype], max_shard_bytes)
     tensors = hf_tensors(checkpoint)
-    for name, shard in zip(names, shards, strict=True):
+    for name, shard in shards.items():
         _write_shard(folder / name, shard, dtype, tensors)
-    if len(shards) > 1:
-        total = sum(prod(shape) for shape in shapes.values()) * ITEM_BYTES[dtype]
-        placed = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write_json(
-            folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-        )
+    write_index(shards, ITEM_BYTES[dtype], folder)
 
 
-def _hf_shapes(checkpoint: Checkpoint) -> Shapes:
+def hf_shapes(checkpoint: Checkpoint) -> Shapes:
     """transformers' names and shapes, in the order in which `hf_tensors` yields them; reads no weights."""
     meta = _Shapes(checkpoint)
     return {name: tuple(tensor.shape) for name, tensor in hf_tensors(meta)}

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipelines.publish.errors import another_bundle, no_bundle, place_errors
 from pipelines.publish.publication import Outcome, Publication
 from runtime.formats.archive import archive_bundle, archived_digests, extract_bundle
-from runtime.formats.bundle import MANIFEST_FILE
+from runtime.formats.manifest import MANIFEST_FILE
 
 
 class ArchiveFile:

@@ -6,7 +6,7 @@ from pipelines.publish.errors import no_bundle, place_errors
 from pipelines.publish.mirror import mirror
 from pipelines.publish.publication import Outcome, Publication
 from pipelines.publish.tree import Tree
-from runtime.formats.bundle import MANIFEST_FILE
+from runtime.formats.manifest import MANIFEST_FILE
 
 
 class Folder:

@@ -18,7 +18,7 @@ from runtime.formats.attestations import (
     read_measured,
     read_verified,
 )
-from runtime.formats.bundle import MANIFEST_FILE
+from runtime.formats.manifest import MANIFEST_FILE
 from runtime.targets import why_not_run
 
 NONE = "none"

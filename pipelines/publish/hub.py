@@ -20,8 +20,8 @@ from pipelines.sources.hub import git_blob_id
 from pipelines.sources.hub_address import SCHEME, is_hub_name, parse_address
 from pipelines.sources.hub_errors import quiet_library
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import MANIFEST_FILE
 from runtime.formats.digest import sha256_file
+from runtime.formats.manifest import MANIFEST_FILE
 
 BUNDLE = "bundle/"
 CARD = "README.md"

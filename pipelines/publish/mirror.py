@@ -16,7 +16,7 @@ from pipelines.publish.errors import another_bundle, shown
 from pipelines.publish.publication import Outcome, PublishedFile
 from pipelines.publish.tree import Tree
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE, expected_files
+from runtime.formats.manifest import ATTESTATIONS_DIR, MANIFEST_FILE, expected_files
 
 
 @dataclass(frozen=True)

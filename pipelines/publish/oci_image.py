@@ -12,7 +12,8 @@ from typing import Any
 
 from pipelines.publish.errors import no_bundle
 from pipelines.publish.publication import Publication
-from runtime.formats.bundle import ATTESTATIONS_DIR, ENGINES_DIR, MANIFEST_FILE
+from runtime.formats.bundle import ENGINES_DIR
+from runtime.formats.manifest import ATTESTATIONS_DIR, MANIFEST_FILE
 
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"

@@ -25,8 +25,8 @@ from pipelines.publish.oci_image import (
 )
 from pipelines.publish.publication import Outcome, Publication
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import MANIFEST_FILE
 from runtime.formats.digest import sha256_file
+from runtime.formats.manifest import MANIFEST_FILE
 
 INDEX, LAYOUT, BLOBS = "index.json", "oci-layout", "blobs/sha256"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"

@@ -18,7 +18,7 @@ from pipelines.publish.licence import licence_of
 from pipelines.publish.oci_image import MANIFEST_TYPE, blob_digest, layers_of, make_image
 from pipelines.publish.publication import Outcome, Publication
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import MANIFEST_FILE
+from runtime.formats.manifest import MANIFEST_FILE
 
 TIMEOUT_S = 60
 CHUNK_BYTES = 2**20

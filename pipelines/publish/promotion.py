@@ -18,7 +18,7 @@ from pipelines.publish.mlflow_files import BUNDLE
 from pipelines.publish.mlflow_registry import CANDIDATE, MODEL_TAG, download, listing
 from pipelines.tracking_store import Store
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE
+from runtime.formats.manifest import ATTESTATIONS_DIR, MANIFEST_FILE
 
 CHAMPION = "champion"
 PREVIOUS_TAG = "previous_champion"

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from runtime.formats.bundle import MANIFEST_FILE, Bundle, expected_files, open_bundle
+from runtime.formats.bundle import Bundle, open_bundle
 from runtime.formats.digest import sha256_file
+from runtime.formats.manifest import MANIFEST_FILE, expected_files
 
 
 class PublishedFile(NamedTuple):

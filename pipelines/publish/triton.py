@@ -17,7 +17,8 @@ from pipelines.publish.mirror import Layout, mirror
 from pipelines.publish.publication import Outcome, Publication, file_here
 from pipelines.publish.tree import Tree
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import MANIFEST_FILE, Bundle
+from runtime.formats.bundle import Bundle
+from runtime.formats.manifest import MANIFEST_FILE
 
 CONFIG = "config.pbtxt"
 MODEL = "1/model.py"

@@ -10,8 +10,9 @@ from typing import Any
 
 from pipelines.sbom import SBOM_FILE
 from runtime.formats.attestations import VERIFY_REPORT, read_verified
-from runtime.formats.bundle import MANIFEST_FILE, Bundle
+from runtime.formats.bundle import Bundle
 from runtime.formats.digest import sha256_file
+from runtime.formats.manifest import MANIFEST_FILE
 from runtime.formats.rebuild import rebuild_command
 from runtime.trust.signatures import EVIDENCE_TYPE
 

@@ -4,8 +4,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.formats.bundle import ATTESTATIONS_DIR, ENGINES_DIR, open_bundle, write_manifest
+from runtime.formats.bundle import ENGINES_DIR, open_bundle
 from runtime.formats.engine_plan import EnginePlan
+from runtime.formats.manifest import ATTESTATIONS_DIR, write_manifest
 
 MAX_SEQ_LEN, BLOCK_SIZE, NUM_BLOCKS = 256, 16, 72  # of 16 slots, which would take 256 blocks at most
 

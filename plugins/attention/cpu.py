@@ -1,7 +1,8 @@
 """Paged attention on the CPU: gather each group of requests into one padded batch and let SDPA do the rest.
 
 Requests with the same number of new tokens and a similar context length form a group, so that ragged batches waste
-little. A gather never reads past a request's context: padding repeats its first key and is masked.
+little. Where all of a group are as long, whole blocks are copied and the last one is cut; else single rows, so that a
+gather never reads past a request's context: padding repeats its first key and is masked.
 """
 
 from collections import defaultdict
@@ -12,8 +13,9 @@ import torch
 if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
-# query rows (b, L), key rows (b, N_kv, S), additive mask (b, 1, L, S) or empty where causal attention says the same
-_TENSORS_PER_GROUP = 3
+# query rows (b, L); what to gather, (b, N_kv, n) rows of the cache, or blocks of one head; additive mask (b or 1, 1, L,
+# S) or empty where causal attention says the same; room for keys and for values, (b, N_kv, S, D)
+_TENSORS_PER_GROUP = 5
 _SHORTEST_BUCKET = 64
 
 
@@ -40,18 +42,31 @@ def plan_attention_cpu(
     for (query_len, _, is_tree), requests in groups.items():
         members = torch.tensor(requests, device=device)
         lens = context_lens[members]
+        longest = max(contexts[request] for request in requests)
+        same_len = all(contexts[request] == longest for request in requests)
+        sources = (_head_blocks if same_len else _key_rows)(shape, lens, longest, block_tables[members])
         plan.append(query_starts[members].unsqueeze(1) + torch.arange(query_len, device=device))
-        plan.append(_key_rows(shape, lens, block_tables[members]))
+        plan.append(sources)
         if is_tree and ancestors is not None:
             plan.append(_tree_mask(lens, ancestors[members], shape.sliding_window, dtype))
+        elif same_len and (shape.sliding_window is None or shape.sliding_window >= longest):
+            plan.append(_end_mask(query_len, longest, dtype, device))
         else:
             plan.append(_mask(lens, query_len, shape.sliding_window, dtype))
+        plan += _room(sources, shape.head_dim * (shape.block_size if same_len else 1), longest, shape.head_dim, dtype)
     return plan
 
 
-def _key_rows(shape: "AttentionShape", lens: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
+def _head_blocks(shape: "AttentionShape", lens: torch.Tensor, longest: int, tables: torch.Tensor) -> torch.Tensor:
+    """Rows (b, N_kv, n) of the cache seen as (num_blocks * N_kv, block_size * D); all contexts are the longest."""
+    blocks = tables[:, : -(-longest // shape.block_size)]
+    heads = torch.arange(shape.num_kv_heads, device=lens.device).view(1, -1, 1)
+    return blocks.unsqueeze(1) * shape.num_kv_heads + heads
+
+
+def _key_rows(shape: "AttentionShape", lens: torch.Tensor, longest: int, tables: torch.Tensor) -> torch.Tensor:
     """Rows (b, N_kv, S) of the cache seen as (num_blocks * N_kv * block_size, D)."""
-    keys = torch.arange(int(lens.max()), device=lens.device).expand(len(lens), -1)
+    keys = torch.arange(longest, device=lens.device).expand(len(lens), -1)
     keys = torch.where(keys < lens.unsqueeze(1), keys, 0)
     blocks = tables.gather(1, keys // shape.block_size)
     first_rows = blocks * (shape.num_kv_heads * shape.block_size) + keys % shape.block_size
@@ -59,14 +74,31 @@ def _key_rows(shape: "AttentionShape", lens: torch.Tensor, tables: torch.Tensor)
     return first_rows.unsqueeze(1) + heads * shape.block_size
 
 
+def _room(sources: torch.Tensor, width: int, longest: int, head_dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Room for the keys and the values that `sources`, of `width` elements each, gather; cut to the longest context.
+
+    Its size is a power of two: contexts grow with every step, and the system gives memory of a size that it has just
+    taken back without clearing pages anew.
+    """
+    batch, num_kv_heads = sources.shape[:2]
+    needed = sources.numel() * width
+    room = torch.empty(2, 1 << (needed - 1).bit_length(), dtype=dtype, device=sources.device)[:, :needed]
+    return [half.view(batch, num_kv_heads, -1, head_dim)[:, :, :longest] for half in room]
+
+
+def _end_mask(query_len: int, longest: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The mask of requests of one length: only the last keys, the queries' own, are hidden from some of them."""
+    if query_len in (1, longest):  # which SDPA's own full or causal attention says too
+        return torch.empty(0, dtype=dtype, device=device)
+    mask = torch.zeros(1, 1, query_len, longest, dtype=dtype, device=device)
+    later = torch.ones(query_len, query_len, dtype=torch.bool, device=device).triu(1)
+    mask[..., longest - query_len :].masked_fill_(later, float("-inf"))
+    return mask
+
+
 def _mask(lens: torch.Tensor, query_len: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a query sees a key, -inf elsewhere; empty where SDPA's own causal or full attention says the same."""
-    longest = int(lens.max())
-    same_len = bool((lens == longest).all())
-    window_hides_nothing = window is None or window >= longest
-    if same_len and window_hides_nothing and query_len in (1, longest):
-        return torch.empty(0, dtype=dtype, device=lens.device)
-    keys = torch.arange(longest, device=lens.device).view(1, 1, -1)
+    """0 where a query sees a key, -inf elsewhere."""
+    keys = torch.arange(int(lens.max()), device=lens.device).view(1, 1, -1)
     last_keys = (lens.unsqueeze(1) - query_len + torch.arange(query_len, device=lens.device)).unsqueeze(2)
     visible = keys <= last_keys
     if window is not None:
@@ -108,12 +140,10 @@ def attention_cpu(
     out: torch.Tensor,
 ) -> None:
     num_heads, head_dim = q.shape[1:]
-    k_rows, v_rows = k_cache.view(-1, head_dim), v_cache.view(-1, head_dim)
     for group in range(0, len(plan), _TENSORS_PER_GROUP):
-        query_rows, key_rows, mask = plan[group : group + _TENSORS_PER_GROUP]
-        rows = key_rows.reshape(-1)
-        k = k_rows.index_select(0, rows).view(*key_rows.shape, head_dim)
-        v = v_rows.index_select(0, rows).view(*key_rows.shape, head_dim)
+        query_rows, sources, mask, k, v = plan[group : group + _TENSORS_PER_GROUP]
+        _gather(k_cache, sources, k)
+        _gather(v_cache, sources, v)
         everything = len(plan) == _TENSORS_PER_GROUP  # one group has all queries, in order
         query = q if everything else q.index_select(0, query_rows.reshape(-1))
         result = _sdpa(query.view(*query_rows.shape, num_heads, head_dim), k, v, mask, scale)
@@ -121,6 +151,13 @@ def attention_cpu(
             out.view(result.shape).copy_(result)
         else:
             out.index_copy_(0, query_rows.reshape(-1), result.reshape(-1, num_heads, head_dim))
+
+
+def _gather(cache: torch.Tensor, sources: torch.Tensor, room: torch.Tensor) -> None:
+    """Copy what `sources` (b, N_kv, n) names to `room`, which goes on past the S keys that it shows."""
+    width = room.stride(1) // sources.shape[2]  # D, or a block's of one head
+    whole = room.as_strided((sources.numel(), width), (width, 1))
+    torch.index_select(cache.view(-1, width), 0, sources.view(-1), out=whole)
 
 
 def _sdpa(query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:

@@ -12,22 +12,12 @@ import numpy
 import torch
 
 from plugins.place_tokens import place_tokens
-from runtime.backends.device_state import DeviceState
+from runtime.backends.device_state import DeviceState, Drawing
 from runtime.batch import Batch, PlanRow, StepPlan
 from runtime.speculation.drafter import DraftContext
 from runtime.speculation.tree import DraftTree, TreeShape, root_only
 
 Propose = Callable[[DraftContext, TreeShape], DraftTree]
-
-
-class Drawing(NamedTuple):
-    """The E rows of a step that draw tokens, in the plan's order."""
-
-    slots: torch.Tensor  # (E,)
-    roots: torch.Tensor  # (E,) position of the root: the token whose logits draw the first new one
-    first_rows: torch.Tensor  # (E,) which of the batch's R logit rows is the root's; its tree's follow
-    block_tables: torch.Tensor  # (E, max_blocks)
-    tree: DraftTree | None  # (E, N); None where no request of the step drafts
 
 
 class Layout(NamedTuple):

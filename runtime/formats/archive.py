@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE, expected_files, open_bundle
+from runtime.formats.manifest import ATTESTATIONS_DIR, MANIFEST_FILE, checked_manifest, expected_files
 
 SUFFIX = ".tar.zst"
 LEVEL = 3
@@ -34,8 +34,9 @@ def archive_bundle(bundle: Path, out: Path) -> Path:
     Raises:
         EnginewrightError: the bundle is damaged, or the archive cannot be written.
     """
-    checked = open_bundle(bundle)
-    names = sorted(path.relative_to(bundle).as_posix() for path in checked.path.rglob("*") if path.is_file())
+    folder = bundle_folder(bundle)
+    checked_manifest(folder)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names.remove(MANIFEST_FILE)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -44,7 +45,7 @@ def archive_bundle(bundle: Path, out: Path) -> Path:
             _zstd().ZstdCompressor(LEVEL, write_checksum=True).stream_writer(file) as sink,
         ):
             for name in [MANIFEST_FILE, *names]:
-                _add(sink, bundle / name, name)
+                _add(sink, folder / name, name)
             sink.write(bytes(2 * BLOCK))
         os.replace(temporary, out)
     except OSError as error:
@@ -74,7 +75,7 @@ def extract_bundle(archive: Path, folder: Path | None = None) -> Path:
             temporary.mkdir(parents=True)
             (temporary / MANIFEST_FILE).write_bytes(manifest)
             _write_files(stream, entries, expected_files(manifest, archive), temporary, archive)
-        open_bundle(temporary)
+        checked_manifest(temporary)
         os.rename(temporary, folder)
     except OSError as error:
         if (folder / MANIFEST_FILE).is_file():  # another process was faster
@@ -83,6 +84,17 @@ def extract_bundle(archive: Path, folder: Path | None = None) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def bundle_folder(path: Path) -> Path:
+    """A bundle's folder; an archive is extracted to that of its name beside it, unless it is there already.
+
+    Raises:
+        EnginewrightError: the archive is damaged, or another bundle is there.
+    """
+    if path.name.endswith(SUFFIX) and not path.is_dir():
+        return extract_bundle(path)
+    return path
 
 
 def archived_digests(archive: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.formats.bundle import ATTESTATIONS_DIR
+from runtime.formats.manifest import ATTESTATIONS_DIR
 
 NOT_RUN = "not_run"  # the one key of a report that stands for none; its value says why
 VERIFY_REPORT = Path(ATTESTATIONS_DIR, "verify", "report.json")

@@ -12,7 +12,7 @@ from runtime.spec import ModelSpec
 
 ENGINE_FILE = "engine.json"
 SCHEMA = 1
-TARGETS = ("cpu", "cuda")
+TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EnginePlan:
         if self.schema != SCHEMA or self.target not in TARGETS:
             raise EnginewrightError(
                 f"engine plan of schema {self.schema} for target {self.target!r}; this runtime runs schema {SCHEMA} "
-                f"for {' and '.join(TARGETS)}; rebuild the bundle with this version"
+                f"for {', '.join(TARGETS)}; rebuild the bundle with this version"
             )
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("linear", self.linear, get_args(LinearKind))
@@ -77,7 +77,7 @@ class EnginePlan:
 
     def write(self, folder: Path) -> None:
         fields = asdict(self)
-        if self.target == "cpu":
+        if self.target != "cuda":
             del fields["kv_cache_fraction"]
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")
@@ -86,8 +86,14 @@ class EnginePlan:
     def read(cls, folder: Path) -> "EnginePlan":
         path = folder / ENGINE_FILE
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields.get("target") == "tensorrt_llm":
+                raise EnginewrightError(
+                    f"{folder}: TensorRT-LLM runs this engine, this runtime does not; on a host that has it: sh "
+                    f"{folder / fields['script']}, and make load URL=<its endpoint> measures it there"
+                )
+            return cls(**fields)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise EnginewrightError(f"{path}: unreadable ({error}); build the bundle again") from error
 
 

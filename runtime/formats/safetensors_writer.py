@@ -42,7 +42,7 @@ class SafetensorsWriter:
 
     def __enter__(self) -> "SafetensorsWriter":
         self._file = open(self._partial_path, "wb")
-        self._file.write(_header(self._shapes, self.dtype, self._metadata))
+        self._file.write(file_header(self._shapes, self.dtype, self._metadata))
         return self
 
     def write(self, name: str, tensor: "torch.Tensor") -> None:
@@ -72,7 +72,7 @@ class SafetensorsWriter:
         self._partial_path.replace(self.path)
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: dict[str, str]) -> bytes:
+def file_header(shapes: Mapping[str, tuple[int, ...]], dtype: str, metadata: dict[str, str]) -> bytes:
     """The length of the JSON index as uint64, then the index, padded with spaces."""
     entries: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0

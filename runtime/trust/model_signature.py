@@ -6,7 +6,7 @@ from cryptography.exceptions import InvalidSignature
 from model_signing import hashing, verifying
 
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import ATTESTATIONS_DIR
+from runtime.formats.manifest import ATTESTATIONS_DIR
 
 
 def hashing_config() -> hashing.Config:

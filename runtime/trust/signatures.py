@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import ATTESTATIONS_DIR, MANIFEST_FILE, bundle_folder
+from runtime.formats.archive import bundle_folder
 from runtime.formats.digest import sha256_file
+from runtime.formats.manifest import ATTESTATIONS_DIR, MANIFEST_FILE
 
 SIGNATURES_DIR = Path(ATTESTATIONS_DIR, "signatures")
 MODEL_SIGNATURE = "model.sig"

@@ -169,6 +169,46 @@ def test_training_raises_the_accepted_length(corpus, target, tokenizer):
     assert measure() >= 1.0
 
 
+def recurrent_states(dialect, weights, embedded):
+    """The states after each token, (K, P, H), by the formulas of the two dialects; embedded (P, K, H)."""
+    w, u, b = (weights[f"drafter.{name}"].double() for name in ("rnn_w.weight", "rnn_u.weight", "rnn_u.bias"))
+    states, state = [], torch.zeros_like(embedded[:, 0])
+    for step, x in enumerate(embedded.unbind(1)):
+        if dialect == "apple":
+            state = torch.nn.functional.silu(x @ w.T + state @ u.T + b)
+        else:  # no activation, and no bias at the first token
+            state = x @ w.T + (state @ u.T + b if step else 0)
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("dialect", ["apple", "tensorrt_llm"])
+def test_a_head_trains_on_the_loss_of_its_dialects_formulas(corpus, target, dialect):
+    config = HeadConfig(32, 32, 1, 260, 64, dialect=dialect)
+    vocab_ids = draft_vocabulary(corpus, 260, 64, frozenset([EOS]))
+    settings = LoopSettings(num_steps=1, batch_positions=40, future_tokens=3, hard_share=0.0, depth_decay=1.0)
+    training = Training(config, vocab_ids, corpus, target, settings)
+    with torch.no_grad():  # biases start at zero, where the dialects' bias rules could not be told apart
+        for parameter in training.parameters.values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    weights = {name: x.detach().double() for name, x in training.parameters.items()}
+    roots = training._batch(0)
+    ids, positions = (
+        x.flatten()[roots.unsqueeze(1) + torch.arange(5)].long() for x in (corpus.token_ids, corpus.positions)
+    )
+    hidden = corpus.hidden.flatten(0, 1)[roots.unsqueeze(1) + torch.arange(4)].double()
+    rows = target.lm_head[vocab_ids].double()
+    losses = []
+    for step, state in enumerate(recurrent_states(dialect, weights, target.embedding[ids[:, 1:4]].double())):
+        y = torch.cat([hidden[:, 0], state], 1) @ weights["drafter.input_proj.weight"].T
+        y = y + weights["drafter.input_proj.bias"]
+        block = y @ weights["drafter.layers.0.linear.weight"].T + weights["drafter.layers.0.linear.bias"]
+        logits = (y + torch.nn.functional.silu(block)) @ rows.T
+        loss = torch.nn.functional.cross_entropy(logits, (hidden[:, step + 1] @ rows.T).softmax(-1), reduction="none")
+        losses.append(loss[positions[:, step + 2] == positions[:, 0] + step + 2].mean())
+    torch.testing.assert_close(training.step()[0].double(), torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_texts_are_packed_with_their_own_positions():
     packed = pack_texts([[1, 2, 3], [4, 5, 6, 7], [8]], 4)
     assert packed.token_ids.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]

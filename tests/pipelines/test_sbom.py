@@ -11,7 +11,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from pipelines.sbom import SBOM_FILE, stated_license, write_sbom
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from tests.pipelines.running_stages import fetch_and_convert
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 

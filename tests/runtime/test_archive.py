@@ -11,7 +11,8 @@ import zstandard
 from runtime.errors import EnginewrightError
 from runtime.formats import archive as module
 from runtime.formats.archive import archive_bundle, extract_bundle
-from runtime.formats.bundle import MANIFEST_FILE, open_bundle
+from runtime.formats.bundle import open_bundle
+from runtime.formats.manifest import MANIFEST_FILE
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from tests.runtime.test_bundle import make_bundle

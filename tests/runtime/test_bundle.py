@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import open_bundle, write_manifest
+from runtime.formats.bundle import open_bundle
 from runtime.formats.engine_plan import EnginePlan
+from runtime.formats.manifest import write_manifest
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from tests.runtime.tiny import PLAN, make_checkpoint, make_tokenizer

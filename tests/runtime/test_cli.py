@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.cli import main
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from tests.runtime.tiny import PLAN, make_checkpoint, make_tokenizer

@@ -11,7 +11,7 @@ import runtime.weight_comparison
 from runtime.cli import main
 from runtime.comparison import compare_bundles, flat
 from runtime.comparison_text import as_text
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from runtime.weight_comparison import compare_weights
 from tests.runtime.test_readiness import make_bundle
 

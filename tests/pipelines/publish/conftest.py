@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.config import PathsConfig, TrackingConfig
 from pipelines.publish.publication import Publication, read_publication
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from tests.runtime.golden import make
 from tests.runtime.test_bundle import make_bundle
 

@@ -122,7 +122,7 @@ def test_the_card_names_licence_base_model_and_drafting(tmp_path: Path) -> None:
     import json
     import shutil
 
-    from runtime.formats.bundle import write_manifest
+    from runtime.formats.manifest import write_manifest
 
     shutil.copytree(GOLDEN, tmp_path / "b")
     summary = json.loads((GOLDEN / "attestations/bench/summary.json").read_text())

@@ -16,7 +16,7 @@ from pipelines.publish.mlflow_registry import MlflowRegistry
 from pipelines.publish.promotion import Registry, Verdict
 from pipelines.publish.publication import read_publication
 from runtime.errors import EnginewrightError
-from runtime.formats.bundle import write_manifest
+from runtime.formats.manifest import write_manifest
 from tests.pipelines.publish.conftest import GOLDEN
 
 NAME = "engine"

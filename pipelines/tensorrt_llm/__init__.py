@@ -1,0 +1,1 @@
+"""Folders for TensorRT-LLM: its checkpoints, its commands and configurations, written without it."""
