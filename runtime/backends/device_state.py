@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy
 import torch
 
 from plugins.accept import accept as accept_drawn
@@ -125,7 +126,8 @@ class DeviceState:
         slot, params = request.slot, request.params
         assert slot is not None, "a request without a slot has no state"
         token_ids = request.known_ids(0, request.num_known)
-        self.history[slot, : len(token_ids)] = torch.tensor(token_ids, device=self.device)
+        # By way of numpy: torch takes a millisecond and a half to read a list of 8,192 integers.
+        self.history[slot, : len(token_ids)] = torch.from_numpy(numpy.array(token_ids)).to(self.device)
         self.samples[slot] = params.temperature > 0
         self.temperature[slot] = params.temperature
         self.top_k[slot] = params.top_k
