@@ -20,7 +20,7 @@ READY := $(VENV)/.ready
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help engine draft plan generate chat verify bench load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu bench-gpu lint clean
+.PHONY: help engine draft plan generate chat verify bench profile tune load soak inspect doctor diff archive sign deploy-files export-hf publish pull promote rollback serve ui clean-cache test test-gpu bench-gpu lint clean
 ENGINEWRIGHT = $(PYTHON) -m pipelines.enginewright
 BUILD_OPTIONS = $(if $(MODEL),--model '$(MODEL)') $(if $(TARGET),--target '$(TARGET)') $(if $(PRECISION),--precision '$(PRECISION)')
 
@@ -54,6 +54,12 @@ verify: $(READY) ## Check a bundle's engine against its reference on this machin
 
 bench: $(READY) ## Measure a bundle's engine on this machine
 	@$(ENGINEWRIGHT) bench '$(BUNDLE)' $(ARGS)
+
+profile: $(READY) ## Say where a bundle's engine spends time and memory here, op by op: ARGS='--batch-size 8'
+	@$(ENGINEWRIGHT) profile '$(BUNDLE)' $(ARGS)
+
+tune: $(READY) ## Measure which kernels of a bundle are fastest on this GPU, and keep it in the bundle
+	@$(ENGINEWRIGHT) tune '$(BUNDLE)' $(ARGS)
 
 load: $(READY) ## Profile any OpenAI endpoint: URL=<http://host:8000/v1>, the key in OPENAI_API_KEY, ARGS='--users 16 ...'
 	@$(ENGINEWRIGHT) load $(if $(URL),--url '$(URL)') $(ARGS)

@@ -16,13 +16,16 @@ from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
+from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
 from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache
+from runtime.tensorrt_library import library_version
 
 R = TypeVar("R")
 STAGES = "pipelines.stages"
+PLAN_TARGETS = ("tensorrt_rtx", "tensorrt")  # whose engines are plans of a TensorRT library
 OPTIONAL_STAGES = ("verify", "bench")  # verify=off and bench=off leave them out
 
 
@@ -49,6 +52,8 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
     Raises:
         EnginewrightError: a stage failed, a gate was not met, or the record of the build could not be kept.
     """
+    if config.compile.tune:
+        require_gpu_to_tune()
     with ExitStack() as stack:
         stack.enter_context(storage_errors(Path(config.paths.root), "the build"))
         cache = stack.enter_context(open_cache(config))
@@ -62,8 +67,15 @@ def run_build(config: BuildConfig, console: Console, stages: str = STAGES) -> Bu
 
 
 def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> dict[str, R]:
-    """Run, or plan, every stage of one build; the order is that of the life of an engine."""
+    """Run, or plan, every stage of one build; the order is that of the life of an engine.
+
+    Raises:
+        EnginewrightError: a stage failed, or a target's library is not installed.
+    """
     made: dict[str, R] = {}
+    for plan in PLAN_TARGETS:
+        if getattr(config.target, plan) is not None:
+            library_version(plan)  # or the build would end where its stage is reached
 
     def run(name: str, node: Node, *inputs: str, **renamed: str) -> None:
         """`renamed`: what the stage calls an input, and the name under which it was made."""
@@ -91,20 +103,40 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
         run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
     if config.target.cuda is not None:
         run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
+    if config.target.onnx is not None:
+        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
+    for plan in PLAN_TARGETS:
+        if (settings := getattr(config.target, plan)) is not None:
+            run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
     if config.target.tensorrt_llm is not None:
         job = TensorrtLlmJob(config.target.tensorrt_llm, installed_version())
         node = Node(f"{stages}.compile_tensorrt_llm", job, target="tensorrt_llm")
         run("compile_tensorrt_llm", node, "convert", "draft")
+    if config.compile.tune:
+        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
     on_cpu = ["compile"] if "compile" in made else []
     if config.verify.enabled:
         run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
         if "compile_cuda" in made:
             node = Node(f"{stages}.verify_cuda", config.verify, target="cuda")
             run("verify_cuda", node, "convert", "compile_cuda", "verify")
+        if "compile_onnx" in made:
+            node = Node(f"{stages}.verify_onnx", config.verify, target="onnx")
+            run("verify_onnx", node, "convert", "compile_onnx", "verify")
+        for plan in PLAN_TARGETS:
+            if f"compile_{plan}" in made:
+                node = Node(f"{stages}.verify_{plan}", config.verify, target=plan)
+                run(f"verify_{plan}", node, "convert", f"compile_{plan}", "verify")
     if config.bench.enabled and on_cpu:
         run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
     if config.bench.enabled and "compile_cuda" in made:
-        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "compile_cuda")
+        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "draft", "compile_cuda")
+    if config.bench.enabled and "compile_onnx" in made:
+        run("bench_onnx", Node(f"{stages}.bench_onnx", config.bench, target="onnx"), "convert", "compile_onnx", *on_cpu)
+    for plan in PLAN_TARGETS:
+        if config.bench.enabled and f"compile_{plan}" in made:
+            node = Node(f"{stages}.bench_{plan}", config.bench, target=plan)
+            run(f"bench_{plan}", node, "convert", f"compile_{plan}")
     run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
     return made
 

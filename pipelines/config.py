@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
+from typing import ClassVar
 
 from pipelines.tensorrt_llm.versions import flow_of
-from plugins.cuda.archs import ARCHS
-from runtime.benchmark.settings import SuiteSettings
+from plugins.cuda.archs import ALL_RTX_ARCHS, ARCHS, RTX_ARCHS
+from runtime.benchmark.settings import SessionSizes, SuiteSettings
 from runtime.errors import EnginewrightError
 
 
@@ -147,12 +148,10 @@ class CudaTargetConfig:
     block_size: int = 32  # tokens in one block of the KV cache
     kv_cache_tokens: int = 0  # 0: what kv_cache_fraction of the GPU's free memory holds when the engine is loaded
     kv_cache_fraction: float = 0.9
-    linear: str = "torch"  # cuBLAS; cuda takes our kernel for up to 16 rows of small weights
     archs: tuple[str, ...] = ARCHS
 
     def __post_init__(self) -> None:
         require_counts("target.cuda", self, ["max_batch_size", "max_num_tokens"])
-        require(self.linear in ("torch", "cuda"), "target.cuda.linear", self.linear, "torch or cuda")
         require_counts("target.cuda", self, ["max_seq_len", "kv_cache_tokens"], minimum=0)
         size = self.block_size
         bound = "16, 32, 64 or another power of two from 16 on"
@@ -167,6 +166,71 @@ class CudaTargetConfig:
             longest = max(self.max_seq_len, size)
             bound = f"0 or at least {longest}, what one request of target.cuda.max_seq_len needs"
             require(self.kv_cache_tokens >= longest, "target.cuda.kv_cache_tokens", self.kv_cache_tokens, bound)
+
+
+@dataclass(frozen=True)
+class OnnxTargetConfig:
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit, at most 4096: a request has a slot of that length to itself
+    max_num_tokens: int = 2048  # tokens in one step
+    prefix_slots: int = 8  # beside the requests': what those that have ended computed stays there for others
+    dtype: str = "float32"  # that it computes in; weights stored in another are widened when they are loaded
+
+    def __post_init__(self) -> None:
+        require_counts("target.onnx", self, ["max_batch_size", "max_num_tokens"])
+        require_counts("target.onnx", self, ["max_seq_len", "prefix_slots"], minimum=0)
+        bound = "float32 or float16: on CPUs ONNX Runtime has no kernels for others that a model needs"
+        require(self.dtype in ("float32", "float16"), "target.onnx.dtype", self.dtype, bound)
+        bound = f"at least target.onnx.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, "target.onnx.max_num_tokens", self.max_num_tokens, bound)
+
+
+@dataclass(frozen=True)
+class PlanTargetConfig:
+    """What plans of both TensorRT libraries have; their caches are as long as the longest request."""
+
+    group: ClassVar[str]
+    max_batch_size: int = 16
+    max_seq_len: int = 0  # 0: the model's own limit, but at most 2048: a step goes over all rows of its caches
+    max_num_tokens: int = 512  # of a prompt in one step
+    weights: str = "inside"  # stripped: left out, and refitted from the bundle's when the plan is loaded
+
+    def __post_init__(self) -> None:
+        require_counts(self.group, self, ["max_batch_size", "max_num_tokens"])
+        require_counts(self.group, self, ["max_seq_len"], minimum=0)
+        require(self.weights in ("inside", "stripped"), f"{self.group}.weights", self.weights, "inside or stripped")
+        bound = f"at least {self.group}.max_batch_size, {self.max_batch_size}: each request decodes a token a step"
+        require(self.max_num_tokens >= self.max_batch_size, f"{self.group}.max_num_tokens", self.max_num_tokens, bound)
+
+
+@dataclass(frozen=True)
+class TensorrtRtxTargetConfig(PlanTargetConfig):
+    group = "target.tensorrt_rtx"
+    archs: tuple[str, ...] = RTX_ARCHS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        bound = f"some of {', '.join(ALL_RTX_ARCHS)}"
+        require(bool(self.archs) and set(self.archs) <= set(ALL_RTX_ARCHS), f"{self.group}.archs", self.archs, bound)
+
+
+@dataclass(frozen=True)
+class TensorrtTargetConfig(PlanTargetConfig):
+    """A plan is for the GPU that it is built on, unless `hardware` says more."""
+
+    group = "target.tensorrt"
+    attention: str = "plugin"  # our kernels, in the plan as PTX; native: TensorRT's own layers
+    workspace_mib: int = 0  # that a layer may use while it runs; 0: all the memory there is
+    version_compatible: bool = False  # with newer versions of TensorRT
+    hardware: str = "this"  # GPUs that run it: this one's kind, same_compute_capability, or ampere_plus
+    timing_cache: bool = True  # keep what was measured for the next build
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self.group, self, ["workspace_mib"], minimum=0)
+        require(self.attention in ("plugin", "native"), f"{self.group}.attention", self.attention, "plugin or native")
+        levels = ("this", "same_compute_capability", "ampere_plus")
+        require(self.hardware in levels, f"{self.group}.hardware", self.hardware, f"one of {', '.join(levels)}")
 
 
 @dataclass(frozen=True)
@@ -252,16 +316,27 @@ class TensorrtLlmJob:
 
 
 @dataclass(frozen=True)
+class CompileConfig:
+    """How engines are compiled, whatever the target."""
+
+    tune: bool = False  # measure which kernels are fastest on this machine's GPU; an error where there is none
+
+
+@dataclass(frozen=True)
 class TargetConfig:
     """One field for each target that this version builds; None where it was not chosen."""
 
     cpu: CpuTargetConfig | None = None
     cuda: CudaTargetConfig | None = None
+    onnx: OnnxTargetConfig | None = None
+    tensorrt_rtx: TensorrtRtxTargetConfig | None = None
+    tensorrt: TensorrtTargetConfig | None = None
     tensorrt_llm: TensorrtLlmTargetConfig | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(name for name in ("cpu", "cuda", "tensorrt_llm") if getattr(self, name) is not None)
+        every = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt", "tensorrt_llm")
+        return tuple(name for name in every if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -289,6 +364,25 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class StackConfig:
+    """A session of requests, run again with one more of the engine's switches on each time."""
+
+    enabled: bool = False
+    prefix_len: int = SessionSizes.prefix_len  # tokens that all requests share; fewer where the context is short
+    own_len: int = SessionSizes.own_len
+    new_tokens: int = SessionSizes.new_tokens
+    wave: int = SessionSizes.wave  # requests in each of two waves
+
+    def __post_init__(self) -> None:
+        require_counts("bench.stack", self, ["prefix_len", "own_len", "wave"])
+        require_counts("bench.stack", self, ["new_tokens"], minimum=2)
+
+    @property
+    def sizes(self) -> SessionSizes:
+        return SessionSizes(self.prefix_len, self.own_len, self.new_tokens, self.wave)
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     enabled: bool = True
     batch_sizes: tuple[int, ...] = SuiteSettings.batch_sizes
@@ -301,6 +395,7 @@ class BenchConfig:
     speculation_prompts: int = 4  # measured plainly and with each drafter; 0 leaves speculation out
     speculation_tokens: int = 64  # of each answer
     arrivals: bool = False  # a burst over one prefix, and chunk sizes beside running decodes
+    stack: StackConfig = field(default_factory=StackConfig)
 
     def __post_init__(self) -> None:
         require_counts("bench", self, ["batch_sizes", "prompt_lens", "repeats", "mixed_requests"])
@@ -385,6 +480,7 @@ class BuildConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    compile: CompileConfig = field(default_factory=CompileConfig)
     draft: DraftConfig = field(default_factory=DraftConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -399,9 +495,12 @@ class BuildConfig:
         if self.target.cuda is not None:
             bound = "bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone"
             require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
-        if self.target.tensorrt_llm is not None:
-            bound = "bfloat16 or float16 with target tensorrt_llm"
-            require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
+        for name in ("tensorrt_rtx", "tensorrt", "tensorrt_llm"):
+            if name in self.target.names:
+                bound = f"bfloat16 or float16 with target {name}"
+                require(self.precision.dtype != "float32", "precision.dtype", self.precision.dtype, bound)
+        bound = "False without target cuda: no other engine has kernels to choose from"
+        require(self.target.cuda is not None or not self.compile.tune, "compile.tune", self.compile.tune, bound)
         for name in self.target.names:
             limits = getattr(self.target, name)
             if self.bench.enabled and name != "tensorrt_llm":  # which nothing here runs
@@ -411,7 +510,9 @@ class BuildConfig:
                 new_tokens = self.verify.num_new_tokens
                 require(new_tokens < limits.max_seq_len, "verify.num_new_tokens", new_tokens, bound)
 
-    def _check_bench(self, target: str, limits: CpuTargetConfig | CudaTargetConfig) -> None:
+    def _check_bench(
+        self, target: str, limits: CpuTargetConfig | CudaTargetConfig | OnnxTargetConfig | PlanTargetConfig
+    ) -> None:
         bound = f"at most {target}.max_batch_size, {limits.max_batch_size}, or the batch would not run as one"
         sizes = self.bench.batch_sizes
         require(max(sizes) <= limits.max_batch_size, "bench.batch_sizes", sizes, bound)

@@ -11,7 +11,6 @@ from pipelines.schema import nearest, unknown_key
 # Hydra raises a bare ValueError for a choice that is no name, as in precision=5.
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, ValueError)
 OVERRIDE_PATTERNS = (r"Could not (?:override|append to config)[^']*'([^']+)'", r"Error merging override \+*([^=\s]+)=")
-LATER_TARGETS = ("tensorrt_rtx", "tensorrt", "onnx")
 
 
 def explain(error: BaseException) -> str:
@@ -48,8 +47,6 @@ def key_of(error: BaseException) -> str:
 def missing_choice(path: str) -> str:
     """`path` is what Hydra looked for: a group and a choice, as in `precision/bf17`."""
     group, _, name = path.removesuffix(".yaml").rpartition("/")
-    if group == "target" and name in LATER_TARGETS:
-        return f"target {name!r} cannot be built by this version of Enginewright; write target=[cpu]"
     if not group or not resources.files("conf").joinpath(group).is_dir():
         return unknown_key(path)
     hint = nearest(name, group_choices(group))

@@ -40,7 +40,7 @@ class AsyncLLM:
     def __init__(
         self,
         bundle: str | Path | TextEngine,
-        target: str = "cpu",
+        target: str | None = None,
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         trust: str | Path | None = None,
     ) -> None:

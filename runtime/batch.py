@@ -65,6 +65,7 @@ class Batch:
     block_tables: torch.Tensor  # (B, max_blocks), padded with any value
     logit_rows: torch.Tensor  # (R,), which of the T tokens get logits, in this order
     ancestors: torch.Tensor | None = None  # (B, N), bits as in DraftTree, 0 for requests without a tree
+    max_query_len: int | None = None  # no request has more new tokens; T where it is not given
 
     def token_blocks(self, block_size: int) -> torch.Tensor:
         """(T,) the cache block that each new token's keys go to."""

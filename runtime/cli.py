@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.settings import ProfileSettings, SuiteSettings
 from runtime.errors import EnginewrightError
 from runtime.server.options import add_options, serve_command
 
@@ -59,12 +59,18 @@ def add_commands(commands: Any, bundle: Path | None = None) -> None:
     chat.add_argument("--show-drafts", action="store_true", help="print accepted draft tokens in colour")
     _add_sampling(chat)
     command("verify", _verify, "check the engine against the reference in the bundle, on this machine")
+    command("tune", _tune, "measure which kernels are fastest on this GPU, and keep it in the bundle")
     bench = command("bench", _bench, "measure the engine on this machine")
     bench.add_argument("--batch-sizes", type=int, nargs="+", default=SuiteSettings.batch_sizes, metavar="B")
     bench.add_argument("--prompt-lens", type=int, nargs="+", default=SuiteSettings.prompt_lens, metavar="S")
     bench.add_argument("--new-tokens", type=int, default=SuiteSettings.new_tokens)
     bench.add_argument("--repeats", type=int, default=SuiteSettings.repeats)
     bench.add_argument("--output", type=Path, help="write every timed run to this JSONL file")
+    profile = command("profile", _profile, "say where the engine's time and memory go on this machine, op by op")
+    profile.add_argument("--batch-size", type=int, default=ProfileSettings.batch_size)
+    profile.add_argument("--prompt-len", type=int, default=ProfileSettings.prompt_len)
+    profile.add_argument("--new-tokens", type=int, default=ProfileSettings.new_tokens)
+    profile.add_argument("--json", action="store_true", help="print it all as JSON")
     inspect = command("inspect", _inspect, "say what the bundle is, after checking every file")
     inspect.add_argument("--json", action="store_true", help="print it all as JSON, the whole manifest included")
     serve = command("serve", _serve, "answer OpenAI's API over HTTP, with a chat page at /")
@@ -217,6 +223,14 @@ def _verify(options: argparse.Namespace) -> None:
         raise EnginewrightError(f"{options.bundle}: {'; '.join(report['failures'])}")
 
 
+def _tune(options: argparse.Namespace) -> None:
+    from runtime.commands import tune_bundle
+
+    if (target := chosen_target(options)) != "cuda":
+        raise EnginewrightError(f"the {target} engine has no kernels to choose from; run tune where cuda runs")
+    print(tune_bundle(options.bundle, _report))
+
+
 def _bench(options: argparse.Namespace) -> None:
     from runtime.commands import bench_bundle
 
@@ -224,6 +238,13 @@ def _bench(options: argparse.Namespace) -> None:
         tuple(options.batch_sizes), tuple(options.prompt_lens), options.new_tokens, options.repeats
     )  # fmt: skip
     print(bench_bundle(options.bundle, chosen_target(options), settings, options.output, _report))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from runtime.commands import profile_bundle
+
+    settings = ProfileSettings(options.batch_size, options.prompt_len, options.new_tokens)
+    print(profile_bundle(options.bundle, chosen_target(options), settings, options.json))
 
 
 def _inspect(options: argparse.Namespace) -> None:

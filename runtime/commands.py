@@ -1,4 +1,4 @@
-"""What the command line does with a bundle besides generating: verify it and measure it where it is."""
+"""What the command line does with a bundle besides generating: verify, measure and profile it where it is."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.samples import Sample, summarise
-from runtime.benchmark.settings import SuiteSettings
+from runtime.benchmark.settings import ProfileSettings, SuiteSettings
 from runtime.benchmark.suite import run_suite, to_samples
 from runtime.benchmark.systems import EngineSystem
 from runtime.errors import EnginewrightError
@@ -17,6 +17,7 @@ from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.manifest import ATTESTATIONS_DIR
 from runtime.formats.reference import REFERENCE_FILE, Reference
 from runtime.loading import load_engine
+from runtime.tuning import TUNE_DIR
 from runtime.verification import Gates, figures_json, verify_engine
 
 ReportProgress = Callable[[float, str], None]
@@ -36,7 +37,7 @@ def verify_bundle(path: Path, target: str, report: ReportProgress) -> dict[str, 
         )
     reference = Reference.load(folder / REFERENCE_FILE)
     gates = _gates(folder / "report.json")
-    engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer())
+    engine = load_engine(bundle.checkpoint(), bundle.engine_dir(target), bundle.tokenizer(), bundle=bundle.path)
     figures = verify_engine(engine, reference, report)
     return {"bundle": bundle.bundle_id, "target": target, **figures_json(figures, gates)}
 
@@ -51,7 +52,8 @@ def bench_bundle(
     """
     bundle = open_bundle(path)
     checkpoint = bundle.checkpoint()
-    systems = {"enginewright": EngineSystem(load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer()))}
+    engine = load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer(), bundle=bundle.path)
+    systems = {"enginewright": EngineSystem(engine)}
     settings = settings.fitted(EnginePlan.read(bundle.engine_dir(target)).max_seq_len)
     if output is not None:
         _write(output, "")  # a path that cannot be written fails before the work
@@ -59,6 +61,38 @@ def bench_bundle(
     if output is not None:
         _write(output, "".join(json.dumps(asdict(run)) + "\n" for run in runs))
     return _table([sample for run in runs for sample in to_samples(run)])
+
+
+def profile_bundle(path: Path, target: str, settings: ProfileSettings, as_json: bool) -> str:
+    """Say where a bundle's engine spends its time and memory.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, or its engine does not hold what was asked for.
+    """
+    from runtime.benchmark.profile import profile_engine
+    from runtime.benchmark.profile_text import as_text
+
+    bundle = open_bundle(path)
+    checkpoint = bundle.checkpoint()
+    engine = load_engine(checkpoint, bundle.engine_dir(target), bundle.tokenizer())
+    profile = profile_engine(engine, checkpoint.spec, settings)
+    if as_json:
+        return json.dumps(
+            {"bundle": bundle.bundle_id, "target": target, **asdict(settings), **asdict(profile)}, indent=1
+        )
+    return as_text(profile, settings)
+
+
+def tune_bundle(path: Path, report: ReportProgress) -> Path:
+    """Measure which kernels of a bundle's CUDA engine are fastest on this GPU, and keep it in its attestations.
+
+    Raises:
+        EnginewrightError: the bundle is damaged, its engine does not run here, or its folder cannot be written.
+    """
+    from runtime.cuda_engine import tune
+
+    bundle = open_bundle(path)
+    return tune(bundle.checkpoint(), bundle.engine_dir("cuda"), bundle.path / ATTESTATIONS_DIR / TUNE_DIR, report)
 
 
 def _gates(path: Path) -> Gates:

@@ -53,7 +53,9 @@ class Engine:
             evenly while a long prompt arrives, a large one gives it its first token sooner. None is the whole step.
         """
         self.backend = backend
-        self.scheduler = Scheduler(backend.limits, prefix_reuse, prefill_budget, backend.uniform_drafts)
+        self.scheduler = Scheduler(
+            backend.limits, prefix_reuse, prefill_budget, backend.uniform_drafts, whole_slots=backend.kv == "slots"
+        )
         self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None
         self._eos_token_ids = eos_token_ids

@@ -38,7 +38,7 @@ def describe(bundle: Bundle) -> str:
         lines += [f"          requires {_pairs(needs['requires'])}"] if needs.get("requires") else []
         lines += _gpus(needs)
         lines += _hosted(bundle) if target == TARGET else []
-    verified = [f"verified  {_verified(bundle)}", *_cuda_verified(bundle), *_not_verified_here(bundle)]
+    verified = [f"verified  {_verified(bundle)}", *_others_verified(bundle)]
     return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle)])
 
 
@@ -47,7 +47,17 @@ def _gpus(needs: dict[str, Any]) -> Iterator[str]:
     if archs := needs.get("archs"):
         never = needs.get("never_run", [])
         told = ", ".join(f"{arch} (never run)" if arch in never else arch for arch in archs)
-        yield f"          kernels for {told}; NVRTC {needs['nvrtc']}, driver {needs['minimum_driver']} or newer"
+        made = f"kernels for {told}; NVRTC {needs['nvrtc']}" if "nvrtc" in needs else f"a plan for {told}"
+        yield f"          {made}, driver {needs['minimum_driver']} or newer"
+
+
+def _others_verified(bundle: Bundle) -> Iterator[str]:
+    """What the build found of each engine but the CPU's."""
+    for target in sorted(set(bundle.manifest["targets"]) - {"cpu"}):
+        if reason := not_run(bundle.path / for_target(VERIFY_REPORT, target)):
+            yield f"          {target}: NOT VERIFIED: {reason}"
+        elif (report := read_verified(bundle.path, target)) is not None:
+            yield f"          {target}: {_gate(report)}"
 
 
 def _hosted(bundle: Bundle) -> Iterator[str]:
@@ -61,21 +71,6 @@ def _hosted(bundle: Bundle) -> Iterator[str]:
     elif plan.flow == "build":
         yield f"          NOT BUILT: TensorRT-LLM {plan.version} was not where the bundle was built"
     yield f"          {' '.join(plan.command)}"
-
-
-def _not_verified_here(bundle: Bundle) -> Iterator[str]:
-    if TARGET in bundle.manifest["targets"]:
-        yield f"          {TARGET}: NOT VERIFIED: {not_run(bundle.path / for_target(VERIFY_REPORT, TARGET))}"
-
-
-def _cuda_verified(bundle: Bundle) -> Iterator[str]:
-    """What the build found of the engine for NVIDIA GPUs, where the bundle has one."""
-    if "cuda" not in bundle.manifest["targets"]:
-        return
-    if reason := not_run(bundle.path / for_target(VERIFY_REPORT, "cuda")):
-        yield f"          cuda: NOT VERIFIED: {reason}"
-    elif (report := read_verified(bundle.path, "cuda")) is not None:
-        yield f"          cuda: {_gate(report)}"
 
 
 def as_data(bundle: Bundle) -> dict[str, Any]:

@@ -9,12 +9,10 @@ from plugins.accept import cuda as accept
 from plugins.attention import cuda as attention
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
-from plugins.draft_select import cuda as draft_select
+from plugins.draft_pass import cuda as draft_pass
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
-from plugins.linear import skinny
-from plugins.linear.cuda import MOST_WEIGHTS
 from plugins.place_tokens import cuda as place_tokens
 from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
@@ -22,7 +20,7 @@ from plugins.sample import cuda as sample
 from plugins.silu_mul import cuda as silu_mul
 from plugins.tree_pack import cuda as tree_pack
 from runtime.errors import EnginewrightError
-from runtime.model import whole_step
+from runtime.model import layer_steps, whole_step
 from runtime.spec import ModelSpec
 
 CUDA_DTYPES = ("bfloat16", "float16")
@@ -71,19 +69,13 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         attention.PLAN_SOURCE,
         *(attention.source(dtype, head_dim) for head_dim in dict.fromkeys(head_dims)),
         silu_mul.source(dtype),
-        *(draft_select.source(element) for element in (dtype, torch.float32)),
-        *skinny.sources_for(dtype, _few_row_outputs(spec)),
+        draft_pass.source(dtype),
     ):
         yield NeededKernel(source)
+    for head_dim in dict.fromkeys(head_dims):
+        if head_dim in attention.PREFILL_HEAD_DIMS:
+            yield NeededKernel(attention.prefill_source(dtype, head_dim), attention.PREFILL_ARCHS)
     for source in whole_step.step_sources(spec, dtype, block_size):
         yield NeededKernel(source, whole_step.ARCHS)
-
-
-def _few_row_outputs(spec: ModelSpec) -> list[int]:
-    """Outputs of the linear layers that are small enough for the kernel for few rows; 1 stands for a draft head's."""
-    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    layers = (
-        (qkv, spec.hidden_size), (spec.hidden_size, spec.num_heads * spec.head_dim),
-        (2 * spec.intermediate_size, spec.hidden_size), (spec.hidden_size, spec.intermediate_size),
-    )  # fmt: skip
-    return [1, *(out for out, width in layers if out * width <= MOST_WEIGHTS)]
+    for source in layer_steps.layer_sources(spec, dtype):
+        yield NeededKernel(source, layer_steps.ARCHS)

@@ -1,21 +1,25 @@
 """The public entry: prompts in, text out, over an engine bundle."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from runtime import machine
 from runtime.formats.bundle import Bundle, open_bundle
 from runtime.loading import load_engine
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import SpeculationOptions, default_costs_dir
+from runtime.targets import choose_target
 from runtime.text.chat import Message
 from runtime.text_engine import Prompt, RequestOutput, StreamDelta, TextEngine
 
+_log = logging.getLogger(__name__)
 DEFAULT_SPECULATION = SpeculationOptions(costs_dir=default_costs_dir())
 
 
 def load_bundle(
     bundle: str | Path | Bundle,
-    target: str = "cpu",
+    target: str | None = None,
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
     trust: str | Path | None = None,
@@ -23,6 +27,7 @@ def load_bundle(
     """Open and check a bundle, unless it is open, and load its engine for `target`, with a drafter where it has one.
 
     Args:
+        target: which of its engines; None takes cuda where it runs and cpu elsewhere, as the commands do, and logs it.
         trust: the PEM of a public key; the bundle must be what its owner signed.
 
     Raises:
@@ -32,8 +37,11 @@ def load_bundle(
         path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
         bundle = open_bundle(path, Path(trust) if trust is not None else None)
     tokenizer = bundle.tokenizer()
+    target, reason = choose_target(bundle.manifest["targets"], target, machine.look())
+    _log.info("%s: engine %s (%s)", bundle.path, target, reason)
     engine = load_engine(
-        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse
+        bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse,
+        bundle=bundle.path,
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 
@@ -49,7 +57,7 @@ class LLM:
     def __init__(
         self,
         bundle: str | Path | TextEngine,
-        target: str = "cpu",
+        target: str | None = None,
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         prefix_reuse: bool = True,
         trust: str | Path | None = None,

@@ -33,15 +33,18 @@ def load_engine(
     speculation: SpeculationOptions = _NO_SPECULATION,
     prefix_reuse: bool = True,
     prefill_budget: int | None = None,
+    bundle: Path | None = None,
 ) -> Engine:
     """Load the engine that `engine_dir` describes over a checkpoint's weights, with the drafter of `draft_dir`.
 
-    prefix_reuse, prefill_budget: see `Engine`.
+    Args:
+        prefix_reuse, prefill_budget: see `Engine`.
+        bundle: its folder, where it may say what was measured on this device.
 
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
-    backend = load_backend(checkpoint, engine_dir, draft_dir)
+    backend = load_backend(checkpoint, engine_dir, draft_dir, bundle)
     engine = Engine(backend, tokenizer.eos_token_ids, None, prefix_reuse, prefill_budget)
     engine.draft_with(*load_drafting(backend, checkpoint, engine_dir, draft_dir, speculation))
     return engine
@@ -58,15 +61,19 @@ def load_drafting(
     plan = EnginePlan.read(engine_dir)
     if plan.target == "cuda":  # what the load counted, and the block that padding writes to
         plan = plan.with_blocks(backend.limits.num_blocks + 1)
-    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device))
+    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device), engine_dir)
     if loaded is None:
         return Drafting(None, None)
     digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
     return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
 
 
-def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | None = None) -> TorchBackend:
+def load_backend(
+    checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | None = None, bundle: Path | None = None
+) -> TorchBackend:
     """Build the backend that an engine's folder describes, of whichever target.
+
+    bundle: see `load_engine`.
 
     Raises:
         EnginewrightError: a damaged plan, or one that this machine cannot run.
@@ -75,7 +82,15 @@ def load_backend(checkpoint: Checkpoint, engine_dir: Path, draft_dir: Path | Non
     if plan.target == "cuda":
         from runtime.cuda_engine import make_cuda_backend
 
-        return make_cuda_backend(checkpoint, plan, engine_dir, draft_dir)
+        return make_cuda_backend(checkpoint, plan, engine_dir, draft_dir, bundle)
+    if plan.target == "onnx":
+        from runtime.onnx_engine import make_onnx_backend
+
+        return make_onnx_backend(checkpoint, plan, engine_dir)
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.tensorrt_engine import make_plan_backend
+
+        return make_plan_backend(checkpoint, plan, engine_dir)
     return make_backend(checkpoint, plan)
 
 

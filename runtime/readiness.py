@@ -18,13 +18,14 @@ from runtime.formats.manifest import MANIFEST_FILE
 from runtime.formats.rebuild import rebuild_command
 from runtime.formats.tensorrt_llm import TARGET as HOSTED
 from runtime.formats.tensorrt_llm import TensorrtLlmPlan
-from runtime.gpu_readiness import gpu_findings
+from runtime.gpu_readiness import gpu_findings, plan_findings
 from runtime.machine import Machine
 from runtime.spec import ModelSpec
 
 ELEMENT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 GIB = 2**30
-BUILT_TARGETS = ("cpu", "cuda", HOSTED)
+BUILT_TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt", HOSTED)
+ON_GPU = ("cuda", "tensorrt_rtx", "tensorrt")
 USABLE_SHARE = 0.8  # of memory; the rest is Python's, torch's and the system's
 MIN_USEFUL_TOKENS = 1024
 
@@ -63,7 +64,7 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
         return Readiness(str(path), target, (files,), "")
     if needs is None:
         others = ", ".join(sorted(manifest["targets"])) or "none"
-        built = " and ".join(BUILT_TARGETS)
+        built = ", ".join(BUILT_TARGETS)
         text = f"no engine for {target!r}; the bundle has {others}, and this version builds {built}"
         rebuild = rebuild_command(path, manifest, target if target in BUILT_TARGETS else "cpu")
         return Readiness(str(path), target, (files, Finding("target", "fails", text)), rebuild)
@@ -71,6 +72,7 @@ def check_bundle(path: Path, target: str, machine: Machine) -> Readiness:
         return Readiness(str(path), target, (files, *_hosted(path / ENGINES_DIR / target)), rebuild)
     findings = [files, Finding("target", "ok", f"{target}, arch {needs.get('arch')}"), *_engine(needs, machine)]
     findings += gpu_findings(needs, machine) if target == "cuda" else []
+    findings += plan_findings(needs, machine, target) if target in ("tensorrt_rtx", "tensorrt") else []
     findings += _memory(path, manifest, target, machine)
     fixes = {name: value for finding in findings for name, value in finding.fix.items()}
     if fixes:
@@ -120,7 +122,9 @@ def _library(name: str, bound: str) -> Finding:
         installed = version(name)
     except PackageNotFoundError:
         return Finding(name, "fails", f"not installed; needed is {bound}: pip install '{name}{bound}'")
-    if _numbers(installed) < _numbers(bound.removeprefix(">=")):
+    exactly = bound.startswith("==")
+    have, wanted = _numbers(installed), _numbers(bound.lstrip(">="))
+    if have < wanted or (exactly and have != wanted):
         return Finding(name, "fails", f"{installed} is installed; needed is {bound}: pip install '{name}{bound}'")
     return Finding(name, "ok", f"{installed} ({bound})")
 
@@ -144,7 +148,7 @@ def _numbers(text: str) -> list[int]:
 def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machine) -> Iterator[Finding]:
     """Weights once and the KV cache, which grows as it is used, against what this process, or the GPU, may have."""
     memory, available = machine.memory_bytes, machine.available_bytes
-    if target == "cuda":
+    if target in ON_GPU:
         if not machine.gpus or not machine.gpus[0].memory_bytes:
             return
         memory = available = machine.gpus[0].memory_bytes
@@ -156,11 +160,11 @@ def _memory(path: Path, manifest: Mapping[str, Any], target: str, machine: Machi
     spec, element, longest = need.spec, need.element, need.max_seq_len
     per_token, weights = spec.kv_bytes_per_token(element), need.weights
     held_cache = f"KV cache up to {need.kv_cache / GIB:.2f} GiB" if need.kv_cache else "KV cache of what is left"
-    free = "on the GPU" if target == "cuda" else f"of {memory / GIB:.1f} GiB are free"
+    free = "on the GPU" if target in ON_GPU else f"of {memory / GIB:.1f} GiB are free"
     text = f"weights {weights / GIB:.2f} GiB, {held_cache}; {available / GIB:.1f} GiB {free}"
     if weights + longest * per_token > memory:
         text += f"; one request of {longest} tokens needs {(weights + longest * per_token) / GIB:.2f} GiB"
-        yield Finding("memory", "fails", text, _smaller(spec, memory, min(element, 2), longest))
+        yield Finding("memory", "fails", text, _smaller_engine(spec, memory, element, longest, target))
     elif weights + need.kv_cache > available:
         yield Finding("memory", "note", f"{text}: full batches of long requests may not fit")
     else:
@@ -184,6 +188,16 @@ def memory_need(path: Path, manifest: Mapping[str, Any], target: str) -> MemoryN
 def weight_bytes(dtype: str, linear: str) -> int:
     """Bytes of one weight as linear layers of a kind hold it."""
     return ELEMENT_BYTES["float32" if linear == "onednn_float32" else dtype]
+
+
+def _smaller_engine(
+    spec: ModelSpec, memory_bytes: int, element: int, longest: int, target: str
+) -> dict[str, str | int]:
+    """Settings of an engine for this target that this memory holds."""
+    if target != "onnx":
+        return _smaller(spec, memory_bytes, min(element, 2), longest)
+    smaller = _smaller(spec, memory_bytes, element, longest)  # it computes in float32 whatever the weights are
+    return {name: value for name, value in smaller.items() if name == "max_seq_len"}
 
 
 def _smaller(spec: ModelSpec, memory_bytes: int, element: int, longest: int) -> dict[str, str | int]:

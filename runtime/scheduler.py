@@ -36,13 +36,15 @@ class Scheduler:
         prefix_reuse: bool = True,
         prefill_budget: int | None = None,
         uniform_drafts: bool = False,
+        whole_slots: bool = False,
     ) -> None:
         """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step.
 
         uniform_drafts: a step has draft trees for all of its requests or for none.
+        whole_slots: a block holds a whole request, and is kept for others' copies though it never is full.
         """
         self.pool = BlockPool(limits.num_blocks)
-        self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse)
+        self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse, whole_slots)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # in order of admission
         self.num_preemptions = 0
@@ -259,7 +261,7 @@ class Scheduler:
 
     def _stop_running(self, request: Request) -> None:
         assert request.slot is not None
-        self.prefixes.publish(request)
+        self.prefixes.leave(request)
         self.running.remove(request)
         self.pool.release(request.blocks)
         self._free_slots.append(request.slot)

@@ -10,7 +10,8 @@ from runtime.engine import Engine
 def score(engine: Engine, token_ids: list[int], first: int = 0) -> torch.Tensor:
     """Return the logits that follow each token from `first` on: (len(token_ids) - first, V) float32 or wider.
 
-    The text runs alone, in chunks of the engine's own size; its blocks are free again when this returns.
+    They are on the CPU. The text runs alone, in chunks of the engine's own size; its blocks are free again when this
+    returns.
     """
     limits = engine.backend.limits
     pool = engine.scheduler.pool
@@ -39,4 +40,4 @@ def _chunk(engine: Engine, token_ids: list[int], start: int, first: int, blocks:
         block_tables=torch.tensor([blocks], device=device),
         logit_rows=torch.arange(min(max(first - start, 0), end - start), end - start, device=device),
     )
-    return engine.backend.forward(batch).logits
+    return engine.backend.forward(batch).logits.cpu()

@@ -3,11 +3,12 @@
 Asks for installed packages by name and imports none of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from plugins.cuda.archs import MINIMUM_DRIVER
+from plugins.cuda.archs import MINIMUM_DRIVER, device_archs
 from runtime.machine import Gpu, Machine, look
 
 
@@ -16,7 +17,6 @@ class Target:
     """One kind of engine. Packages are distributions of the package index."""
 
     name: str
-    in_this_version: bool
     build_packages: tuple[str, ...]  # to compile an engine, on any machine
     run_packages: tuple[str, ...]
     compute_capabilities: tuple[tuple[int, int], ...]  # of GPUs that run it; empty: needs no GPU
@@ -35,35 +35,31 @@ class Side:
 
 
 TARGETS = (
-    Target("cpu", True, ("torch", "transformers"), ("torch",), ()),
-    Target("cuda", True, ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
-    Target("tensorrt_rtx", False, ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 6), (8, 9), (12, 0))),
-    Target("tensorrt", False, ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
-    Target("tensorrt_llm", True, ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
+    Target("cpu", ("torch", "transformers"), ("torch",), ()),
+    Target("cuda", ("cuda-bindings", "nvidia-cuda-nvrtc"), ("cuda-bindings",), ((8, 0),), or_newer=True),
+    Target("onnx", ("onnx", "onnxruntime"), ("onnxruntime",), ()),
+    Target("tensorrt_rtx", ("tensorrt-rtx", "onnx"), ("tensorrt-rtx",), ((8, 0), (8, 6), (8, 9), (12, 0)),
+           or_newer=True),
+    Target("tensorrt", ("tensorrt", "onnx"), ("tensorrt",), ((8, 0),), or_newer=True),
+    Target("tensorrt_llm", ("torch", "transformers"), ("tensorrt-llm",), ((8, 0),), or_newer=True,
            note="its files and scripts; the engine itself where TensorRT-LLM is", hosted=True),
 )  # fmt: skip
-NOT_YET = "not in this version of Enginewright"
-USE_CPU = "write target=[cpu]"
+EXTRAS = ("tensorrt-rtx", "tensorrt")  # packages that only an extra of ours asks for
 
 
 def build_side(target: Target) -> Side:
     """Whether this installation can compile engines for a target; no target needs a GPU for that."""
     missing = [name for name in target.build_packages if not installed(name)]
-    if not target.in_this_version:
-        lacks = f"; {', '.join(missing)} not installed either" if missing else f"; {_versions(target.build_packages)}"
-        return Side(False, NOT_YET + lacks, USE_CPU)
     if missing:
-        return Side(False, f"{', '.join(missing)} not installed", f"pip install {' '.join(missing)}")
+        return Side(False, f"{', '.join(missing)} not installed", _pip(missing))
     return Side(True, f"{target.note + '; ' if target.note else ''}{_versions(target.build_packages)}")
 
 
 def run_side(target: Target, machine: Machine) -> Side:
     """Whether this machine can run engines of a target."""
     reason = _why_not_run(target, machine)
-    if not target.in_this_version:
-        return Side(False, f"{NOT_YET}; {reason or 'this machine has what it needs'}", USE_CPU)
     if reason:
-        remedy = f"pip install {' '.join(target.run_packages)}"
+        remedy = _pip(target.run_packages)
         return Side(False, reason, f"a script in the bundle's engines/{target.name}" if target.hosted else remedy)
     return Side(True, _versions(target.run_packages))
 
@@ -81,7 +77,14 @@ def _why_not_run(target: Target, machine: Machine) -> str:
         return f"{', '.join(missing)} not installed"
     if target.hosted:
         return "TensorRT-LLM runs it, not this runtime"
-    return old_driver(machine.driver) if target.name == "cuda" else ""
+    driver = old_driver(machine.driver) if target.name in ("cuda", "tensorrt_rtx") else ""
+    return driver or (_torch_without_cuda() if target.name == "cuda" else "")
+
+
+def _torch_without_cuda() -> str:
+    """Why the installed torch reaches no GPU, as far as its version tells; empty where it may."""
+    torch = installed("torch")
+    return f"torch {torch} was built without CUDA" if torch.endswith("+cpu") else ""
 
 
 def old_driver(driver: str) -> str:
@@ -97,17 +100,37 @@ def why_not_run(name: str) -> str:
     return _why_not_run(next(target for target in TARGETS if target.name == name), look())
 
 
-def choose_target(built: Sequence[str], asked: str | None, machine: Machine) -> tuple[str, str]:
+def choose_target(
+    built: Mapping[str, Mapping[str, Any]], asked: str | None, machine: Machine
+) -> tuple[str, str]:  # fmt: skip
     """Return the target to run of those that a bundle has, and why in words.
 
-    The one that is asked for; without one, cuda where it runs, else cpu, and what a bundle has alone in any case.
+    The one that is asked for; without one, cuda where it runs, else cpu or onnx, and what a bundle has alone in any
+    case.
+
+    Args:
+        built: what each target's engine needs, by the bundle's manifest.
     """
     if asked is not None:
         return asked, "asked for"
-    if "cuda" not in built or len(built) == 1:
-        return (built[0], "the only one of this bundle") if len(built) == 1 else ("cpu", "this bundle has no cuda")
-    reason = _why_not_run(next(target for target in TARGETS if target.name == "cuda"), machine)
-    return ("cpu", f"cuda: {reason}") if reason else ("cuda", f"on {machine.gpus[0].name}")
+    names = list(built)
+    if len(names) == 1:
+        return names[0], "the only one of this bundle"
+    on_cpu = next((name for name in ("cpu", "onnx") if name in built), names[0])
+    if "cuda" not in built:
+        return on_cpu, "this bundle has no cuda"
+    cuda = next(target for target in TARGETS if target.name == "cuda")
+    if reason := _why_not_run(cuda, machine) or _lacks_kernels(built["cuda"], machine.gpus[0]):
+        return on_cpu, f"cuda: {reason}"
+    return "cuda", f"on {machine.gpus[0].name}"
+
+
+def _lacks_kernels(needs: Mapping[str, Any], gpu: Gpu) -> str:
+    """Why an engine's images do not load on a GPU; empty where some do, or where the manifest names none."""
+    archs = [str(arch) for arch in needs.get("archs", [])]
+    if not archs or set(archs) & set(device_archs(gpu.compute_capability)):
+        return ""
+    return f"{gpu.name} is {_sm(gpu.compute_capability)}, and the engine has kernels for {', '.join(archs)}"
 
 
 def _fits(target: Target, gpu: Gpu) -> bool:
@@ -127,6 +150,11 @@ def installed(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return ""
+
+
+def _pip(names: Iterable[str]) -> str:
+    wanted = [f"'enginewright[{name}]'" if name in EXTRAS else name for name in names]
+    return f"pip install {' '.join(wanted)}"
 
 
 def _versions(names: tuple[str, ...]) -> str:

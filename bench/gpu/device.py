@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_READ_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,6 @@ def as_line(device: Device) -> dict[str, Any]:
     return {"kind": "device", **asdict(device)}
 
 
-def read_bandwidth() -> float:
-    """Bytes per second of a sum over 2 GiB, the most that plain reads reach here: median of 5."""
-    data = torch.ones(_READ_BYTES // 4, dtype=torch.int32, device="cuda").view(torch.float32)
-    return _READ_BYTES / median_seconds(lambda: data.sum(), 5)
-
-
 def median_seconds(run: Callable[[], object], repeats: int, inner: int = 1) -> float:
     """Seconds of one call on the device, by events; the median of `repeats` groups of `inner` calls."""
     run()
@@ -79,23 +71,11 @@ def median_seconds(run: Callable[[], object], repeats: int, inner: int = 1) -> f
     return sorted(seconds)[len(seconds) // 2]
 
 
-class Energy:
-    """Joules between entering and leaving, by the counter of the GPU; its steps are about 0.1 s apart."""
+def energy_mj() -> int:
+    """Millijoules that the GPU has used since its driver was loaded."""
+    import pynvml
 
-    def __enter__(self) -> "Energy":
-        torch.cuda.synchronize()
-        self._start_mj, self._start_s = self._read(), time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        torch.cuda.synchronize()
-        self.joules = (self._read() - self._start_mj) / 1e3
-        self.seconds = time.perf_counter() - self._start_s
-
-    def _read(self) -> int:
-        import pynvml
-
-        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml()))
+    return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(_nvml()))
 
 
 def _nvml() -> Any:

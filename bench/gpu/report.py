@@ -1,4 +1,4 @@
-"""A table and a plot of measured rows: `python -m bench.gpu.report DIR` writes DIR/summary.md and DIR/decode.png."""
+"""Tables and plots of measured rows: `python -m bench.gpu.report DIR` writes DIR/summary.md and PNGs beside it."""
 
 import argparse
 import json
@@ -7,24 +7,42 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.gpu.sections import sections, stacks
+from pipelines.benchmark.stack_plot import draw_stack
+
 OURS = "enginewright"
 _SHORTEST_S = 1.0  # of an energy reading: the counter's steps are 0.1 s apart
-_CASES = ("batch_size", "prompt_len", "rows")
+_CASES = ("batch_size", "prompt_len", "rows", "shape")
+_RAW = ("read_bandwidth", "streamed_bytes", "kv_bytes", "attention_bytes", "attention_flop", "error_ratio")
 
 Lines = list[dict[str, Any]]
 
 
 def read_rows(folder: Path) -> dict[str, Lines]:
     """Lines of every row that was measured to its end, by the row's name."""
-    rows = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")}
-    return {name: lines for name, lines in sorted(rows.items()) if lines and lines[-1] == {"kind": "end"}}
+    rows = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        *texts, last = path.read_text(encoding="utf-8").splitlines() or [""]
+        if last == json.dumps({"kind": "end"}):
+            rows[path.stem] = [json.loads(text) for text in texts]
+    return rows
+
+
+def joined(rows: dict[str, Lines]) -> dict[str, Lines]:
+    """With compiled baselines, which have processes of their own, beside what else was measured of their model."""
+    found = {name: list(lines) for name, lines in rows.items() if not name.startswith("compiled-")}
+    for name, lines in rows.items():
+        model = name.removeprefix("compiled-")
+        if name != model and f"decode-{model}" in found:
+            found[f"decode-{model}"] += [line for line in lines if line.get("metric") == "decode"]
+    return found
 
 
 def medians(lines: Lines) -> dict[tuple[str, str, str], dict[str, float]]:
     """(metric, case, unit) -> system -> median over the repeats."""
     values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for line in lines:
-        if "metric" in line and line.get("seconds", _SHORTEST_S) >= _SHORTEST_S:
+        if "metric" in line and "unit" in line and line.get("seconds", _SHORTEST_S) >= _SHORTEST_S:
             case = next((f"{name.removesuffix('_size')} {line[name]}" for name in _CASES if name in line), "")
             values[line["metric"], case, line["unit"]][line.get("system", OURS)].append(line["value"])
     return {key: {name: median(each) for name, each in systems.items()} for key, systems in values.items()}
@@ -41,7 +59,7 @@ def table(rows: dict[str, Lines]) -> str:
             for wanted in ("read_bandwidth", "streamed_bytes")
         )
         for (metric, case, unit), systems in figures.items():
-            if OURS not in systems or metric in ("read_bandwidth", "streamed_bytes", "kv_bytes"):
+            if OURS not in systems or metric in _RAW:
                 continue
             ours, others = systems[OURS], {system: value for system, value in systems.items() if system != OURS}
             higher = unit == "tokens/s"
@@ -86,14 +104,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.report", description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    rows = read_rows(folder)
+    rows = joined(read_rows(folder))
     device = next(iter(rows.values()))[0]
     head = (
         f"{device['name']}, driver {device['driver']}, torch {device['torch']}; sources {device['source_digest'][:12]}."
         " Medians of the raw lines beside this file; written by `python -m bench.gpu.report`.\n\n"
     )
-    (folder / "summary.md").write_text(head + table(rows), encoding="utf-8")
+    text = head + table(rows) + sections(rows)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
     plot(rows, folder / "decode.png")
+    for name, stages in stacks(rows).items():
+        subtitle = f"{name.removeprefix('stack-')}, bfloat16 on {device['name']}"
+        draw_stack(stages, subtitle).savefig(folder / f"{name}.png", dpi=140)
 
 
 if __name__ == "__main__":

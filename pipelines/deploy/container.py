@@ -15,6 +15,7 @@ from pipelines.deploy.workload import Workload
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "zstandard", "fastapi", "uvicorn",
              "prometheus-client", "llguidance")  # fmt: skip
 GPU_LIBRARIES = ("cuda-python",)
+TARGET_LIBRARIES = {"onnx": ("onnxruntime",)}
 TRUST_LIBRARIES = ("model-signing", "pyOpenSSL")
 KEY_FILE = "key.pub"
 BUNDLE_DIR = "/bundle"
@@ -63,5 +64,6 @@ def write_container(work: Workload, out: Path) -> None:
 
 def requirements(work: Workload) -> str:
     """The libraries of a serving host, pinned to what is installed here, which is what was tested together."""
-    names = LIBRARIES + (GPU_LIBRARIES if work.gpus else ()) + (TRUST_LIBRARIES if work.public_key else ())
+    names = LIBRARIES + (GPU_LIBRARIES if work.gpus else ()) + TARGET_LIBRARIES.get(work.target, ())
+    names += TRUST_LIBRARIES if work.public_key else ()
     return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in names)

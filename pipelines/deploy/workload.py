@@ -40,7 +40,7 @@ class Workload:
 
     @property
     def gpus(self) -> int:
-        return int(self.target != "cpu")
+        return int(self.target not in ("cpu", "onnx"))
 
 
 def workload(bundle: Bundle, options: DeployOptions) -> Workload:

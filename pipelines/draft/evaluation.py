@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from pipelines.draft.target import TargetModel
-from runtime.speculation.drafter import DraftContext, Drafter
+from runtime.speculation.drafter import Drafter, GivenContext
 from runtime.speculation.redrafter.head_file import TreeStatistics
 from runtime.speculation.tree import DraftTree, TreeShape
 
@@ -99,10 +99,10 @@ def walk_paths(drafter: Drafter, paths: Sequence[GreedyPath], shape: TreeShape) 
     return TreeStatistics(shape.num_nodes, shape.num_beams, shape.depth, rounded, shares)
 
 
-def greedy_context(history: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor) -> DraftContext:
+def greedy_context(history: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor) -> GivenContext:
     """What greedy requests with these tokens (B, S), roots at `positions` (B,), have on the device."""
     zeros = torch.zeros_like(positions)
-    return DraftContext(
+    return GivenContext(
         root_ids=history.gather(1, positions.unsqueeze(1)).squeeze(1), positions=positions, hidden=hidden,
         history=history, block_tables=zeros.unsqueeze(1), temperature=zeros.float(), top_k=zeros,
         top_p=torch.ones_like(zeros).float(), min_p=zeros.float(), seed=zeros, sample_index=zeros, samples=False,

@@ -29,7 +29,7 @@ KERNEL_BYTES = 20_000_000  # of all architectures
 KERNEL_SECONDS = 60.0  # to compile them all on two cores
 GPU_SECONDS = 60.0  # of a check or a measurement on a GPU
 # Whatever their settings, the bytes decide.
-SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_tensorrt_llm", "package")
+SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_llm", "package")
 
 
 class Time(NamedTuple):
@@ -87,9 +87,10 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
         return None
     if stage == "compile_cuda":
         return Time(KERNEL_SECONDS, "formula: a minute for all architectures")
-    if stage in ("verify_cuda", "bench_cuda"):
+    if stage in ("verify_cuda", "bench_cuda", "tune_cuda"):
         return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
-    formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time}
+    formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time,
+                                "bench_onnx": bench_time}  # fmt: skip
     if stage in formulas:
         time: Time = formulas[stage](sizes, config)
         return time
@@ -124,14 +125,19 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
         return None
     engine = sizes.weights + sizes.packed
     bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
+    widened = 4 * sizes.parameters  # the onnx engine's weights are float32
     return {
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
         "draft": TORCH_BYTES + engine,
         "compile": TORCH_BYTES + engine,
         "compile_cuda": TORCH_BYTES,
+        "compile_onnx": TORCH_BYTES + sizes.weights + widened,
+        "verify_onnx": TORCH_BYTES + sizes.weights + widened,
+        "bench_onnx": TORCH_BYTES + engine + widened,
         "compile_tensorrt_llm": TORCH_BYTES,
         "verify_cuda": TORCH_BYTES + sizes.weights,
         "bench_cuda": TORCH_BYTES + sizes.weights,
+        "tune_cuda": TORCH_BYTES + sizes.weights,
         "verify": TORCH_BYTES + 8 * sizes.parameters + engine,  # source and converted weights, both in fp32
         "bench": TORCH_BYTES + engine + (sizes.weights if config.bench.baseline else 0)
         + 2 * min(bench_tokens * sizes.kv_per_token, sizes.kv_cache),
@@ -147,6 +153,8 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None, config: 
     hosted = config.target.tensorrt_llm
     if stage == "compile_tensorrt_llm" and hosted is not None and hosted.weights == "host":
         return REPORT_BYTES
-    if stage.removesuffix("_cuda") in ("draft", "compile", "verify", "bench"):  # a drafting model is linked, not copied
+    if stage == "compile_tensorrt_llm":
+        return sizes.weights if sizes else None
+    if stage.partition("_")[0] in ("draft", "compile", "tune", "verify", "bench"):  # a drafting model is linked
         return REPORT_BYTES
     return sizes.weights if sizes else None

@@ -10,6 +10,7 @@ ANY_TARGET = "auto"  # the host takes the engine that it can run, as `python -m 
 PACKAGES = {"runtime/": runtime, "plugins/": plugins}
 REQUIREMENTS = ("torch>=2.11", "numpy>=2.0", "safetensors>=0.6", "tokenizers>=0.22", "jinja2>=3.1",
                 "cuda-python>=13.0")  # fmt: skip
+TARGET_REQUIREMENTS = {"onnx": ("onnxruntime>=1.32",)}
 
 
 def code_files(prefix: str) -> list[PublishedFile]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from pipelines.publish.host_files import ANY_TARGET, REQUIREMENTS, code_files
+from pipelines.publish.host_files import ANY_TARGET, REQUIREMENTS, TARGET_REQUIREMENTS, code_files
 from pipelines.publish.publication import Publication, PublishedFile, file_here
 from runtime.formats.manifest import ATTESTATIONS_DIR
 
@@ -25,7 +25,8 @@ def model_files(publication: Publication, folder: Path) -> Iterator[PublishedFil
     """What makes a model of MLflow's of the bundle; those that are not there yet are written to `folder`."""
     yield from code_files("code/")
     yield file_here(CODE, Path(__file__).with_name(CODE))
-    (folder / "requirements.txt").write_text("\n".join([*REQUIREMENTS, f"mlflow=={version('mlflow')}", ""]))
+    own = [line for target in publication.bundle.targets for line in TARGET_REQUIREMENTS.get(target, ())]
+    (folder / "requirements.txt").write_text("\n".join([*REQUIREMENTS, *own, f"mlflow=={version('mlflow')}", ""]))
     environment = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(json.dumps(environment))  # which is YAML
     _write_mlmodel(publication, folder / MLMODEL)

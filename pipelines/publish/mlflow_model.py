@@ -21,9 +21,6 @@ from mlflow.types.responses import (
 )
 
 from runtime import LLM, SamplingParams
-from runtime.formats.bundle import built_targets
-from runtime.machine import look
-from runtime.targets import choose_target
 
 
 class Answers:
@@ -34,8 +31,7 @@ class Answers:
 
     def load_context(self, context: Any) -> None:
         bundle, asked = Path(context.artifacts["bundle"]), context.model_config["target"]
-        target, _ = choose_target(built_targets(bundle), None if asked == "auto" else asked, look())
-        self.llm = LLM(bundle, target)
+        self.llm = LLM(bundle, None if asked == "auto" else asked)
         self.lock = threading.Lock()
 
     def predict(self, request: ResponsesAgentRequest) -> ResponsesAgentResponse:

@@ -14,9 +14,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 from runtime import AsyncLLM, SamplingParams
-from runtime.formats.bundle import built_targets
-from runtime.machine import look
-from runtime.targets import choose_target
 
 OPTIONS: dict[str, type] = {"max_tokens": int, "temperature": float, "top_p": float, "top_k": int, "seed": int}
 
@@ -29,8 +26,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         asked = config["parameters"]["target"]["string_value"]
         bundle = Path(__file__).with_name("bundle")
-        target, _ = choose_target(built_targets(bundle), None if asked == "auto" else asked, look())
-        self.llm = AsyncLLM(bundle, target)
+        self.llm = AsyncLLM(bundle, None if asked == "auto" else asked)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()

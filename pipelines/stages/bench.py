@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import BenchConfig
-from pipelines.data import DRAFT_PROMPTS_FILE
+from pipelines.data import DRAFT_PROMPTS_FILE, TEXT_FILE
 from pipelines.hardware import fingerprint
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.machine import cpu_model
@@ -28,7 +28,7 @@ class BenchStage:
     name = "bench"
     libraries = ("torch", "transformers", "tokenizers", "matplotlib")
     hardware_bound = True
-    resources: tuple[Path, ...] = (DRAFT_PROMPTS_FILE,)
+    resources: tuple[Path, ...] = (DRAFT_PROMPTS_FILE, TEXT_FILE)
 
     def run(
         self, config: BenchConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -62,12 +62,13 @@ class BenchStage:
         rows = summarise(sample for run in runs for sample in to_samples(run))
         subtitle = f"{checkpoint.config.dtype} on {cpu_model()}"
         write_plots(rows, subtitle, out_dir)
-        speculation = _speculation(config, engine, checkpoint, inputs, out_dir, _part(context, 0.6, 0.9))
-        arrivals = _arrivals(config, engine, checkpoint, subtitle, out_dir, _part(context, 0.9, 1.0))
+        speculation = _speculation(config, engine, checkpoint, inputs, out_dir, _part(context, 0.6, 0.8))
+        arrivals = _arrivals(config, engine, checkpoint, subtitle, out_dir, _part(context, 0.8, 0.9))
+        stack = _stack(config, systems.get(BASELINE), checkpoint, inputs, subtitle, out_dir, _part(context, 0.9, 1.0))
         summary = {"settings": asdict(settings), "dtype": checkpoint.config.dtype, "cpu": cpu_model(),
                    "hardware": fingerprint(), "engine_peak_added_bytes": peak_bytes,
                    "rows": [asdict(row) for row in rows], "speculation": [asdict(row) for row in speculation],
-                   **arrivals}  # fmt: skip
+                   **arrivals, **stack}  # fmt: skip
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return StageOutput(
             metrics=_metrics(rows, peak_bytes) | _speculation_metrics(speculation),
@@ -111,6 +112,22 @@ def _arrivals(
         return {}
     vocab_size = checkpoint.spec.vocab_size
     return measure_arrivals(engine.backend, vocab_size, config.repeats, subtitle, out_dir, report)
+
+
+def _stack(
+    config: BenchConfig, naive: "System | None", checkpoint: "Checkpoint", inputs: Mapping[str, Artifact],
+    subtitle: str, out_dir: Path, report: Callable[[float, str], None],
+) -> dict[str, Any]:  # fmt: skip
+    from pipelines.benchmark.stack import measure_stack
+
+    if not config.stack.enabled:
+        return {}
+    draft_dir = inputs["draft"].path if "draft" in inputs else None
+    rows = measure_stack(
+        checkpoint, inputs["compile"].path, draft_dir, naive, config.stack.sizes, config.repeats, subtitle, out_dir,
+        report,
+    )  # fmt: skip
+    return {"stack": [asdict(row) for row in rows]}
 
 
 def _load(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.config import CudaTargetConfig
 from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
+from plugins.cuda.archs import RUNS_FILE
 from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class CompileCudaStage:
 
     @property
     def resources(self) -> tuple[Path, ...]:
-        """Every kernel source and header: which of them an engine needs is known only once it is compiled."""
-        return tuple(sorted(PLUGINS.rglob("*.cu*")))
+        """Every kernel source and header, as which an engine needs is known once it is compiled; and what was run."""
+        return (*sorted(PLUGINS.rglob("*.cu*")), RUNS_FILE)
 
     def run(
         self, config: CudaTargetConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -71,7 +72,7 @@ def _plan(config: CudaTargetConfig, spec: "ModelSpec", dtype: str) -> "EnginePla
     return EnginePlan(
         target="cuda",
         dtype=dtype,
-        linear=config.linear,  # type: ignore[arg-type] # the plan checks it
+        linear="torch",  # cuBLAS, for steps of many rows
         max_batch_size=config.max_batch_size,
         max_seq_len=max_seq_len,
         max_num_tokens=min(config.max_num_tokens, max_seq_len),  # a captured step is no longer than a text

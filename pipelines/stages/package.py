@@ -14,14 +14,19 @@ from pipelines.sbom import LIBRARY as SBOM_LIBRARY
 from pipelines.sbom import write_sbom
 from pipelines.stage import Artifact, StageContext, StageOutput
 from runtime.formats.attestations import NOT_RUN
+from runtime.targets import installed
 
 # Stages whose code decides the bytes that the manifest vouches for.
-DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda", "compile_tensorrt_llm")
+DETERMINING_STAGES = ("fetch", "convert", "draft", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_rtx",
+                      "compile_tensorrt", "compile_tensorrt_llm")  # fmt: skip
+# Those whose libraries may be missing, and are of no interest to bundles without their engines.
+OPTIONAL_STAGES = {"compile_tensorrt_rtx": "tensorrt-rtx", "compile_tensorrt": "tensorrt"}
 # Each target's compile stage.
-COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda", "tensorrt_llm": "compile_tensorrt_llm"}
+COMPILING_STAGES = {"cpu": "compile", "cuda": "compile_cuda", "onnx": "compile_onnx",
+                    "tensorrt_rtx": "compile_tensorrt_rtx", "tensorrt": "compile_tensorrt",
+                    "tensorrt_llm": "compile_tensorrt_llm"}  # fmt: skip
 # Stages that a build may leave out, and the file in which each says what it found.
 ATTESTING_STAGES = {"verify": "report.json", "bench": "summary.json"}
-CUDA_ATTESTING_STAGES = {"verify_cuda": "report.json", "bench_cuda": "summary.json"}
 
 
 class PackageStage:
@@ -32,7 +37,8 @@ class PackageStage:
     @property
     def libraries(self) -> tuple[str, ...]:
         """The bill of materials names what the stages before ran with."""
-        return (*_determining_libraries(DETERMINING_STAGES), SBOM_LIBRARY)
+        stages = [stage for stage in DETERMINING_STAGES if installed(OPTIONAL_STAGES.get(stage, SBOM_LIBRARY))]
+        return (*_determining_libraries(stages), SBOM_LIBRARY)
 
     def run(
         self, config: PackageConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
@@ -40,20 +46,21 @@ class PackageStage:
         """Write the bundle and open it as a user would."""
         from runtime.formats.bundle import DRAFT_DIR, ENGINES_DIR, open_bundle
         from runtime.formats.manifest import ATTESTATIONS_DIR, write_manifest
+        from runtime.tuning import TUNE_DIR
 
         link_tree(inputs["convert"].path, out_dir)
         link_tree(inputs["draft"].path, out_dir / DRAFT_DIR)
         targets = {target: stage for target, stage in COMPILING_STAGES.items() if stage in inputs}
         for target, stage in targets.items():
             link_tree(inputs[stage].path, out_dir / ENGINES_DIR / target)
-        for stage, report in (ATTESTING_STAGES | (CUDA_ATTESTING_STAGES if "cuda" in targets else {})).items():
+        for stage, report in attesting_stages(targets).items():
             folder = out_dir / ATTESTATIONS_DIR / stage
             if stage in inputs:
                 link_tree(inputs[stage].path, folder)
             else:
-                _say_not_run(folder / report, f"built with {stage.removesuffix('_cuda')}=off")
-        if "tensorrt_llm" in targets:
-            _say_not_run_here(inputs[targets["tensorrt_llm"]].path, out_dir / ATTESTATIONS_DIR)
+                _say_not_run(folder / report, _why_not_run(stage, inputs))
+        if "tune_cuda" in inputs:
+            link_tree(inputs["tune_cuda"].path, out_dir / ATTESTATIONS_DIR / TUNE_DIR)
         context.progress.advance(0.5, text="hashing")
         determining = [stage for stage in DETERMINING_STAGES if stage in inputs]
         needs = {target: _needs(target, inputs[stage].path) for target, stage in targets.items()}
@@ -66,6 +73,14 @@ class PackageStage:
         return StageOutput(
             metrics={"bundle_bytes": num_bytes}, summary=f"id {bundle.bundle_id[:12]}, {num_bytes / 1e6:.1f} MB"
         )
+
+
+def attesting_stages(targets: Iterable[str]) -> dict[str, str]:
+    """The stages that check and measure a bundle of these targets, and the report of each."""
+    others = [target for target in targets if target != "cpu"]
+    return ATTESTING_STAGES | {
+        f"{stage}_{target}": report for target in others for stage, report in ATTESTING_STAGES.items()
+    }
 
 
 def _determining_libraries(names: Iterable[str]) -> tuple[str, ...]:
@@ -109,6 +124,12 @@ def _compatibility(engine_dir: Path) -> dict[str, Any]:
     }
     if plan.target == "cuda":
         return common | _cuda_compatibility(engine_dir)
+    if plan.target == "onnx":
+        return common | {"arch": "any", "requires": {"torch": ">=2.11", "onnxruntime": ">=1.32"}}
+    if plan.target in ("tensorrt_rtx", "tensorrt"):
+        from runtime.formats.tensorrt_plan import TensorrtPlan
+
+        return common | TensorrtPlan.read(engine_dir).compatibility()
     requires = {"torch": ">=2.11"} | ({"torch_backend": "onednn"} if plan.linear != "torch" else {})
     return common | {"arch": "any", "requires": requires}  # torch dispatches on the CPU it finds
 
@@ -150,12 +171,14 @@ def _say_not_run(report: Path, reason: str) -> None:
     report.write_text(json.dumps({NOT_RUN: reason}, indent=2) + "\n", encoding="utf-8")
 
 
-def _say_not_run_here(engine_dir: Path, attestations: Path) -> None:
-    """No machine's build verifies or measures what another runtime runs."""
+def _why_not_run(stage: str, inputs: Mapping[str, Artifact]) -> str:
+    """Why a build has no report of a stage: nobody wanted it, or no machine's build runs that engine."""
     from runtime.formats.tensorrt_llm import TensorrtLlmPlan
 
-    for stage, report in ATTESTING_STAGES.items():
-        _say_not_run(attestations / f"{stage}_tensorrt_llm" / report, TensorrtLlmPlan.read(engine_dir).not_run)
+    option, _, target = stage.partition("_")
+    if target == "tensorrt_llm":
+        return TensorrtLlmPlan.read(inputs[COMPILING_STAGES[target]].path).not_run
+    return f"built with {option}=off"
 
 
 STAGE = PackageStage()

@@ -79,7 +79,7 @@ def plan_attention(
         num_tokens = int(query_starts[-1]) if num_tokens is None else num_tokens
         if dtype in ELEMENTS:
             return plan_attention_cuda(
-                shape, query_starts, context_lens, block_tables, ancestors, num_tokens, max_query_len
+                shape, query_starts, context_lens, block_tables, dtype, ancestors, num_tokens, max_query_len
             )
         return plan_attention_dense(shape, num_tokens, query_starts, context_lens, block_tables, ancestors)
     return plan_attention_cpu(shape, query_starts, context_lens, block_tables, dtype, ancestors)

@@ -28,33 +28,33 @@ extern "C" __global__ void __launch_bounds__(Decode::THREADS)
     attention_decode_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Decode>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Decode>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Group::THREADS)
     attention_group_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Group>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Group>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(SmallTree::THREADS)
     attention_small_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<SmallTree>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<SmallTree>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Tree::THREADS)
     attention_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Tree>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Tree>(params, shared_memory());
 }
 
 extern "C" __global__ void __launch_bounds__(Chunk::THREADS)
     attention_chunk_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    attend<Chunk>(params, blockIdx.x, gridDim.x, shared_memory());
+    attend<Chunk>(params, shared_memory());
 }

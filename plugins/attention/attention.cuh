@@ -29,7 +29,7 @@ struct AttentionParams {
     const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
     const int* items;               // see attention_plan.cuh
-    const int* num_items;
+    int* header;                    // of the plan: number of items, see attention_plan.cuh
     float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) base and sum
     unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
     long long q_token_stride;       // elements, as all strides
@@ -62,6 +62,9 @@ constexpr float BASE_SLACK = 8.0f;  // exponents of 2
 
 constexpr int SLICE_KEYS = 16;  // lie in one block of the cache: block sizes are multiples
 
+template <bool TREES>
+struct VisibleKeys;
+
 template <class Element, int HEAD_DIM_, int KEY_WARPS_, int ROW_WARPS_, int WARP_ROWS_, int CHUNK_, int STAGES_>
 struct AttentionConfig {
     using T = Element;
@@ -74,6 +77,7 @@ struct AttentionConfig {
     static constexpr int CHUNK = CHUNK_;  // keys
     static constexpr int STAGES = STAGES_;
     static constexpr bool TREES = KEY_WARPS > 1;  // long requests are chains
+    using Keys = typename VisibleKeys<TREES>::Type;
     static constexpr int ROWS = WARP_ROWS * ROW_WARPS;
     static constexpr int GROUP_THREADS = 32 * ROW_WARPS;  // that share a chunk
     static constexpr int THREADS = GROUP_THREADS * KEY_WARPS;
@@ -153,8 +157,8 @@ struct TreeKeys {
     }
 };
 
-template <bool TREES>
-struct VisibleKeys {
+template <>
+struct VisibleKeys<true> {
     using Type = TreeKeys;
 };
 template <>

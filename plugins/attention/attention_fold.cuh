@@ -224,20 +224,39 @@ __device__ __forceinline__ AttentionTask load_task(const AttentionParams& params
     return task;
 }
 
-// Do every stride-th (item, K/V head), from `block` on.
+// Do (item, K/V head) pairs, this block's first and then whichever is next when one is done: the grid is as large as the
+// GPU holds at once, and no block waits for another's long ones.
 template <class S>
-__device__ __forceinline__ void attend(const AttentionParams& params, int block, int stride, unsigned char* shared) {
-    for (int work = block; work < params.max_works; work += stride) {
-        // The first item is asked for before it is known that there is one: their latencies add up otherwise.
-        const AttentionTask task = load_task<S>(params, work);
-        if (work >= *params.num_items * params.num_kv_heads) return;
+__device__ __forceinline__ void attend(const AttentionParams& params, unsigned char* shared) {
+    const int num_blocks = gridDim.x;
+    int work = blockIdx.x;
+    if (work >= params.max_works) return;
+    // The first item is asked for before it is known that there is one: their latencies add up otherwise.
+    AttentionTask task = load_task<S>(params, work);
+    const int num_works = params.header[0] * params.num_kv_heads;
+    if (work >= num_works) return;
+    int* next_work = reinterpret_cast<int*>(shared + 2 * S::D);  // in what pads the first query
+    for (;;) {
+        int taken = 0;
+        if (threadIdx.x == 0) taken = atomicAdd(params.header + PLAN_TAKEN, 1);  // comes while the tile is done
         AttentionTile<S> tile(params, task, shared);
         tile.run();
+        if (threadIdx.x == 0) *next_work = num_blocks + taken;
+        block_sync();
+        work = *next_work;
         if constexpr (S::KEY_WARPS == 1) {
             tile.rows.write_rows(params, task);
+            if (work >= num_works) break;
+            task = load_task<S>(params, work);
         } else {
+            const AttentionTask next = load_task<S>(params, min(work, num_works - 1));
             AttentionFold<S>(tile, shared).finish();
+            if (work >= num_works) break;
+            task = next;
         }
         block_sync();  // before the next task fills shared memory
     }
+    // Every block takes once in vain; the last one to do so leaves the count as the next layer needs it.
+    const int all_taken = max(num_works - num_blocks, 0) + min(num_works, num_blocks);
+    if (threadIdx.x == 0 && work - num_blocks == all_taken - 1) params.header[PLAN_TAKEN] = 0;
 }

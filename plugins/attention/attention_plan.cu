@@ -1,4 +1,4 @@
-// Entry point of the plan: one block per request.
+// Entry point of the plan: grid (requests, blocks that share a request's items).
 #include "attention_plan.cuh"
 #include "grid.cuh"
 
@@ -8,5 +8,5 @@ extern "C" __global__ void __launch_bounds__(128)
     attention_plan_kernel(__grid_constant__ const AttentionPlanParams params) {
     grid_dependency_wait();
     grid_dependency_launch();
-    plan_request(params, blockIdx.x);
+    plan_request(params, blockIdx.x, blockIdx.y, gridDim.y);
 }

@@ -1,8 +1,8 @@
 // Where each request's work lies: written once per step, read by every layer's attention.
 //
-// Plan, int32: PLAN_HEADER integers, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
+// Plan, int32: a header, then the short items, then the long ones, PLAN_ITEM integers each. A request of at
 // most SHORT_ROWS tokens is short: its items are its tiles times its splits. Any other is long: its items are its
-// tiles. K/V heads come on top of both. One block per request writes that request's items.
+// tiles. K/V heads come on top of both. A column of blocks per request writes that request's items.
 #pragma once
 
 #include "element.cuh"
@@ -10,7 +10,8 @@
 
 constexpr int ITEM_PAGES = 32;               // block ids that travel with an item, one per lane
 constexpr int ITEM_FIELDS = 16;              // integers, in PlannedItem's order
-constexpr int PLAN_HEADER = 4;               // integers: number of short items, of long items
+constexpr int PLAN_HEADER = 4;               // integers: number of short items, of long items, PLAN_TAKEN of both
+constexpr int PLAN_TAKEN = 2;                // from a number of items to how many a kernel has handed out; 0 between layers
 constexpr int PLAN_ITEM = ITEM_FIELDS + ITEM_PAGES;
 constexpr int SHORT_ROWS = 64;               // tokens; a draft tree has no more
 
@@ -30,13 +31,15 @@ struct AttentionPlanParams {
     int window;
     int short_tile;   // packed rows of a tile
     int long_tile;
-    int near_split;   // keys of a split among the first near_keys
-    int far_split;    // keys of a split after them
+    int near_split;    // keys of a split among the first near_keys
+    int middle_split;  // keys of a split after them, among the first middle_keys
+    int far_split;     // keys of a split after those
     int near_keys;
+    int middle_keys;
     int num_slots;    // (token, split) pairs that the workspace has room for
     int max_short;    // items that the plan has room for
 };
-static_assert(sizeof(AttentionPlanParams) == 6 * 8 + 14 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionPlanParams) == 6 * 8 + 16 * 4, "mirrored in cuda.py");
 
 // One tile of a request, and the keys it goes over.
 struct PlannedItem {
@@ -84,20 +87,25 @@ __device__ __forceinline__ void store_item(const AttentionPlanParams& params, in
 
 // Where contexts are cut. Cuts lie at the same keys for every request of a step.
 struct SplitRule {
-    int near_split, far_split, num_near;
+    int near_split, middle_split, far_split, num_near, num_middle;
 
     __device__ __forceinline__ SplitRule(const AttentionPlanParams& params, int factor)
         : near_split(params.near_split * factor),
+          middle_split(params.middle_split * factor),
           far_split(params.far_split * factor),
-          num_near(params.near_keys / (params.near_split * factor)) {}
+          num_near(params.near_keys / near_split),
+          num_middle((params.middle_keys - num_near * near_split) / middle_split) {}
 
     __device__ __forceinline__ int first_key(int split) const {
-        return split < num_near ? split * near_split : num_near * near_split + (split - num_near) * far_split;
+        const int near = min(split, num_near), middle = min(split - near, num_middle);
+        return near * near_split + middle * middle_split + (split - near - middle) * far_split;
     }
 
     __device__ __forceinline__ int split_of(int key) const {
-        const int near_end = num_near * near_split;
-        return key < near_end ? key / near_split : num_near + (key - near_end) / far_split;
+        const int near_end = num_near * near_split, middle_end = near_end + num_middle * middle_split;
+        if (key < near_end) return key / near_split;
+        if (key < middle_end) return num_near + (key - near_end) / middle_split;
+        return num_near + num_middle + (key - middle_end) / far_split;
     }
 };
 
@@ -171,7 +179,8 @@ __device__ __forceinline__ void plan_short(const AttentionPlanParams& params, co
         params.ancestors != nullptr && params.ancestors[static_cast<long long>(request) * params.num_nodes] != 0;
     int* items = params.plan + PLAN_HEADER + static_cast<long long>(before.short_items) * PLAN_ITEM;
     for (int index = first; index < need.num_tiles * need.num_splits; index += stride) {
-        const int split = index / need.num_tiles, tile = index % need.num_tiles;
+        // The longest splits are the last ones: begun first, they do not end last.
+        const int split = need.num_splits - 1 - index / need.num_tiles, tile = index % need.num_tiles;
         const int key_begin =
             max(rule.first_key(need.first_split + split), need.context - need.rows + 1 - params.window);
         const int key_end = min(rule.first_key(need.first_split + split + 1), need.context);
@@ -204,8 +213,8 @@ __device__ __forceinline__ void plan_long(const AttentionPlanParams& params, int
     }
 }
 
-// The block of one request. Every warp sums over all requests, which costs less than to tell each other.
-__device__ __forceinline__ void plan_request(const AttentionPlanParams& params, int request) {
+// Block `part` of `num_parts` of one request. Every warp sums over all requests, which costs less than to tell each other.
+__device__ __forceinline__ void plan_request(const AttentionPlanParams& params, int request, int part, int num_parts) {
     PlanSums all, before;
     int factor = 1;
     sum_needs(params, SplitRule(params, factor), request, all, before);
@@ -213,16 +222,18 @@ __device__ __forceinline__ void plan_request(const AttentionPlanParams& params, 
         factor *= 2;
         sum_needs(params, SplitRule(params, factor), request, all, before);
     }
-    if (request == 0 && threadIdx.x == 0) {
+    if (request == 0 && part == 0 && threadIdx.x == 0) {
         params.plan[0] = all.short_items;
         params.plan[1] = all.long_items;
+        params.plan[PLAN_TAKEN] = params.plan[PLAN_TAKEN + 1] = 0;
     }
     const SplitRule rule(params, factor);
     const RequestNeed need = request_need(params, request, rule);
-    const int num_warps = blockDim.x / 32;
+    const int block_warps = blockDim.x / 32;
+    const int warp = part * block_warps + warp_id(), num_warps = num_parts * block_warps;
     if (need.rows > SHORT_ROWS) {
-        plan_long(params, request, need, before, warp_id(), num_warps);
+        plan_long(params, request, need, before, warp, num_warps);
     } else {
-        plan_short(params, rule, request, need, before, warp_id(), num_warps);
+        plan_short(params, rule, request, need, before, warp, num_warps);
     }
 }

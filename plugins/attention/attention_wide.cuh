@@ -10,7 +10,7 @@ struct WideRows {
     static constexpr int N_STEPS = S::D / 8;
     static constexpr int KEY_STEPS = S::CHUNK / 8;
     using Scores = float[S::ROW_TILES][KEY_STEPS][4];
-    using Keys = typename VisibleKeys<S::TREES>::Type;
+    using Keys = typename S::Keys;
 
     int lane, first_row;  // of this warp in the tile
     const unsigned char* queries;

@@ -6,44 +6,62 @@ layout; what depends on lengths is planned on the device, once per step.
 
 import ctypes
 import math
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 
 from plugins.attention.cuda_checks import ELEMENTS, HEAD_DIMS, check_indices, check_shape, check_tensors
 from plugins.attention.cuda_layout import (
-    FAR_SPLIT,
-    NEAR_KEYS,
-    NEAR_SPLIT,
+    PREFILL_HEAD_DIMS,
+    PREFILL_KEYS,
+    SPLITS,
+    Kinds,
     Layout,
+    PrefillVariant,
     Variant,
+    has_wgmma,
     plan_layout,
+    prefill_variant,
     variants,
 )
-from plugins.cuda.launch import launch
-from plugins.cuda.library import get_kernel
+from plugins.cuda.launch import launch, max_cooperative_blocks
+from plugins.cuda.library import Kernel, get_kernel, has_image
 from plugins.cuda.source import KernelSource
+from plugins.cuda.tensor_map import MAP_BYTES, encode_rows
 
 if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 PLAN_SOURCE = KernelSource("attention_plan", "attention/attention_plan.cu")
-__all__ = ["ELEMENTS", "HEAD_DIMS", "PLAN_SOURCE", "attention_cuda", "plan_attention_cuda", "source"]
+PREFILL_ARCHS = ("sm_90a",)
+__all__ = [
+    "ELEMENTS", "HEAD_DIMS", "PLAN_SOURCE", "PREFILL_ARCHS", "PREFILL_HEAD_DIMS", "attention_cuda",
+    "plan_attention_cuda", "prefill_source", "source",
+]  # fmt: skip
 
-MAX_BLOCKS = 2048  # of a grid whose work the host cannot count; they go through it in strides
 _PLAN_HEADER, _PLAN_ITEM = 4, 48  # int32 each; attention_plan.cuh
 _PLAN_THREADS = 128
+_PLAN_BLOCKS = 64  # that a step is planned by, where it has fewer requests: a warp takes a microsecond for an item
 
 
 class _Params(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("q", "k_cache", "v_cache", "out", "block_tables", "ancestors", "items")),
-        *((name, ctypes.c_void_p) for name in ("num_items", "partial", "counters")),
+        *((name, ctypes.c_void_p) for name in ("header", "partial", "counters")),
         *((name, ctypes.c_int64) for name in ("q_token_stride", "q_head_stride", "out_token_stride")),
         *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots", "group_inverse")),
         *((name, ctypes.c_int32) for name in ("group", "num_heads", "num_kv_heads", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "max_works", "num_nodes", "window", "unused")),
         ("log2_scale", ctypes.c_float),
+    ]
+
+
+class _PrefillParams(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("keys", "values")),
+        ("attention", _Params),
+        ("unused", ctypes.c_uint32 * 6),
     ]
 
 
@@ -53,7 +71,8 @@ class _PlanParams(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("plan", "counters")),
         *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "num_kv_heads", "group", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "window", "short_tile", "long_tile", "near_split")),
-        *((name, ctypes.c_int32) for name in ("far_split", "near_keys", "num_slots", "max_short")),
+        *((name, ctypes.c_int32) for name in ("middle_split", "far_split", "near_keys", "middle_keys")),
+        *((name, ctypes.c_int32) for name in ("num_slots", "max_short")),
     ]
 
 
@@ -63,11 +82,25 @@ def source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     return KernelSource("attention", "attention/attention.cu", defines)
 
 
+def prefill_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
+    """The same of long requests, on PREFILL_ARCHS and for one of PREFILL_HEAD_DIMS."""
+    return KernelSource("attention_prefill", "attention/attention_prefill.cu", source(dtype, head_dim).defines)
+
+
+def kinds_for(head_dim: int, dtype: torch.dtype, device: torch.device) -> Kinds:
+    """The kernels of a step, the narrowest first; the last is for long requests."""
+    kinds = variants(head_dim, device)
+    if head_dim in PREFILL_HEAD_DIMS and has_wgmma(device) and has_image(prefill_source(dtype, head_dim)):
+        kinds[-1] = prefill_variant(head_dim)
+    return kinds
+
+
 def plan_attention_cuda(
     shape: "AttentionShape",
     query_starts: torch.Tensor,
     context_lens: torch.Tensor,
     block_tables: torch.Tensor,
+    dtype: torch.dtype,
     ancestors: torch.Tensor | None,
     num_tokens: int,
     max_query_len: int | None = None,
@@ -85,8 +118,8 @@ def plan_attention_cuda(
     if ancestors is not None:
         check_indices(ancestors, num_requests, query_starts.device)
     device = query_starts.device
-    layout = plan_layout(shape, device, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
-    kinds, group = variants(shape.head_dim, device), shape.num_heads // shape.num_kv_heads
+    kinds, group = kinds_for(shape.head_dim, dtype, device), shape.num_heads // shape.num_kv_heads
+    layout = plan_layout(shape, kinds, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
     num_counters = layout.short_tiles * shape.num_kv_heads
     num_items = layout.short_items + layout.long_tiles
     plan = torch.empty(_PLAN_HEADER + num_items * _PLAN_ITEM, dtype=torch.int32, device=device)
@@ -99,10 +132,11 @@ def plan_attention_cuda(
         ancestors.data_ptr() if ancestors is not None else None, plan.data_ptr(), counters.data_ptr(),
         num_requests, num_nodes, shape.num_kv_heads, group, shape.block_size.bit_length() - 1, max_blocks,
         layout.window, kinds[layout.short_variant].rows, kinds[-1].rows,
-        NEAR_SPLIT, FAR_SPLIT, NEAR_KEYS, layout.num_slots, layout.short_items,
+        *(keys for keys, _ in SPLITS), *(end for _, end in SPLITS[:-1]), layout.num_slots, layout.short_items,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
-    launch(kernel, num_requests, _PLAN_THREADS, 0, params, current_stream(), dependent=True)
+    parts = max(min(_PLAN_BLOCKS // num_requests, num_items // num_requests // (_PLAN_THREADS // 32)), 1)
+    launch(kernel, (num_requests, parts), _PLAN_THREADS, 0, params, current_stream(), dependent=True)
     kept = block_tables.new_empty(0, 0) if ancestors is None else ancestors
     return [plan, partial, counters, block_tables, kept, torch.tensor(layout)]
 
@@ -131,19 +165,40 @@ def attention_cuda(
         scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(layout.head_dim, q.device)
-    _launch(kinds[layout.short_variant], layout, layout.short_items, q.dtype, params)
-    if layout.long_tiles:
-        params.items += 4 * _PLAN_ITEM * layout.short_items
-        params.num_items += 4
-        params.max_works = layout.long_tiles * layout.num_kv_heads
-        _launch(kinds[-1], layout, layout.long_tiles, q.dtype, params)
+    _launch(source(q.dtype, layout.head_dim), kinds[layout.short_variant], layout, layout.short_items, params)
+    if not layout.long_tiles:
+        return
+    params.items += 4 * _PLAN_ITEM * layout.short_items
+    params.header += 4
+    params.max_works = layout.long_tiles * layout.num_kv_heads
+    if layout.prefill:
+        maps = (_describe(cache, min(layout.block_size, PREFILL_KEYS)) for cache in (k_cache, v_cache))
+        with_maps = _PrefillParams(*maps, params)
+        kind = prefill_variant(layout.head_dim)
+        _launch(prefill_source(q.dtype, layout.head_dim), kind, layout, layout.long_tiles, with_maps)
+    else:
+        _launch(source(q.dtype, layout.head_dim), kinds[-1], layout, layout.long_tiles, params)
 
 
-def _launch(kind: Variant, layout: Layout, items: int, dtype: torch.dtype, params: _Params) -> None:
-    kernel = get_kernel(source(dtype, layout.head_dim), kind.entry, _Params)
-    grid = min(items * layout.num_kv_heads, MAX_BLOCKS)
+def _describe(cache: torch.Tensor, box_rows: int) -> ctypes.Array[ctypes.c_uint8]:
+    """The cache as rows of keys, for the tensor copy engine."""
+    rows = encode_rows(cache.data_ptr(), cache.numel() // cache.shape[-1], cache.shape[-1], box_rows)
+    return (ctypes.c_uint8 * MAP_BYTES).from_buffer_copy(rows)
+
+
+def _launch(
+    code: KernelSource, kind: Variant | PrefillVariant, layout: Layout, items: int, params: _Params | _PrefillParams
+) -> None:
+    kernel = get_kernel(code, kind.entry, type(params))
     shared_bytes = kind.shared_bytes(layout.head_dim)
+    grid = min(items * layout.num_kv_heads, resident_blocks(kernel, kind.threads, shared_bytes))
     launch(kernel, grid, kind.threads, shared_bytes, params, current_stream(), dependent=True)
+
+
+@cache
+def resident_blocks(kernel: Kernel, threads: int, shared_bytes: int) -> int:
+    """How many blocks the device holds at once."""
+    return max_cooperative_blocks(kernel, threads, shared_bytes)
 
 
 def current_stream() -> int:

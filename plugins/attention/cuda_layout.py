@@ -8,9 +8,12 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 # Where contexts are cut, in keys. A row's result depends on it, so it is the same for every batch.
-NEAR_SPLIT, NEAR_KEYS, FAR_SPLIT = 256, 2048, 512  # short at first: one request alone is to keep the GPU busy
+# (keys of a split, keys that the rule holds for): short at first, since one request alone is to keep the GPU busy.
+SPLITS = ((128, 1024), (512, 8192), (1024, 2**31))
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
+PREFILL_HEAD_DIMS = (64, 128)
+PREFILL_KEYS = 128  # of a tile; attention_prefill.cuh
 _LARGE_SHARED = ((9, 0), (10, 0))  # LARGE of attention.cu
 _FEW_TREES = 2
 _MOST_KEYS = 2**31 - 1
@@ -44,12 +47,44 @@ class Variant(NamedTuple):
         return self.rows * row_bytes + max(ring, merge) + 16
 
 
+class PrefillVariant(NamedTuple):
+    """The entry point of attention_prefill.cu and its PrefillConfig."""
+
+    entry: str
+    consumers: int
+    stages: int
+
+    @property
+    def rows(self) -> int:
+        return 64 * self.consumers
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.consumers + 1)
+
+    def shared_bytes(self, head_dim: int) -> int:
+        return (self.rows + 2 * self.stages * PREFILL_KEYS) * 2 * head_dim + 256
+
+
+Kinds = list[Variant | PrefillVariant]
+
+
+def prefill_variant(head_dim: int) -> PrefillVariant:
+    """The configuration of attention_prefill.cu, for one of PREFILL_HEAD_DIMS."""
+    return PrefillVariant("attention_prefill_kernel", 3 if head_dim == 64 else 2, 2)
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the device runs sm_90a's code."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
+
+
 def has_large_shared(device: torch.device) -> bool:
     """Whether the images for this device are of attention.cu's large configurations."""
     return torch.cuda.get_device_capability(device) in _LARGE_SHARED
 
 
-def variants(head_dim: int, device: torch.device) -> list[Variant]:
+def variants(head_dim: int, device: torch.device) -> Kinds:
     """The configurations of attention.cu, the narrowest first; the last is for requests of more than SHORT_ROWS."""
     large, wide = has_large_shared(device), head_dim > 128
     key_warps = 2 if wide else 4
@@ -79,11 +114,21 @@ class Layout(NamedTuple):
     short_items: int  # tiles x splits
     long_tiles: int
     num_slots: int  # (token, split) pairs of the workspace
+    prefill: bool  # whether attention_prefill.cu takes the long requests
+
+
+def most_splits(context: int) -> int:
+    """How many splits a context of so many keys has."""
+    splits, start = 0, 0
+    for keys, end in SPLITS:
+        splits += -(-max(min(context, end) - start, 0) // keys)
+        start = end
+    return splits
 
 
 def plan_layout(
     shape: "AttentionShape",
-    device: torch.device,
+    kinds: Kinds,
     num_requests: int,
     max_blocks: int,
     num_nodes: int,
@@ -91,7 +136,7 @@ def plan_layout(
     max_query_len: int | None,
 ) -> Layout:
     """Bound a step's work; see plan_attention for the arguments."""
-    kinds, group = variants(shape.head_dim, device), shape.num_heads // shape.num_kv_heads
+    group = shape.num_heads // shape.num_kv_heads
     longest = min(num_tokens, max_query_len or num_tokens)
     # Beside long prompts the other rows decode; a batch without trees that is wide may be such a batch.
     mean_rows = group if num_nodes == 0 and longest > SHORT_ROWS else -(-num_tokens // max(num_requests, 1)) * group
@@ -100,10 +145,9 @@ def plan_layout(
     short_variant = next((i for i, kind in enumerate(kinds[:2]) if mean_rows <= kind.rows), largest)
     short_tokens = min(num_tokens, SHORT_ROWS * num_requests)
     short_tiles = short_tokens * group // kinds[short_variant].rows + min(num_requests, short_tokens)
-    splits = -(-min(max_blocks * shape.block_size, NEAR_KEYS) // NEAR_SPLIT)
-    splits += -(-max(max_blocks * shape.block_size - NEAR_KEYS, 0) // FAR_SPLIT)
+    splits = most_splits(max_blocks * shape.block_size)
     if shape.sliding_window is not None:
-        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // NEAR_SPLIT + 2)
+        splits = min(splits, (shape.sliding_window + SHORT_ROWS) // SPLITS[0][0] + 2)
     slot_bytes = shape.num_heads * (shape.head_dim + 2) * 4
     num_slots = min(short_tokens * splits, WORKSPACE_BYTES // slot_bytes) if splits > 1 else 0
     long_tiles = 0
@@ -112,5 +156,5 @@ def plan_layout(
     window = _MOST_KEYS if shape.sliding_window is None else shape.sliding_window
     return Layout(
         num_tokens, shape.num_heads, shape.num_kv_heads, shape.block_size, shape.head_dim, window,
-        short_variant, short_tiles, short_tiles * splits, long_tiles, num_slots,
+        short_variant, short_tiles, short_tiles * splits, long_tiles, num_slots, isinstance(kinds[-1], PrefillVariant),
     )  # fmt: skip

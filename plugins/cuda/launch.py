@@ -23,6 +23,7 @@ def launch(
     stream: int,
     cooperative: bool = False,
     dependent: bool = False,
+    cluster: int = 1,
 ) -> None:
     """Launch on `stream`; no allocation, no waiting.
 
@@ -36,6 +37,7 @@ def launch(
         cooperative: all blocks run at once, so that grid_barrier works.
         dependent: the grid may start before the one before it has ended and waits in grid_dependency_wait
             (programmatic stream serialization; ordinary order on GPUs older than sm_90).
+        cluster: blocks, consecutive in x, that see each other's shared memory; more than one needs sm_90.
 
     Raises:
         KernelError: the driver refused the launch, or an earlier kernel of this process failed.
@@ -48,7 +50,7 @@ def launch(
     config.blockDimX, config.blockDimY, config.blockDimZ = _three(block)
     config.sharedMemBytes = shared_bytes
     config.hStream = stream
-    attributes = _attributes(cuda, cooperative, dependent)
+    attributes = _attributes(cuda, cooperative, dependent, cluster)
     config.numAttrs = len(attributes)
     config.attrs = attributes
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
@@ -83,7 +85,7 @@ def _three(size: Size) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _attributes(cuda: Any, cooperative: bool, dependent: bool) -> list[Any]:
+def _attributes(cuda: Any, cooperative: bool, dependent: bool, cluster: int) -> list[Any]:
     attributes = []
     if cooperative:
         attribute = cuda.CUlaunchAttribute()
@@ -94,6 +96,12 @@ def _attributes(cuda: Any, cooperative: bool, dependent: bool) -> list[Any]:
         attribute = cuda.CUlaunchAttribute()
         attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
+        attributes.append(attribute)
+    if cluster > 1:
+        attribute = cuda.CUlaunchAttribute()
+        attribute.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attribute.value.clusterDim
+        size.x, size.y, size.z = cluster, 1, 1
         attributes.append(attribute)
     return attributes
 

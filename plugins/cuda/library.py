@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from plugins.cuda.archs import device_archs
+from plugins.cuda.archs import device_archs, own_arch
 from plugins.cuda.driver import check, driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.source import KernelSource
@@ -32,6 +32,7 @@ class _Image:
 
 _folders: list[Path] = []
 _compile_missing = True
+_kept: Path | None = None
 _libraries: dict[tuple[KernelSource, int], Any] = {}
 _kernels: dict[tuple[KernelSource, str, int], Kernel] = {}
 _lock = threading.Lock()
@@ -47,6 +48,12 @@ def add_folder(folder: Path) -> None:
         if folder not in _folders:
             _folders.insert(0, folder)
         _compile_missing = False
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keep what is compiled on the spot in this cache of images, and take it from there, from now on."""
+    global _kept
+    _kept = folder
 
 
 def forget_folders() -> None:
@@ -127,7 +134,7 @@ def _find_image(source: KernelSource, capability: tuple[int, int]) -> _Image:
     if not _compile_missing:
         raise KernelError(
             f"the engine has no kernel {source.id} for this GPU (sm_{capability[0]}{capability[1]}); "
-            "rebuild it with target.archs naming this one"
+            "build it again with target.cuda.archs naming this one"
         )
     return _compile_here(source, capability)
 
@@ -138,7 +145,11 @@ def _image_path(folder: Path, arch: str, source: KernelSource) -> Path:
 
 @cache
 def _compile_here(source: KernelSource, capability: tuple[int, int]) -> _Image:
+    from plugins.cuda.build import build_images
     from plugins.cuda.nvrtc import compile_source
 
-    arch = f"sm_{capability[0]}{capability[1]}" + ("a" if capability[0] >= 9 else "")
-    return _Image(f"{source.id} compiled here", compile_source(source, arch).image)
+    arch = own_arch(capability)
+    if _kept is None:
+        return _Image(f"{arch}/{source.id}, compiled here", compile_source(source, arch).image)
+    (built,) = build_images([(source, arch)], _kept, lambda share, text: None)
+    return _Image(f"{arch}/{source.id}, compiled here", built.compiled.image)

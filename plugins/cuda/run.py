@@ -20,6 +20,7 @@ def run_kernel(
     params: ctypes.Structure,
     shared_bytes: int = 0,
     cooperative: bool = False,
+    cluster: int = 1,
 ) -> None:
     """Launch `entry` of `source` on the current stream; a grid that is not cooperative may start early (see `launch`).
 
@@ -27,7 +28,7 @@ def run_kernel(
         KernelError: there is no such kernel for this GPU, or the driver refused the launch.
     """
     kernel = get_kernel(source, entry, type(params))
-    launch(kernel, grid, block, shared_bytes, params, current_stream(), cooperative, dependent=not cooperative)
+    launch(kernel, grid, block, shared_bytes, params, current_stream(), cooperative, not cooperative, cluster)
 
 
 def current_stream() -> int:

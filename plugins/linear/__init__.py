@@ -8,12 +8,11 @@ from typing import Literal, Protocol
 
 import torch
 
-from plugins.linear.cuda import CudaLinear
 from plugins.linear.onednn import OneDnnFloat32Linear, OneDnnLinear
 from plugins.linear.plain import PlainLinear
 from plugins.linear.two_part import TwoPartLinear
 
-LinearKind = Literal["onednn", "onednn_float32", "torch", "cuda"]
+LinearKind = Literal["onednn", "onednn_float32", "torch"]
 
 
 class PackedLinear(Protocol):
@@ -36,9 +35,7 @@ def pack_linear(kind: LinearKind, weight: torch.Tensor, bias: torch.Tensor | Non
         return OneDnnFloat32Linear(weight, bias)
     if kind == "torch":
         return PlainLinear(weight, bias)
-    if kind == "cuda":
-        return CudaLinear(weight, bias)
-    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32', 'torch', 'cuda'")
+    raise ValueError(f"linear implementation {kind!r} is not one of 'onednn', 'onednn_float32' or 'torch'")
 
 
 def pack_head(kind: LinearKind, weight: torch.Tensor) -> PackedLinear:

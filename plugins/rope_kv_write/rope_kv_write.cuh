@@ -50,38 +50,36 @@ __device__ __forceinline__ void scale_by(Vector8& values, float scale, const T* 
     for (int i = 0; i < 8; ++i) values.value[i] *= scale * weights.value[i];
 }
 
+// One head of one token, seen by a lane: pointers are to its 8 elements of the head's first half, the second half's lie
+// D / 2 further. `norm` and `cos` are null where the head has none; `is_mine`: the lane has elements.
+template <class T>
+struct Head {
+    const T* from;
+    const T* norm;
+    const T* cos;
+    const T* sin;
+    T* to;
+};
+
+// By all lanes of the group, if any head has a norm.
 template <class T, int D>
-__device__ __forceinline__ void rope_kv_write(const RopeKvWriteParams& params) {
-    constexpr int LANES = group_lanes(D);
-    const int heads = params.num_heads + 2 * params.num_kv_heads;
-    const long long total = static_cast<long long>(params.tokens) * heads;
-    const long long first = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
-    const int at = 8 * static_cast<int>(threadIdx.x % LANES);
-    const long long item = first < total ? first : total - 1;  // the last lanes repeat an item, since all take part
-    const bool is_mine = first < total && at < D / 2;
-    const int token = static_cast<int>(item / heads), head = static_cast<int>(item % heads);
-    const bool is_query = head < params.num_heads, is_value = head >= params.num_heads + params.num_kv_heads;
-    grid_dependency_launch();
-    grid_dependency_wait();
+__device__ __forceinline__ void rotate_head(const Head<T>& head, bool has_norms, float eps, bool is_mine) {
     Vector8 low = {}, high = {};
-    const T* from = static_cast<const T*>(params.qkv) + token * params.qkv_stride + head * D + at;
     if (is_mine) {
-        low = load_vector(from);
-        high = load_vector(from + D / 2);
+        low = load_vector(head.from);
+        high = load_vector(head.from + D / 2);
     }
-    if (params.q_norm != nullptr) {
-        const float scale = head_scale<D>(low, high, params.eps);
-        const T* weight = static_cast<const T*>(is_query ? params.q_norm : params.k_norm) + at;
-        if (is_mine && !is_value) {
-            scale_by(low, scale, weight);
-            scale_by(high, scale, weight + D / 2);
+    if (has_norms) {
+        const float scale = head_scale<D>(low, high, eps);
+        if (is_mine && head.norm != nullptr) {
+            scale_by(low, scale, head.norm);
+            scale_by(high, scale, head.norm + D / 2);
         }
     }
     if (!is_mine) return;
-    if (!is_value) {
-        const long long angles = static_cast<long long>(token) * D + at;
-        const Vector8 cos = load_vector(static_cast<const T*>(params.cos) + angles);
-        const Vector8 sin = load_vector(static_cast<const T*>(params.sin) + angles + D / 2);
+    if (head.cos != nullptr) {
+        const Vector8 cos = load_vector(head.cos);
+        const Vector8 sin = load_vector(head.sin);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             const float a = low.value[i], b = high.value[i];
@@ -89,14 +87,53 @@ __device__ __forceinline__ void rope_kv_write(const RopeKvWriteParams& params) {
             high.value[i] = b * cos.value[i] + a * sin.value[i];
         }
     }
-    T* target;
-    if (is_query) {
-        target = static_cast<T*>(params.q_out) + (static_cast<long long>(token) * params.num_heads + head) * D;
-    } else {
-        const int kv_head = (head - params.num_heads) % params.num_kv_heads;
-        const long long row = params.kv_rows[static_cast<long long>(token) * params.num_kv_heads + kv_head];
-        target = static_cast<T*>(is_value ? params.v_cache : params.k_cache) + row * D;
+    store_vector(head.to, low);
+    store_vector(head.to + D / 2, high);
+}
+
+// Which head of which token a lane has.
+template <int D>
+struct HeadPlace {
+    int at;  // the lane's first element
+    int token;
+    int head;  // of Q, then K, then V
+    bool is_mine;
+
+    __device__ __forceinline__ HeadPlace(int tokens, int heads) {
+        constexpr int LANES = group_lanes(D);
+        const long long total = static_cast<long long>(tokens) * heads;
+        const long long first = (static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x) / LANES;
+        at = 8 * static_cast<int>(threadIdx.x % LANES);
+        const long long item = first < total ? first : total - 1;  // the last lanes repeat an item, since all take part
+        is_mine = first < total && at < D / 2;
+        token = static_cast<int>(item / heads);
+        head = static_cast<int>(item % heads);
     }
-    store_vector(target + at, low);
-    store_vector(target + at + D / 2, high);
+};
+
+template <class T, int D>
+__device__ __forceinline__ void rope_kv_write(const RopeKvWriteParams& params) {
+    const int heads = params.num_heads + 2 * params.num_kv_heads;
+    const HeadPlace<D> place(params.tokens, heads);
+    const long long token = place.token;
+    const bool is_query = place.head < params.num_heads, is_value = place.head >= params.num_heads + params.num_kv_heads;
+    grid_dependency_launch();
+    grid_dependency_wait();
+    Head<T> head = {};
+    head.from = static_cast<const T*>(params.qkv) + token * params.qkv_stride + place.head * D + place.at;
+    if (!is_value) {
+        if (params.q_norm != nullptr) {
+            head.norm = static_cast<const T*>(is_query ? params.q_norm : params.k_norm) + place.at;
+        }
+        head.cos = static_cast<const T*>(params.cos) + token * D + place.at;
+        head.sin = static_cast<const T*>(params.sin) + token * D + place.at + D / 2;
+    }
+    if (is_query) {
+        head.to = static_cast<T*>(params.q_out) + (token * params.num_heads + place.head) * D + place.at;
+    } else {
+        const int kv_head = (place.head - params.num_heads) % params.num_kv_heads;
+        const long long row = params.kv_rows[token * params.num_kv_heads + kv_head];
+        head.to = static_cast<T*>(is_value ? params.v_cache : params.k_cache) + row * D + place.at;
+    }
+    rotate_head<T, D>(head, params.q_norm != nullptr, params.eps, place.is_mine);
 }

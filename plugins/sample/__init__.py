@@ -10,11 +10,15 @@ from plugins.library import define, implement
 from plugins.sample.batched import NO_TOKEN as NO_TOKEN
 from plugins.sample.batched import sample_batched
 from plugins.sample.cpu import sample_cpu
-from plugins.sample.cuda import sample_cuda
+from plugins.sample.cuda import sample_cuda, sample_slots_cuda
 
 define(
     "sample(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
     "Tensor sample_index, Tensor position, Tensor(a!) out) -> ()"
+)
+define(
+    "sample_slots(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, Tensor seed, "
+    "Tensor sample_index, Tensor slots, Tensor roots, Tensor? depths, Tensor(a!) out) -> ()"
 )
 implement("sample", "CPU", sample_cpu)
 
@@ -25,7 +29,27 @@ def _sample_on_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
     run(logits, *rest)
 
 
+def _sample_slots(logits: torch.Tensor, *rest: torch.Tensor) -> None:
+    """In torch: each row's part of the state, then `sample`."""
+    *state, slots, roots, depths, out = rest
+    rows_each = len(logits) // max(len(slots), 1)
+
+    def each(values: torch.Tensor) -> torch.Tensor:
+        return values if rows_each == 1 else values.repeat_interleave(rows_each)
+
+    position = each(roots) + 1
+    draws = [each(values[slots]) for values in state]
+    torch.ops.enginewright.sample.default(logits, *draws, position if depths is None else position + depths, out)
+
+
+def _sample_slots_on_cuda(logits: torch.Tensor, *rest: torch.Tensor) -> None:
+    run = sample_slots_cuda if logits.dtype == torch.float32 else _sample_slots
+    run(logits, *rest)
+
+
 implement("sample", "CUDA", _sample_on_cuda)
+implement("sample_slots", "CPU", _sample_slots)
+implement("sample_slots", "CUDA", _sample_slots_on_cuda)
 
 
 def sample(
@@ -63,4 +87,26 @@ def sample(
     torch.ops.enginewright.sample.default(
         logits, temperature, top_k, top_p, min_p, seed, sample_index, position, out
     )  # fmt: skip
+    return out
+
+
+def sample_slots(
+    logits: torch.Tensor,
+    state: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    slots: torch.Tensor,
+    roots: torch.Tensor,
+    depths: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Draw as `sample` does, for E requests with R / E rows each whose ways of drawing stand in a table.
+
+    Args:
+        logits: (R, V), row after row of the first request, then of the next.
+        state: temperature, top_k, top_p, min_p, seed and sample_index, (S,) each.
+        slots: (E,) int64, each request's row of `state`.
+        roots: (E,) int64, the position whose logits are a request's first row; what it draws stands one behind.
+        depths: (R,) int64, how far behind the root's a row's position is; None is 0 everywhere.
+        out: (R,) int64.
+    """
+    torch.ops.enginewright.sample_slots.default(logits, *state, slots, roots, depths, out)
     return out

@@ -54,6 +54,20 @@ __device__ __forceinline__ void number_kept(const float* scores, int* node_of, i
     block_sync();
 }
 
+// Parents, depths and ancestors of a request's nodes from each node's parent, -1 where padding.
+__device__ __forceinline__ void write_links(
+    long long* parents, long long* depths, long long* ancestors, const int* parent_of, int num_nodes) {
+    const int node = threadIdx.x;
+    if (node >= num_nodes) return;
+    unsigned long long seen = 1ull | 1ull << node;
+    long long depth = 0;
+    if (parent_of[node] >= 0)
+        for (int above = node; above > 0; above = parent_of[above], ++depth) seen |= 1ull << above;
+    parents[node] = parent_of[node] > 0 ? parent_of[node] : 0;
+    depths[node] = depth;
+    ancestors[node] = static_cast<long long>(seen);
+}
+
 __device__ __forceinline__ void pack_tree(const TreePackParams& params) {
     float* scores = reinterpret_cast<float*>(shared_memory());
     int* node_of = reinterpret_cast<int*>(scores + params.candidates);
@@ -78,13 +92,5 @@ __device__ __forceinline__ void pack_tree(const TreePackParams& params) {
         params.token_ids[row + node_of[at]] = params.candidate_ids[first + at];
     }
     block_sync();
-    if (threadIdx.x >= num_nodes) return;
-    const int node = threadIdx.x;
-    unsigned long long ancestors = 1ull | 1ull << node;
-    long long depth = 0;
-    if (parent_of[node] >= 0)
-        for (int above = node; above > 0; above = parent_of[above], ++depth) ancestors |= 1ull << above;
-    params.parents[row + node] = parent_of[node] > 0 ? parent_of[node] : 0;
-    params.depths[row + node] = depth;
-    params.ancestors[row + node] = static_cast<long long>(ancestors);
+    write_links(params.parents + row, params.depths + row, params.ancestors + row, parent_of, num_nodes);
 }

@@ -1,13 +1,14 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
 from plugins.accept import accept as accept_drawn
-from plugins.emit_tokens import emit_tokens
-from plugins.sample import sample
+from plugins.emit_tokens import Report, emit_tokens
+from plugins.sample import sample, sample_slots
 from runtime.model.decoder import DecoderOutput
 from runtime.request import Request
 from runtime.sampling_rules.rules import TextRules
@@ -38,6 +39,56 @@ class _DrawParams(NamedTuple):
     sample_index: torch.Tensor
 
 
+class _SlotContext:
+    """See `DraftContext`: a drafter that does not read a part costs no gather of it."""
+
+    def __init__(self, state: "DeviceState", slots: torch.Tensor, block_tables: torch.Tensor, samples: bool) -> None:
+        self.block_tables = block_tables
+        self.samples = samples
+        self._state = state
+        self._slots = slots
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        return self._state.last_positions(self._slots)
+
+    @cached_property
+    def root_ids(self) -> torch.Tensor:
+        return self._state.history[self._slots, self.positions]
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        return self._state.hidden[self._slots]
+
+    @cached_property
+    def history(self) -> torch.Tensor:
+        return self._state.history[self._slots]
+
+    @cached_property
+    def temperature(self) -> torch.Tensor:
+        return self._state.temperature[self._slots]
+
+    @cached_property
+    def top_k(self) -> torch.Tensor:
+        return self._state.top_k[self._slots]
+
+    @cached_property
+    def top_p(self) -> torch.Tensor:
+        return self._state.top_p[self._slots]
+
+    @cached_property
+    def min_p(self) -> torch.Tensor:
+        return self._state.min_p[self._slots]
+
+    @cached_property
+    def seed(self) -> torch.Tensor:
+        return self._state.seed[self._slots]
+
+    @cached_property
+    def sample_index(self) -> torch.Tensor:
+        return self._state.sample_index[self._slots]
+
+
 class DeviceState:
     """One row per request slot; rows of slots in use are valid, others hold what their last request left.
 
@@ -60,6 +111,9 @@ class DeviceState:
         self.min_p = torch.zeros(num_slots, dtype=torch.float32, device=self.device)
         self.seed = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
         self.sample_index = torch.zeros(num_slots, dtype=torch.int64, device=self.device)
+
+        self._zeros = torch.zeros_like(self.seed)  # that nobody writes to: a recorded step fills none of its own
+        self._ones = torch.ones_like(self.seed)
 
     def reset(self) -> None:
         """Make every slot that of a text with one token, as nobody reads it."""
@@ -89,30 +143,21 @@ class DeviceState:
 
         samples: whether one of them has a temperature above 0.
         """
-        positions = self.last_positions(slots)
-        history = self.history[slots]
-        return DraftContext(
-            root_ids=history.gather(1, positions.unsqueeze(1)).squeeze(1),
-            positions=positions,
-            hidden=self.hidden[slots],
-            history=history,
-            block_tables=block_tables,
-            temperature=self.temperature[slots],
-            top_k=self.top_k[slots],
-            top_p=self.top_p[slots],
-            min_p=self.min_p[slots],
-            seed=self.seed[slots],
-            sample_index=self.sample_index[slots],
-            samples=samples,
-        )
+        return _SlotContext(self, slots, block_tables, samples)
 
     def draw(
-        self, drawing: Drawing, depth: int, output: DecoderOutput, rules: Mapping[int, TextRules] | None = None
+        self,
+        drawing: Drawing,
+        depth: int,
+        output: DecoderOutput,
+        rules: Mapping[int, TextRules] | None = None,
+        report: Report | None = None,
     ) -> Accepted:
         """Emit tokens for the rows of a step that draw, given the target's pass, and remember them.
 
         depth: of the trees' deepest node.
         rules: of those of the rows that have some.
+        report: where the host reads them from, if not from what is returned.
         """
         tree = drawing.tree
         if tree is None:
@@ -123,16 +168,14 @@ class DeviceState:
             accepted = self._walk(drawing, tree, depth, output.logits, rules)
         emit_tokens(
             drawing.slots, drawing.roots, drawing.first_rows, accepted.token_ids, accepted.nodes, accepted.counts,
-            output.hidden, self.num_tokens, self.history, self.hidden,
+            output.hidden, self.num_tokens, self.history, self.hidden, None if tree is None else tree.token_ids, report,
         )  # fmt: skip
         return accepted
 
-    def _params(self, slots: torch.Tensor) -> _DrawParams:
-        """How the requests in `slots` (n,) draw tokens: (n,) each."""
-        return _DrawParams(
-            self.temperature[slots], self.top_k[slots], self.top_p[slots], self.min_p[slots], self.seed[slots],
-            self.sample_index[slots],
-        )  # fmt: skip
+    @property
+    def _draws(self) -> _DrawParams:
+        """How every slot draws tokens."""
+        return _DrawParams(self.temperature, self.top_k, self.top_p, self.min_p, self.seed, self.sample_index)
 
     def _draw_once(
         self, drawing: Drawing, logits: torch.Tensor, rules: Mapping[int, TextRules] | None
@@ -141,16 +184,16 @@ class DeviceState:
         if rules:
             logits = adjust(logits, rules, torch.ones_like(drawing.slots, dtype=torch.bool), [])
         token_ids = torch.empty_like(drawing.slots)
-        sample(logits, *self._params(drawing.slots), drawing.roots + 1, token_ids)
-        one = token_ids.unsqueeze(1)
-        return Accepted(one, torch.zeros_like(one), torch.ones_like(token_ids))
+        sample_slots(logits, self._draws, drawing.slots, drawing.roots, None, token_ids)
+        rows = len(token_ids)
+        return Accepted(token_ids.unsqueeze(1), self._zeros[:rows].unsqueeze(1), self._ones[:rows])
 
     def _walk(
         self, drawing: Drawing, tree: DraftTree, depth: int, all_logits: torch.Tensor,
         rules: Mapping[int, TextRules] | None,
     ) -> Accepted:  # fmt: skip
         """Draw down each tree, level by level: only where a path goes."""
-        params = self._params(drawing.slots)
+        params = _DrawParams(*(values[drawing.slots] for values in self._draws))
         drawn: list[torch.Tensor] = []
 
         def draw_at(nodes: torch.Tensor, level: int, alive: torch.Tensor) -> torch.Tensor:
@@ -167,8 +210,6 @@ class DeviceState:
 
     def _draw_everywhere(self, drawing: Drawing, tree: DraftTree, depth: int, logits: torch.Tensor) -> Accepted:
         """Draw at every node of every tree at once, which a GPU does in the time of one, then walk."""
-        num_nodes = tree.depths.shape[1]
-        params = _DrawParams(*(values.repeat_interleave(num_nodes) for values in self._params(drawing.slots)))
-        positions = (drawing.roots.unsqueeze(1) + tree.depths + 1).flatten()
-        drawn = sample(logits, *params, positions, torch.empty_like(positions)).view_as(tree.depths)
-        return Accepted(*accept_drawn(tree.token_ids, tree.parents, tree.depths, drawn, depth))
+        depths = tree.depths.flatten()
+        drawn = sample_slots(logits, self._draws, drawing.slots, drawing.roots, depths, torch.empty_like(depths))
+        return Accepted(*accept_drawn(tree.token_ids, tree.parents, tree.depths, drawn.view_as(tree.depths), depth))

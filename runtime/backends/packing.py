@@ -33,6 +33,13 @@ class Layout(NamedTuple):
     shape: TreeShape | None = None
 
     @property
+    def most_each(self) -> int | None:
+        """No request has more new tokens; None where only T says."""
+        if self.one_each:
+            return 1
+        return self.shape.num_nodes if self.shape and self.num_drafts == self.num_rows else None
+
+    @property
     def sizes(self) -> list[int]:
         """Lengths of the parts of `PackedPlan`, in order."""
         rows, draws = self.num_rows, self.num_draws
@@ -127,6 +134,7 @@ def unpack(
         block_tables=tables,
         logit_rows=plan.logit_rows,
         ancestors=tree.ancestors * plan.drafts.unsqueeze(1) if tree else None,
+        max_query_len=layout.most_each,
     )
     if layout.num_draws == layout.num_rows:
         return batch, Drawing(plan.slots, roots, plan.first_rows, tables, tree)

@@ -1,6 +1,7 @@
 """The backend over torch ops: the decoder over a paged cache, on the CPU or any device that the ops run on."""
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -12,7 +13,8 @@ from runtime.backends.device_state import DeviceState, Drawing
 from runtime.backends.packing import pack
 from runtime.batch import Batch, PlanRow, StepPlan
 from runtime.kv.cache import KVCache
-from runtime.model.decoder import Decoder, DecoderOutput
+from runtime.model.decoder import DecoderOutput
+from runtime.spec import ModelSpec
 from runtime.speculation.acceptance import Accepted
 from runtime.speculation.drafter import Drafter
 
@@ -43,6 +45,17 @@ class _Pass:
         return checked(StepResult(tokens, num_drafted, self._logprobs))
 
 
+class RunsBatches(Protocol):
+    """What runs the target's layers over a packed batch: `Decoder`, or a session over a graph."""
+
+    spec: ModelSpec
+    device: torch.device
+
+    def forward(self, batch: Batch, cache: KVCache) -> DecoderOutput: ...
+
+    def empty_hidden(self) -> torch.Tensor: ...
+
+
 class TorchBackend:
     """See `runtime.backends.base.Backend`. On the CPU `read_lag` is 0, because a step has ended when it returns."""
 
@@ -51,7 +64,7 @@ class TorchBackend:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: RunsBatches,
         cache: KVCache,
         limits: EngineLimits,
         drafter: Drafter | None = None,
@@ -65,17 +78,17 @@ class TorchBackend:
         self.read_lag = read_lag
         self.most_repeats = most_repeats
         self.uniform_drafts = False
-        self._decoder = decoder
+        self.decoder = decoder
         self.cache = cache
 
     def forward(self, batch: Batch) -> DecoderOutput:
-        return self._decoder.forward(batch, self.cache)
+        return self.decoder.forward(batch, self.cache)
 
     def prepared(self, run: Callable[[], object]) -> Callable[[], object]:
         return run
 
     def new_state(self) -> DeviceState:
-        return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self._decoder.empty_hidden())
+        return DeviceState(self.limits.max_batch_size, self.limits.max_seq_len, self.decoder.empty_hidden())
 
     @torch.inference_mode()
     def step(self, plan: StepPlan, state: DeviceState) -> TokenHandle:
@@ -109,16 +122,8 @@ class TorchBackend:
 
     def _compact(self, drawing: Drawing, accepted: Accepted) -> None:
         """Move the accepted path's keys and values from where the tree's nodes lie to where a chain's would."""
-        levels = torch.arange(1, accepted.nodes.shape[1], device=accepted.nodes.device)
-        is_accepted = levels < accepted.counts.unsqueeze(1)
-        roots = drawing.roots.unsqueeze(1)
-        targets = roots + torch.where(is_accepted, levels, 0)  # what is not accepted stays: the root moves onto itself
-        sources = roots + torch.where(is_accepted, accepted.nodes[:, 1:], 0)
         for cache in self._caches():
-            source_rows, target_rows = (
-                cache.rows(drawing.block_tables.gather(1, at // cache.block_size), at) for at in (sources, targets)
-            )
-            kv_compact(cache.storage, source_rows.flatten(), target_rows.flatten())
+            kv_compact(cache.storage, drawing.block_tables, drawing.roots, accepted.nodes, accepted.counts)
 
 
 def checked(result: StepResult) -> StepResult:

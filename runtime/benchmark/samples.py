@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from runtime.errors import EnginewrightError
 
-System = Literal["enginewright", "transformers"]
+System = Literal["enginewright", "enginewright_cpu", "transformers"]  # the engine measured, and what is beside it
 Case = Literal["decode", "prefill", "mixed"]
 Unit = Literal["tokens/s", "ms"]
 

@@ -47,3 +47,41 @@ class SuiteSettings:
                 f"{max_seq_len} tokens together: measure prompts of at most {longest}"
             )
         return replace(self, prompt_lens=fitting, mixed_max_len=min(self.mixed_max_len, max_seq_len))
+
+
+@dataclass(frozen=True)
+class SessionSizes:
+    """Tokens of the prefix, of each request's own and of each answer; requests in each of the two waves."""
+
+    prefix_len: int = 1024
+    own_len: int = 64
+    new_tokens: int = 128
+    wave: int = 4
+
+    @property
+    def longest(self) -> int:
+        return self.prefix_len + self.own_len + self.new_tokens
+
+    def fitted(self, max_seq_len: int) -> "SessionSizes":
+        """With as much of the prefix as a context holds beside the rest."""
+        rest = self.own_len + self.new_tokens
+        return SessionSizes(max(1, min(self.prefix_len, max_seq_len - rest)), self.own_len, self.new_tokens, self.wave)
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """What is profiled: one batch of requests that are all alike.
+
+    Raises:
+        EnginewrightError: a count that leaves nothing to see.
+    """
+
+    batch_size: int = 1
+    prompt_len: int = 512
+    new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        # A decode pass is seen once the host has the first token, which an engine on a GPU reads some passes late.
+        for name, bound in {"batch_size": 1, "prompt_len": 1, "new_tokens": 32}.items():
+            if getattr(self, name) < bound:
+                raise EnginewrightError(f"profile {name} is {getattr(self, name)}; it must be at least {bound}")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from statistics import median
 from typing import NamedTuple
@@ -11,6 +11,8 @@ from runtime.engine import Engine
 from runtime.formats.attestations import PLAIN_DECODING as PLAIN
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import Drafting
+
+_GREEDY = SamplingParams()
 
 
 class KindPrompt(NamedTuple):
@@ -22,7 +24,7 @@ class KindPrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class SpeculationSample:
-    """One prompt decoded once, greedily. One line of speculation.jsonl.
+    """One prompt decoded once. One line of speculation.jsonl.
 
     decode_s: from the first token to the last. num_tokens, num_steps: in that time; num_equal: how many leading tokens
     equal plain decoding's of the same run, all of them unless rounding decided a near tie.
@@ -62,8 +64,12 @@ def run_speculation(
     new_tokens: int,
     repeats: int,
     report: Callable[[float, str], None],
+    params: SamplingParams = _GREEDY,
 ) -> Iterator[SpeculationSample]:
-    """Yield every timed run; plain decoding of a prompt comes first, then each drafter's, close together in time."""
+    """Yield every timed run; plain decoding of a prompt comes first, then each drafter's, close together in time.
+
+    params: how answers are drawn, `new_tokens` of them; with a temperature, a seed makes runs comparable.
+    """
     everything = {PLAIN: Drafting(None, None), **draftings}
     for repeat in range(-1, repeats):  # the first is a warm-up, over one prompt
         for index, prompt in enumerate(prompts if repeat >= 0 else prompts[:1]):
@@ -71,7 +77,7 @@ def run_speculation(
             plain: list[int] = []
             for name, drafting in everything.items():
                 engine.draft_with(*drafting)
-                tokens, steps, seconds = _decode(engine, prompt.token_ids, new_tokens)
+                tokens, steps, seconds = _decode(engine, prompt.token_ids, replace(params, max_tokens=new_tokens))
                 plain = tokens if name == PLAIN else plain
                 num_equal = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(tokens, plain, strict=False)))
                 if repeat >= 0 and steps:
@@ -104,9 +110,9 @@ def summarise_speculation(samples: Iterable[SpeculationSample]) -> list[Speculat
     return rows
 
 
-def _decode(engine: Engine, prompt_ids: list[int], new_tokens: int) -> tuple[list[int], int, float]:
+def _decode(engine: Engine, prompt_ids: list[int], params: SamplingParams) -> tuple[list[int], int, float]:
     """Tokens, target steps after the prefill's, and the seconds they took."""
-    request = engine.add(prompt_ids, SamplingParams(max_tokens=new_tokens))
+    request = engine.add(prompt_ids, params)
     while not request.output_ids:
         engine.step()
     began = time.perf_counter()

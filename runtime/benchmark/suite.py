@@ -47,7 +47,8 @@ def to_samples(run: RawRun) -> list[Sample]:
     timings = run.timings
     if run.prompt_len == 0:
         return [sample("mixed", timings.num_tokens / timings.total_s, "tokens/s")]
-    step_s = sum(timings.step_s) / len(timings.step_s)
+    # A step may bring several tokens of a request, so it is the tokens after the first that are counted.
+    step_s = sum(timings.step_s) / (timings.num_tokens / run.batch_size - 1)
     return [
         sample("prefill", run.batch_size * run.prompt_len / timings.ttft_s, "tokens/s"),
         sample("prefill", timings.ttft_s * 1e3, "ms"),

@@ -85,11 +85,12 @@ def open_bundle(path: Path, trust: Path | None = None) -> Bundle:
     return Bundle(path, hashlib.sha256(text).hexdigest(), json.loads(text))
 
 
-def built_targets(path: Path) -> list[str]:
-    """The targets that a bundle has engines for; opening it checks the rest. Of what is no bundle: cpu."""
+def built_targets(path: Path) -> dict[str, dict[str, Any]]:
+    """What each target that a bundle has an engine for needs; opening it checks the rest. Of what is no bundle: cpu."""
     if path.name.endswith(".tar.zst") and not path.is_dir():
-        return open_bundle(path).targets
+        return dict(open_bundle(path).manifest["targets"])
     try:
-        return sorted(json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["targets"]) or ["cpu"]
+        targets = dict(json.loads((path / MANIFEST_FILE).read_text(encoding="utf-8"))["targets"])
+        return {name: dict(targets[name]) for name in sorted(targets)} or {"cpu": {}}
     except (OSError, ValueError, KeyError, TypeError):
-        return ["cpu"]
+        return {"cpu": {}}

@@ -12,7 +12,7 @@ from runtime.spec import ModelSpec
 
 ENGINE_FILE = "engine.json"
 SCHEMA = 1
-TARGETS = ("cpu", "cuda")
+TARGETS = ("cpu", "cuda", "onnx", "tensorrt_rtx", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EnginePlan:
         if self.schema != SCHEMA or self.target not in TARGETS:
             raise EnginewrightError(
                 f"engine plan of schema {self.schema} for target {self.target!r}; this runtime runs schema {SCHEMA} "
-                f"for {' and '.join(TARGETS)}; rebuild the bundle with this version"
+                f"for {', '.join(TARGETS)}; rebuild the bundle with this version"
             )
         _require_one_of("dtype", self.dtype, DTYPES)
         _require_one_of("linear", self.linear, get_args(LinearKind))
@@ -77,7 +77,7 @@ class EnginePlan:
 
     def write(self, folder: Path) -> None:
         fields = asdict(self)
-        if self.target == "cpu":
+        if self.target != "cuda":
             del fields["kv_cache_fraction"]
         text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
         (folder / ENGINE_FILE).write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plugins.cuda.archs import MINIMUM_DRIVER
+from plugins.cuda.archs import MINIMUM_DRIVER, archs_run
 from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 KERNELS_FILE = "kernels.json"
 KERNELS_DIR = "kernels"
 SCHEMA = 1
-# Architectures that kernels have been run on. Others compile, and nobody has seen them run.
-RUN_ON = ("sm_90a", "compute_80")
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,13 @@ def write_kernel_list(images: Sequence["Built"], folder: Path) -> None:
     """Describe every image: nothing that differs between two builds of the same sources."""
     from plugins.cuda.nvrtc import nvrtc_version
 
-    archs = sorted({image.compiled.arch for image in images})
+    archs, run = sorted({image.compiled.arch for image in images}), archs_run()
     fields = {
         "schema": SCHEMA,
         "nvrtc": nvrtc_version(),
         "minimum_driver": str(MINIMUM_DRIVER),
         "archs": archs,
-        "never_run": [arch for arch in archs if arch not in RUN_ON],
+        "never_run": [arch for arch in archs if arch not in run],
         "images": {image.file: _image(image) for image in images},
     }
     text = json.dumps(fields, indent=1, sort_keys=True) + "\n"

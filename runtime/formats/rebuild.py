@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plugins.cuda.archs import ARCHS
+from plugins.cuda.archs import ARCHS, RTX_ARCHS
 from runtime.formats.attestations import BENCH_SUMMARY
 from runtime.formats.bundle import DRAFT_DIR, DRAFT_FILE, ENGINES_DIR
 
 PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 PLAN_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "block_size")
 OWN_SETTINGS = {"cpu": "linear", "cuda": "kv_cache_fraction"}
+SLOT_SETTINGS = ("max_batch_size", "max_seq_len", "max_num_tokens", "dtype")  # of engines with a slot for each request
 HOSTED = "tensorrt_llm"  # whose plan holds its settings as they were
+PLAN_TARGETS = {"tensorrt_rtx": ("weights",),
+                "tensorrt": ("weights", "attention", "hardware", "version_compatible")}  # fmt: skip
 RECIPE_FILE = "recipe.json"  # of a draft head
 BENCH_SETTINGS = ("batch_sizes", "prompt_lens", "new_tokens")
 
@@ -41,7 +44,8 @@ def _settings(folder: Path, manifest: Mapping[str, Any], target: str, changes: M
     needs = manifest["targets"].get(target, {})
     settings = {**needs.get("limits", {}), **_plan(folder / ENGINES_DIR / target), **changes}
     archs = needs.get("archs", [])
-    if target == "cuda" and archs and sorted(archs) != sorted(ARCHS):
+    usual = {"cuda": ARCHS, "tensorrt_rtx": RTX_ARCHS}.get(target)
+    if usual and archs and sorted(archs) != sorted(usual):
         settings["archs"] = f"[{','.join(archs)}]"
     return [f"target.{target}.{name}={value}" for name, value in sorted(settings.items())]
 
@@ -81,6 +85,13 @@ def _plan(folder: Path) -> dict[str, Any]:
         plan = json.loads((folder / "engine.json").read_text(encoding="utf-8"))
         if plan.get("target") == HOSTED:
             return dict(plan["settings"])
+        if plan.get("target") == "onnx":
+            spare = plan["num_blocks"] - plan["max_batch_size"]
+            return {name: plan[name] for name in SLOT_SETTINGS} | {"prefix_slots": spare}
+        if own_plan := PLAN_TARGETS.get(plan.get("target")):
+            described = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            settings = {name: plan[name] for name in SLOT_SETTINGS if name != "dtype"}
+            return settings | {name: described[name] for name in own_plan if described[name] not in ("", False)}
         own = OWN_SETTINGS[plan.get("target", "cpu")]
         settings = {name: plan[name] for name in (*PLAN_SETTINGS, own)}
         return {**settings, "kv_cache_tokens": plan["num_blocks"] * plan["block_size"]}

@@ -39,8 +39,10 @@ class PrefixReuse:
     pass, so it takes only rows that earlier steps have written.
     """
 
-    def __init__(self, pool: BlockPool, block_size: int, enabled: bool = True) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, enabled: bool = True, keeps_open: bool = False) -> None:
+        """keeps_open: whether `leave` keeps blocks that are not full. Where one holds a whole request, none ever is."""
         self.cache = PrefixCache(pool)
+        self._keeps_open = keeps_open
         self._pool = pool
         self._block_size = block_size
         self._enabled = enabled
@@ -105,6 +107,19 @@ class PrefixReuse:
                 self._in_use.append(request.blocks[index])
                 request.blocks = [*request.blocks[:index], other, *request.blocks[index + 1 :]]
         request.num_published = num_full
+
+    def leave(self, request: Request) -> None:
+        """Register what a request that stops running has of others' use, before it releases its blocks."""
+        self.publish(request)
+        start = request.num_published * self._block_size
+        num_open = request.num_settled - start
+        if not (self._enabled and self._keeps_open and num_open > 0):
+            return
+        parent = self._chain(request, request.num_published)[-1]
+        token_ids = request.known_ids(start, num_open)
+        key = block_key(parent, token_ids)
+        if self.cache.lookup(key) is None:
+            self.cache.register(key, parent, token_ids, request.blocks[request.num_published])
 
     def end_step(self) -> None:
         """The step is planned: what its rows write counts as written for the next one."""

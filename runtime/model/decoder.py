@@ -74,7 +74,7 @@ class Decoder:
         shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.block_size, spec.sliding_window, spec.head_dim)
         plan = plan_attention(
             shape, batch.query_starts, batch.context_lens, batch.block_tables, self._dtype, batch.ancestors,
-            len(batch.token_ids),
+            len(batch.token_ids), batch.max_query_len,
         )  # fmt: skip
         cos, sin = self.rope.cos[batch.positions], self.rope.sin[batch.positions]
         kv_rows = cache.rows(batch.token_blocks(cache.block_size), batch.cache_positions)

@@ -18,7 +18,9 @@ class Candidates(NamedTuple):
 
 def pack(candidates: Candidates, root_ids: torch.Tensor, num_nodes: int) -> DraftTree:
     """Make a tree of the best candidates; no two children of a node may be equal."""
-    return DraftTree(*tree_pack(*candidates, root_ids, num_nodes))
+    # Drafters repeat what is the same for all requests; a kernel reads rows that lie one after the other.
+    token_ids, parents, scores = (part.contiguous() for part in candidates)
+    return DraftTree(*tree_pack(token_ids, parents, scores, root_ids, num_nodes))
 
 
 def concatenate(first: Candidates, second: Candidates) -> Candidates:

@@ -72,6 +72,7 @@ def measure_costs(
     max_batch_size: int,
     max_num_tokens: int,
     budget_seconds: float = 4.0,
+    runs_each: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostTable:
     """Time steps and drafts, small ones first, each the best of three after a warm-up: noise only ever adds.
@@ -85,6 +86,7 @@ def measure_costs(
         shapes: whose W and K are to be timed.
         max_batch_size, max_num_tokens: what a step may have; at most 16 requests are timed.
         budget_seconds: of steps and drafts together, half each.
+        runs_each: how often one call of `target_step` or `draft` runs its size.
     """
     largest = min(max_batch_size, BATCH_SIZES[-1])
     batch_sizes = [size for size in BATCH_SIZES if size < largest] + [largest]
@@ -93,10 +95,10 @@ def measure_costs(
     draft_sizes = [(batch, *beams) for batch in batch_sizes for beams in by_beams]
     return CostTable(
         _measure(
-            target_sizes, lambda size: target_step(*size), clock, budget_seconds / 2,
+            target_sizes, lambda size: target_step(*size), clock, budget_seconds / 2, runs_each,
             lambda size: math.prod(size) <= max_num_tokens,
         ),
-        _measure(draft_sizes, lambda size: draft(size[0], by_beams[size[1:]]), clock, budget_seconds / 2),
+        _measure(draft_sizes, lambda size: draft(size[0], by_beams[size[1:]]), clock, budget_seconds / 2, runs_each),
     )  # fmt: skip
 
 
@@ -105,6 +107,7 @@ def _measure(
     run: Callable[[Size], None],
     clock: Callable[[], float],
     budget_seconds: float,
+    runs_each: int,
     fits: Callable[[Size], bool] = lambda size: True,
 ) -> dict[Size, float]:
     """Seconds of each size; what is left out costs in proportion to its product of sizes."""
@@ -114,12 +117,13 @@ def _measure(
     for size in sorted(sizes, key=math.prod):
         work = math.prod(size)
         guess = last_seconds * work / last_work
-        if not fits(size) or (seconds and clock() - began + (_TIMED_RUNS + 1) * guess > budget_seconds):
+        to_come = (_TIMED_RUNS + 1) * runs_each * guess
+        if not fits(size) or (seconds and clock() - began + to_come > budget_seconds):
             seconds[size] = guess
             continue
         run(size)
         last_work = work
-        last_seconds = min(_time(run, size, clock) for _ in range(_TIMED_RUNS))
+        last_seconds = min(_time(run, size, clock) for _ in range(_TIMED_RUNS)) / runs_each
         seconds[size] = last_seconds
     return seconds
 

@@ -14,6 +14,9 @@ from runtime.speculation.tree import TreeShape
 
 _CONTEXT = 256  # tokens before the step, where the cache holds so many
 _BUSY_RATIO = 1.5
+# A GPU has the next step before the last has ended: of a run alone a good part is the way there and back.
+_GPU_RUNS = 8
+_GPU_BUDGET_SECONDS = 10.0  # recording a step takes longer than running it
 
 
 def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape, ...]) -> CostTable:
@@ -24,21 +27,26 @@ def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape,
 
     def target_step(batch_size: int, rows: int) -> None:
         if (batch_size, rows) not in steps:
-            steps[batch_size, rows] = backend.prepared(partial(backend.forward, _batch(backend, batch_size, rows)))
-        steps[batch_size, rows]()
-        _wait(backend.device)
+            batch = made_up_batch(backend, batch_size, rows)
+            steps[batch_size, rows] = backend.prepared(partial(backend.forward, batch))
+        _run(steps[batch_size, rows], backend.device)
 
     def draft(batch_size: int, shape: TreeShape) -> None:
         if (batch_size, shape) not in drafts:
             context = _context(backend, batch_size, shape)
             drafts[batch_size, shape] = backend.prepared(partial(drafter.propose, context, shape))
-        drafts[batch_size, shape]()
-        _wait(backend.device)
+        _run(drafts[batch_size, shape], backend.device)
 
-    return measure_costs(target_step, draft, shapes, limits.max_batch_size, limits.max_num_tokens)
+    sizes = shapes, limits.max_batch_size, limits.max_num_tokens
+    if backend.device.type == "cuda":
+        return measure_costs(target_step, draft, *sizes, _GPU_BUDGET_SECONDS, _GPU_RUNS)
+    return measure_costs(target_step, draft, *sizes)
 
 
-def _wait(device: torch.device) -> None:
+def _run(prepared: Callable[[], object], device: torch.device) -> None:
+    """To its end; on a GPU `_GPU_RUNS` times."""
+    for _ in range(_GPU_RUNS if device.type == "cuda" else 1):
+        prepared()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -52,7 +60,7 @@ def _blocks(backend: Backend, batch_size: int, rows: int) -> tuple[int, torch.Te
     return past, blocks.view(batch_size, num_blocks)
 
 
-def _batch(backend: Backend, batch_size: int, rows: int) -> Batch:
+def made_up_batch(backend: Backend, batch_size: int, rows: int) -> Batch:
     """`batch_size` requests with `rows` tokens each, all of which get logits as the nodes of a tree do."""
     past, blocks = _blocks(backend, batch_size, rows)
     device = backend.device
@@ -78,11 +86,11 @@ def _context(backend: Backend, batch_size: int, shape: TreeShape) -> DraftContex
 
 def is_current(backend: Backend, table: CostTable) -> bool:
     """Whether a plain step costs about what a stored table says, which a busy machine may have measured."""
-    step = backend.prepared(partial(backend.forward, _batch(backend, 1, 1)))
+    step = backend.prepared(partial(backend.forward, made_up_batch(backend, 1, 1)))
     seconds = []
     for _ in range(4):
         began = time.perf_counter()
-        step()
-        _wait(backend.device)
+        _run(step, backend.device)
         seconds.append(time.perf_counter() - began)
-    return table.target_step(1, 1) <= _BUSY_RATIO * min(seconds)
+    runs = _GPU_RUNS if backend.device.type == "cuda" else 1
+    return table.target_step(1, 1) <= _BUSY_RATIO * min(seconds) / runs

@@ -85,6 +85,7 @@ class ModelDrafter:
             context_lens=positions + 1,
             block_tables=context.block_tables,
             logit_rows=rows[:-1],
+            max_query_len=1,
         )
         return self._decoder.forward(batch, self._cache).logits[:, : self._vocab_size]
 

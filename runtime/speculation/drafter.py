@@ -9,25 +9,89 @@ from runtime.kv.cache import KVCache
 from runtime.speculation.tree import DraftTree, TreeShape
 
 
-class DraftContext(NamedTuple):
+class DraftContext(Protocol):
     """What B speculating requests have on the device. A drafter reads it and changes nothing but its own caches.
 
     A request with n known tokens has its last one, the root of the tree, at position n - 1 = `positions`; keys and
-    values of the tokens before it are in the cache.
+    values of the tokens before it are in the cache. A part may be gathered only when it is asked for.
     """
 
-    root_ids: torch.Tensor  # (B,) int64, the last emitted token
-    positions: torch.Tensor  # (B,) int64, of the root
-    hidden: torch.Tensor  # (B, H), the target's final hidden state (after the final norm) at position `positions` - 1
-    history: torch.Tensor  # (B, S) int64, the request's tokens; entries past `positions` are meaningless
-    block_tables: torch.Tensor  # (B, max_blocks) int64, blocks that reach at least to `positions` + N
-    temperature: torch.Tensor  # (B,) float32, 0 is greedy
-    top_k: torch.Tensor  # (B,) int64
-    top_p: torch.Tensor  # (B,) float32
-    min_p: torch.Tensor  # (B,) float32
-    seed: torch.Tensor  # (B,) int64
-    sample_index: torch.Tensor  # (B,) int64
-    samples: bool = True  # known on the host: False where no temperature is above 0
+    @property
+    def root_ids(self) -> torch.Tensor:
+        """(B,) int64, the last emitted token."""
+        ...
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(B,) int64, of the root."""
+        ...
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """(B, H), the target's final hidden state (after the final norm) at position `positions` - 1."""
+        ...
+
+    @property
+    def history(self) -> torch.Tensor:
+        """(B, S) int64, the request's tokens; entries past `positions` are meaningless."""
+        ...
+
+    @property
+    def block_tables(self) -> torch.Tensor:
+        """(B, max_blocks) int64, blocks that reach at least to `positions` + N."""
+        ...
+
+    @property
+    def temperature(self) -> torch.Tensor:
+        """(B,) float32, 0 is greedy."""
+        ...
+
+    @property
+    def top_k(self) -> torch.Tensor:
+        """(B,) int64."""
+        ...
+
+    @property
+    def top_p(self) -> torch.Tensor:
+        """(B,) float32."""
+        ...
+
+    @property
+    def min_p(self) -> torch.Tensor:
+        """(B,) float32."""
+        ...
+
+    @property
+    def seed(self) -> torch.Tensor:
+        """(B,) int64."""
+        ...
+
+    @property
+    def sample_index(self) -> torch.Tensor:
+        """(B,) int64."""
+        ...
+
+    @property
+    def samples(self) -> bool:
+        """Known on the host: False where no temperature is above 0."""
+        ...
+
+
+class GivenContext(NamedTuple):
+    """A `DraftContext` whose parts are all there."""
+
+    root_ids: torch.Tensor
+    positions: torch.Tensor
+    hidden: torch.Tensor
+    history: torch.Tensor
+    block_tables: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    seed: torch.Tensor
+    sample_index: torch.Tensor
+    samples: bool = True
 
 
 class Drafter(Protocol):

@@ -13,6 +13,7 @@ import torch
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import Checkpoint
+from runtime.formats.draft_graph import DRAFT_GRAPH_FILE
 from runtime.formats.engine_plan import EnginePlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
@@ -22,6 +23,7 @@ from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior, TreePolicy
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, read_description, worthwhile
+from runtime.speculation.redrafter.onnx_head import load_onnx_redrafter
 from runtime.speculation.tree import TreeShape
 
 
@@ -65,9 +67,14 @@ class LoadedDrafter:
 
 
 def load_drafter(
-    options: SpeculationOptions, draft_dir: Path | None, checkpoint: Checkpoint, plan: EnginePlan, device: str
+    options: SpeculationOptions,
+    draft_dir: Path | None,
+    checkpoint: Checkpoint,
+    plan: EnginePlan,
+    device: str,
+    engine_dir: Path | None = None,
 ) -> LoadedDrafter | None:
-    """Load what the options ask for; None where that is no drafter.
+    """Load what the options ask for; None where that is no drafter. A head whose graph the engine carries runs there.
 
     Raises:
         EnginewrightError: a damaged folder, a drafter for another model, or one that this machine cannot run.
@@ -88,7 +95,11 @@ def load_drafter(
         return LoadedDrafter(NgramDrafter(), CHAINS, AcceptancePrior())
     if kind == "model":
         return LoadedDrafter(_model_drafter(draft_dir, checkpoint, plan, device), SMALL_TREES, AcceptancePrior())
-    drafter = load_redrafter(draft_dir, checkpoint, getattr(torch, plan.dtype), plan.linear, device)
+    graph = engine_dir / DRAFT_GRAPH_FILE if engine_dir is not None else None
+    if graph is not None and graph.is_file():
+        drafter = load_onnx_redrafter(graph, draft_dir, checkpoint)
+    else:
+        drafter = load_redrafter(draft_dir, checkpoint, getattr(torch, plan.dtype), plan.linear, device)
     trees = read_description(draft_dir).trees
     if not trees:
         raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")

@@ -114,7 +114,7 @@ class SpeculationPolicy:
         max_probe_interval: int = 2048,
         probe_steps: int = 4,
     ) -> None:
-        self._costs = costs
+        self.costs = costs
         self._candidates = tuple(candidates)
         self._prior = prior
         self._max_num_tokens = max_num_tokens
@@ -169,8 +169,8 @@ class SpeculationPolicy:
         """Steps with trees of `shape` in the time of one of plain decode."""
         speed = self._speeds.get((shape, num_decoding))
         if speed is None:
-            seconds = self._costs.target_step(num_decoding, shape.num_nodes) + self._costs.draft(num_decoding, shape)
-            speed = self._costs.target_step(num_decoding, 1) / seconds
+            seconds = self.costs.target_step(num_decoding, shape.num_nodes) + self.costs.draft(num_decoding, shape)
+            speed = self.costs.target_step(num_decoding, 1) / seconds
             self._speeds[shape, num_decoding] = speed
         return speed
 

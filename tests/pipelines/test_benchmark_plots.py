@@ -3,8 +3,10 @@
 import pytest
 
 from pipelines.benchmark.plots import draw_burst, draw_case, draw_chunks, write_plots
+from pipelines.benchmark.stack_plot import draw_stack
 from runtime.benchmark.arrivals import BurstSample, ChunkRow
 from runtime.benchmark.samples import Sample, summarise
+from runtime.benchmark.stack import StackRow
 from runtime.errors import EnginewrightError
 
 
@@ -82,3 +84,19 @@ def test_chunk_plot_shows_three_curves_and_the_idle_latency():
     assert list(throughput.lines[0].get_ydata()) == [100.0, 150.0]
     assert list(ttft.lines[0].get_ydata()) == [900.0, 700.0]
     assert [list(line.get_ydata()) for line in latency.lines] == [[20.0, 35.0], [10.0, 10.0]]
+
+
+def test_a_waterfall_has_a_bar_per_stage_from_where_the_stage_before_was():
+    def row(stage, total_s, gain):
+        return StackRow(stage, total_s, gain, total_s * 10, 1.0, total_s, 10.0)
+
+    figure = draw_stack([row("naive", 8.0, 1.0), row("graph", 2.0, 4.0), row("chunks", 4.0, 0.5)], "tiny, fp32")
+    assert figure.get_suptitle() == "Where the speed comes from, one switch at a time: 2.0x naive\ntiny, fp32"
+    waterfall, *felt = figure.axes
+    first, *bars = waterfall.patches
+    assert first.get_y() + first.get_height() == 8.0
+    assert [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars] == [(2.0, 8.0), (2.0, 4.0)]
+    assert [text.get_text() for text in waterfall.texts] == ["8 s", "4.00x\n2 s", "0.50x\n4 s"]
+    assert bars[1].get_facecolor() != bars[0].get_facecolor(), "what costs time is told apart"
+    assert felt[0].get_title(loc="left") == "time to first token, ms"
+    assert len(felt) == 4

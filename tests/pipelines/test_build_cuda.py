@@ -56,7 +56,7 @@ def test_the_reference_and_the_gates_travel_for_the_machine_that_has_one(bundle:
 
 
 def test_commands_on_the_bundle_say_one_line_and_run_nothing_else(bundle: Path) -> None:
-    for name in ("verify", "bench"):
+    for name in ("verify", "bench", "tune"):
         done = runtime_command(name, bundle)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
         assert "the cuda engine cannot run here" in done.stderr
@@ -64,3 +64,11 @@ def test_commands_on_the_bundle_say_one_line_and_run_nothing_else(bundle: Path) 
     text = runtime_command("inspect", bundle).stdout
     assert "kernels for sm_80 (never run); NVRTC 13.0.88, driver 580 or newer" in text
     assert "cuda: NOT VERIFIED: no NVIDIA GPU and no driver" in text
+
+
+def test_kernels_are_measured_where_there_is_a_gpu_or_nothing_is_built(tmp_path: Path) -> None:
+    done = command(tmp_path, "compile.tune=true", "target=[cuda]", "tracking=off", real=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "compile.tune is True, and kernels cannot be measured here: no NVIDIA GPU and no driver; leave it" in line
+    assert not (tmp_path / "cache").exists()

@@ -24,6 +24,10 @@ from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_gguf_file, make_hf_folder
 
 SMOKE = ("experiment=smoke", "precision=fp32")
+FULL = (
+    "bench.baseline=true", "bench.stack.enabled=true", "bench.stack.prefix_len=32", "bench.stack.new_tokens=8",
+    "bench.stack.wave=1",
+)  # fmt: skip
 LAYOUT = {
     "manifest.json", "sbom.cdx.json", "config.json", "weights.safetensors", "engines/cpu/engine.json",
     "draft/draft.json",
@@ -31,6 +35,7 @@ LAYOUT = {
     "attestations/verify/report.json", "attestations/verify/reference.safetensors", "attestations/verify/prompts.json",
     "attestations/bench/samples.jsonl", "attestations/bench/speculation.jsonl", "attestations/bench/summary.json",
     "attestations/bench/prefill.png", "attestations/bench/decode.png", "attestations/bench/mixed.png",
+    "attestations/bench/stack.jsonl", "attestations/bench/stack.png",
 }  # fmt: skip
 PROMPTS = ["The engine reads the checkpoint", "def f(x):\n    return", "0 1 2 3"]
 
@@ -60,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(tmp_path_factory.mktemp("folder"), model, "bench.baseline=true")
+    return build(tmp_path_factory.mktemp("folder"), model, *FULL)
 
 
 def build(root: Path, model: Path, *overrides: str) -> Built:
@@ -190,7 +195,7 @@ def test_a_bundle_gives_back_the_models_folder(built: Built, tmp_path: Path) -> 
 
 
 def test_a_second_build_is_all_cached_and_the_same(built: Built) -> None:
-    again = build(built.root, built.model, "bench.baseline=true")
+    again = build(built.root, built.model, *FULL)
     assert again.bundle == built.bundle
     assert stages_that("cached", again) == STAGES
     assert stages_that("started", again) == []
@@ -200,7 +205,7 @@ def test_the_same_model_at_another_path_is_converted_once_and_gives_the_same_bun
     built: Built, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(built.model, tmp_path / "elsewhere" / built.model.name)
-    moved = build(built.root, copy, "bench.baseline=true")
+    moved = build(built.root, copy, *FULL)
     assert moved.bundle == built.bundle
     assert stages_that("started", moved) == ["fetch"]
 
@@ -209,7 +214,7 @@ def test_the_rebuild_command_builds_the_same_bundle(built: Built) -> None:
     manifest = json.loads((built.bundle / "manifest.json").read_text())
     words = dict(word.split("=", 1) for word in shlex.split(rebuild_command(built.bundle, manifest))[2:])
     assert (words["MODEL"], words["PRECISION"]) == (f"<path of {built.model.name}>", "fp32")
-    again = build(built.root, built.model, "bench.baseline=true", *words["ARGS"].split())
+    again = build(built.root, built.model, *FULL, *words["ARGS"].split())
     assert again.bundle == built.bundle
     # A pin, the drafter that `auto` chose, and limits that were defaults before.
     assert stages_that("started", again) == ["fetch", "draft", "compile"]

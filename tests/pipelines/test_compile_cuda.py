@@ -122,9 +122,11 @@ def test_every_kernel_compiles_for_every_architecture(head_dim: int, dtype: str,
 
 def test_an_engine_gets_every_kernel_that_an_op_has() -> None:
     needed = {kernel.source.file for kernel in kernels_for(spec(64), "bfloat16", 32)}
-    assert needed == {path.relative_to(compile_cuda.PLUGINS).as_posix() for path in compile_cuda.PLUGINS.rglob("*.cu")}
+    written = {path.relative_to(compile_cuda.PLUGINS).as_posix() for path in compile_cuda.PLUGINS.rglob("*.cu")}
+    assert needed == {file for file in written if not file.endswith("_tensorrt.cu")}  # those are in TensorRT's plans
 
 
 def test_a_model_that_drafts_gets_the_kernels_of_its_head_dim_and_no_whole_step() -> None:
     alone, drafted = kernels_for(spec(128), "bfloat16", 32), kernels_for(spec(128), "bfloat16", 32, spec(64))
-    assert [kernel.source.id for kernel in drafted if kernel not in alone] == ["attention-bfloat16-64"]
+    added = [kernel.source.id for kernel in drafted if kernel not in alone]
+    assert added == ["attention-bfloat16-64", "attention_prefill-bfloat16-64"]

@@ -11,7 +11,7 @@ from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml") if "local" not in path.parts)
-NUM_FILES = 30
+NUM_FILES = 34
 
 
 def test_no_file_is_left_out() -> None:
@@ -64,6 +64,12 @@ def test_one_target_or_a_list_of_targets() -> None:
     assert load_config(["target.cpu.max_batch_size=32"]).target.cpu == CpuTargetConfig(max_batch_size=32)
 
 
+def test_kernels_are_measured_only_for_a_target_that_has_some() -> None:
+    assert load_config(["compile.tune=true"]).compile.tune
+    with pytest.raises(EnginewrightError, match=r"compile\.tune is True; it must be False without target cuda"):
+        load_config(["compile.tune=true", "target=[cpu]"])
+
+
 def test_lists_become_tuples() -> None:
     assert load_config(["bench.batch_sizes=[2,3]"]).bench.batch_sizes == (2, 3)
 
@@ -114,7 +120,7 @@ MISTAKES = {
     "precision=bf17": "no precision named 'bf17'; nearest: 'bf16'",
     "experiment=smok": "no experiment named 'smok'; nearest: 'smoke'",
     "target=cpuu": "no target named 'cpuu'; nearest: 'cpu'",
-    "target=[cpu,tensorrt]": "target 'tensorrt' cannot be built by this version of Enginewright; write target=[cpu]",
+    "compile.tune=maybe": "compile.tune",
     "precision=fp32": "it must be bfloat16 or float16 with target cuda; write target=[cpu] to build for the CPU alone",
     "target.cuda.archs=[sm_70]": "target.cuda.archs is ['sm_70']; it must be some of sm_80, sm_86, sm_89, sm_90a",
     "target.cuda.archs=[]": "target.cuda.archs is []; it must be some of sm_80",
@@ -124,6 +130,15 @@ MISTAKES = {
     "target.cuda.max_num_tokens=8": "target.cuda.max_num_tokens is 8; it must be at least target.cuda.max_batch_size",
     "target.cuda.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.cuda.max_batch_size, 4",
     "target.cuda.max_seq_len=256": "bench.prompt_lens is [32, 512]; it must be at most 224",
+    "target.onnx.dtype=bfloat16": "target.onnx.dtype is 'bfloat16'; it must be float32 or float16: on CPUs ONNX",
+    "target.onnx.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.onnx.max_batch_size, 4",
+    "target.onnx.max_num_tokens=8": "target.onnx.max_num_tokens is 8; it must be at least target.onnx.max_batch_size",
+    "target.onnx.prefix_slots=-1": "target.onnx.prefix_slots is -1; it must be at least 0",
+    "target.tensorrt.attention=both": "target.tensorrt.attention is 'both'; it must be plugin or native",
+    "target.tensorrt.hardware=all": "target.tensorrt.hardware is 'all'; it must be one of this, same_compute",
+    "target.tensorrt.workspace_mib=-1": "target.tensorrt.workspace_mib is -1; it must be at least 0",
+    "target.tensorrt_rtx.archs=[sm_90]": "target.tensorrt_rtx.archs is ['sm_90']; it must be some of sm_75, sm_80",
+    "target.tensorrt_rtx.max_batch_size=4": "bench.batch_sizes is [1, 4, 8]; it must be at most target.tensorrt_rtx",
     "target=[]": "target is empty; write target=[cpu]",
     "model=smolm2": "no model named 'smolm2'; nearest: 'smollm2-135m'; or give a folder or a .gguf file",
     "model=/nowhere/x.gguf": "no model named '/nowhere/x.gguf', and no such file or folder",
@@ -144,10 +159,15 @@ MISTAKES = {
 }
 
 
+OTHER_TARGETS = ("onnx", "tensorrt_rtx", "tensorrt")  # whose settings are no mistakes where they are not built
+
+
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_gives_one_line_that_names_the_key(override: str) -> None:
     with pytest.raises(EnginewrightError) as caught:
-        load_config([override])
+        load_config(
+            [*(f"target=[{name}]" for name in OTHER_TARGETS if override.startswith(f"target.{name}.")), override]
+        )
     assert MISTAKES[override] in str(caught.value)
     assert "\n" not in str(caught.value)
 

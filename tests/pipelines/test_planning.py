@@ -174,7 +174,7 @@ def test_a_model_that_was_never_fetched_says_what_is_not_known(home: Path, monke
     assert "was never fetched" in found["note"]
 
 
-@pytest.mark.parametrize("override", ["model=smolm2", "verify.num_promts=3", "precision=bf17", "target=[tensorrt]"])
+@pytest.mark.parametrize("override", ["model=smolm2", "verify.num_promts=3", "precision=bf17", "target=[tensorrtt]"])
 def test_a_mistake_is_the_same_line_as_of_a_build(home: Path, override: str) -> None:
     home.mkdir()
     done, built = plan_command(home, override), command(home, override, real=True)

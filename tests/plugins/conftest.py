@@ -17,10 +17,11 @@ def kernel_device(request, monkeypatch) -> str:
     if request.param == "cuda":
         return "cuda"
 
-    def launch(kernel, grid, block, shared_bytes, params, stream, cooperative, dependent):
+    def launch(kernel, grid, block, shared_bytes, params, stream, cooperative, dependent, cluster):
         source, entry = kernel
         reverse = request.param == "last thread first"
-        emulate(source, grid, block, shared_bytes, params, entry=entry, cooperative=cooperative, reverse=reverse)
+        places = {"cooperative": cooperative, "cluster": cluster, "reverse": reverse}
+        emulate(source, grid, block, shared_bytes, params, entry=entry, **places)
 
     monkeypatch.setattr("plugins.cuda.run.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.cuda.run.current_stream", lambda: 0)

@@ -4,9 +4,16 @@ import pytest
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.attention.cuda import attention_cuda, plan_attention_cuda
+from plugins.attention.cuda import (
+    PREFILL_ARCHS,
+    PREFILL_HEAD_DIMS,
+    attention_cuda,
+    plan_attention_cuda,
+    prefill_source,
+)
 from plugins.cuda.errors import KernelError
-from tests.plugins.cuda.emulator.run import emulate, needs_emulator
+from plugins.cuda.nvrtc import compile_source
+from tests.plugins.cuda.emulator.run import emulate, emulated_rows, needs_emulator
 from tests.plugins.paged import make_case, random_tree
 
 on_gpu = pytest.mark.gpu
@@ -21,7 +28,7 @@ def run(case, window=None, max_query_len=None, out=None):
     head_dim, block_size = case.q.shape[2], case.k_cache.shape[2]
     shape = AttentionShape(case.q.shape[1], case.k_cache.shape[1], block_size, window, head_dim)
     # CPU tensors are for the emulator: the public functions would give them to the CPU's implementation.
-    make_plan, attend = (plan_attention, attention) if case.q.is_cuda else (plan_emulated, attention_cuda)
+    make_plan, attend = (plan_attention, attention) if case.q.is_cuda else (plan_attention_cuda, attention_cuda)
     plan = make_plan(
         shape, case.query_starts, case.context_lens, case.block_tables, case.q.dtype, case.ancestors, len(case.q),
         max_query_len,
@@ -29,10 +36,6 @@ def run(case, window=None, max_query_len=None, out=None):
     out = torch.full_like(case.q, float("nan")) if out is None else out
     attend(case.q, case.k_cache, case.v_cache, plan, head_dim**-0.5, out)
     return out
-
-
-def plan_emulated(shape, query_starts, context_lens, block_tables, dtype, *rest):
-    return plan_attention_cuda(shape, query_starts, context_lens, block_tables, *rest)
 
 
 @pytest.fixture(params=[(False, 900), (True, 860)], ids=["first thread first", "last thread first, sm_86"])
@@ -47,8 +50,11 @@ def emulated(request, monkeypatch):
         emulate(source, grid, block, shared_bytes, params, entry=entry, reverse=reverse, arch=arch)
 
     monkeypatch.setattr("plugins.attention.cuda_layout.has_large_shared", lambda device: arch == 900)
-
+    monkeypatch.setattr("plugins.attention.cuda.has_wgmma", lambda device: arch == 900)
+    monkeypatch.setattr("plugins.attention.cuda.has_image", lambda source: True)
+    monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 6)
     monkeypatch.setattr("plugins.attention.cuda.get_kernel", lambda source, entry, params_type: (source, entry))
+    monkeypatch.setattr("plugins.attention.cuda.encode_rows", emulated_rows)
     monkeypatch.setattr("plugins.attention.cuda.current_stream", lambda: 0)
     monkeypatch.setattr("plugins.attention.cuda.launch", launch)
 
@@ -75,6 +81,7 @@ CASES = {
     "prefill chunks over a past": ([4, 130, 64, 33], [1000, 700, 64, 33]),
     "prefill and decode in one batch": ([1, 200, 1, 6, 1], [400, 513, 9, 30, 2000]),
     "a long prompt": ([777], [777]),
+    "long prompts, one over a past": ([2500, 700], [2500, 1500]),
 }
 
 
@@ -118,13 +125,29 @@ class TestEmulated:
             case.context_lens, case.block_tables = torch.tensor([260 + first + rows]), case.block_tables[:1].clone()
             assert torch.equal(run(case), expected[first : first + rows])
 
+    @pytest.mark.parametrize(("window", "heads"), [(None, (4, 2)), (150, (6, 2))])
+    @pytest.mark.parametrize(("head_dim", "dtype"), [(64, torch.bfloat16), (128, torch.float16)])
+    def test_long_prompts_in_turns(self, head_dim, dtype, window, heads):
+        """More tiles than blocks, keys before the window, and a last tile that ends in the middle of a page."""
+        sizes = TINY | {"head_dim": head_dim, "dtype": dtype, "num_heads": heads[0], "num_kv_heads": heads[1]}
+        check(make_case([100, 200, 3], [300, 413, 9], **sizes), window)
+        check(make_case([133], [133], **sizes | {"block_size": 64}), window)
+
     def test_many_requests_share_few_blocks_of_the_grid(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda.MAX_BLOCKS", 3)
+        monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 3)
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
         monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
+
+
+@pytest.mark.parametrize("head_dim", PREFILL_HEAD_DIMS)
+def test_products_of_long_prompts_run_beside_the_softmax(head_dim):
+    """What the compiler says where it makes each product wait for the one before, for want of registers."""
+    compiled = compile_source(prefill_source(torch.bfloat16, head_dim), *PREFILL_ARCHS)
+    assert "serialized" not in compiled.log
+    assert compiled.spill_bytes == 0
 
 
 @on_gpu
@@ -148,8 +171,9 @@ def test_any_group_and_block_size(heads, block_size):
 @on_gpu
 @needs_gpu
 @pytest.mark.parametrize("window", [1, 5, 16, 255, 256, 1000])
-def test_a_sliding_window_hides_older_keys(window):
-    check(make_case([1, 6, 1, 64, 150], [12, 600, 3000, 64, 400], **SIZES), window)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_a_sliding_window_hides_older_keys(window, head_dim):
+    check(make_case([1, 6, 1, 64, 150], [12, 600, 3000, 64, 400], **SIZES | {"head_dim": head_dim}), window)
 
 
 @on_gpu

@@ -1,11 +1,9 @@
-"""The kernels that write the KV cache: rotary positions, block copies, moves of single tokens."""
+"""The kernels that write the KV cache: rotary positions, block copies."""
 
 import pytest
 import torch
 
 from plugins.cuda.errors import KernelError
-from plugins.kv_compact.cuda import kv_compact_cuda
-from plugins.kv_compact.reference import kv_compact_reference
 from plugins.kv_copy_blocks.cuda import kv_copy_blocks_cuda
 from plugins.kv_copy_blocks.reference import kv_copy_blocks_reference
 from plugins.rope_kv_write.cuda import rope_kv_write_cuda
@@ -95,30 +93,6 @@ def test_block_copies_touch_the_targets_alone(kernel_device, copies, dtype):
     expected = kv_copy_blocks_reference(storage.cpu(), *pairs.T.tolist()) if copies else storage.cpu().clone()
     kv_copy_blocks_cuda(storage, pairs[:, 0], pairs[:, 1])
     assert torch.equal(storage.cpu(), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("head_dim", [8, 24, 64])
-def test_moves_read_before_they_write_and_touch_nothing_else(kernel_device, head_dim, dtype):
-    generator = torch.Generator().manual_seed(head_dim)
-    storage = torch.randn(4, 5, 2, 4, head_dim, generator=generator).to(kernel_device, dtype)
-    for _ in range(3):
-        rows = torch.randperm(40, generator=generator)
-        sources = torch.cat([rows[:12], rows[30:33], rows[30:31]])
-        targets = torch.cat([rows[6:12], rows[12:18], rows[30:33], rows[30:31]])  # some are sources, some stay
-        expected = kv_compact_reference(storage.cpu(), sources.tolist(), targets.tolist())
-        kv_compact_cuda(storage, sources.to(kernel_device), targets.to(kernel_device))
-        assert torch.equal(storage.cpu(), expected)
-
-
-def test_more_moves_than_a_block_holds_and_none(kernel_device, monkeypatch):
-    monkeypatch.setattr("plugins.kv_compact.cuda.MOST_SHARED_BYTES", 4 * 16)
-    storage = torch.randn(2, 5, 1, 4, 8).to(kernel_device, torch.bfloat16)
-    for count in (0, 4, 9):  # of 16 bytes each: four fit
-        rows = torch.randperm(20)[: 2 * count].view(2, count)
-        expected = kv_compact_reference(storage.cpu(), *rows.tolist())
-        kv_compact_cuda(storage, *(row.contiguous() for row in rows.to(kernel_device)))
-        assert torch.equal(storage.cpu(), expected)
 
 
 def test_caches_that_are_no_multiples_of_16_bytes_are_refused(kernel_device):

@@ -5,7 +5,7 @@ import torch
 
 from plugins.cuda.errors import KernelError
 from plugins.sample.batched import NO_TOKEN, sample_batched
-from plugins.sample.cuda import sample_cuda
+from plugins.sample.cuda import sample_cuda, sample_slots_cuda
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -44,6 +44,21 @@ def compare(logits, filters):
 def test_kernels_draw_what_torch_draws(kernel_device, filters):
     logits = torch.randn(2, 4103, generator=torch.Generator().manual_seed(1)) * 2
     out, expected = compare(logits.to(kernel_device), filters)
+    assert out.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("rows_each", [1, 3])
+@pytest.mark.parametrize("filters", [{"temperature": 0.0}, {}, {"top_k": 7, "top_p": 0.8}], ids=str)
+def test_rows_of_a_request_draw_as_its_slot_says_behind_its_root(kernel_device, filters, rows_each):
+    slots, roots = torch.tensor([3, 0], device=kernel_device), torch.tensor([17, 4], device=kernel_device)
+    depths = torch.tensor([0, 1, 1, 0, 1, 2], device=kernel_device)[: 2 * rows_each] if rows_each > 1 else None
+    *state, _ = parameters(filters, 5, kernel_device)
+    logits = torch.randn(2 * rows_each, 997, generator=torch.Generator().manual_seed(2)).to(kernel_device) * 2
+    out, expected = (torch.full((2 * rows_each,), -7, device=kernel_device) for _ in range(2))
+    sample_slots_cuda(logits, *state, slots, roots, depths, out)
+    each = [values[slots].repeat_interleave(rows_each) for values in state]
+    behind = roots.repeat_interleave(rows_each) + 1 + (0 if depths is None else depths)
+    sample_batched(logits, *each, behind, expected)
     assert out.tolist() == expected.tolist()
 
 

@@ -19,14 +19,15 @@ def run(kernel_device):
     """Call both implementations of an op on copies; returns all tensors as both leave them."""
 
     def copies(tensors, device):
-        return [None if tensor is None else tensor.clone().to(device) for tensor in tensors]
+        return [part.clone().to(device) if isinstance(part, torch.Tensor) else part for part in tensors]
 
     def call(plain, kernel, *tensors):
         expected, got = copies(tensors, "cpu"), copies(tensors, kernel_device)
         plain(*expected)
         kernel(*got)
         got = copies(got, "cpu")
-        assert all(one is other or torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+        for one, other in zip(got, expected, strict=True):
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
         return got
 
     return call
@@ -75,7 +76,8 @@ def check_places(run, counts, is_drawn, tree):
 
 @pytest.mark.parametrize("depth", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_emitted_tokens_go_to_their_texts_and_no_further(run, depth, dtype):
+@pytest.mark.parametrize("num_nodes", [None, NUM_NODES, 64])
+def test_emitted_tokens_go_to_their_texts_and_to_the_report_and_no_further(run, depth, dtype, num_nodes):
     generator = torch.Generator().manual_seed(depth)
     slots = torch.tensor([4, 0, 2])
     counts = torch.randint(1, depth + 2, (3,), generator=generator)
@@ -86,10 +88,14 @@ def test_emitted_tokens_go_to_their_texts_and_no_further(run, depth, dtype):
         torch.randn(3 * NUM_NODES, 300, dtype=dtype, generator=generator),
     ]  # fmt: skip
     state = [torch.full((6,), -9), torch.full((6, LONGEST), -9), torch.full((6, 300), -9.0, dtype=dtype)]
-    done = run(emit_tokens_plain, emit_tokens_cuda, *given, *state)
-    emit_tokens_reference(*given, *state)
-    for got, expected in zip(done[len(given) :], state, strict=True):
-        assert torch.equal(got, expected)
+    trees = None if num_nodes is None else torch.randint(-2, 3, (3, num_nodes), generator=generator)
+    for report in ([None, None, -1], [torch.tensor([9]), torch.full((4, 3, depth + 3), -9), 2]):
+        everything = [*given, *state, trees, *report]
+        done = run(emit_tokens_plain, emit_tokens_cuda, *everything)
+        expected = [part.clone() if isinstance(part, torch.Tensor) else part for part in everything]
+        emit_tokens_reference(*expected)
+        for got, wanted in zip(done[len(given) :], expected[len(given) :], strict=True):
+            assert torch.equal(got, wanted) if isinstance(wanted, torch.Tensor) else got == wanted
 
 
 def test_numbers_of_another_dtype_are_refused():
@@ -97,4 +103,4 @@ def test_numbers_of_another_dtype_are_refused():
     with pytest.raises(KernelError, match=r"slots is .* torch\.int32"):
         place_tokens_cuda(*[ones] * 14)
     with pytest.raises(KernelError, match=r"slots is .* torch\.int32"):
-        emit_tokens_cuda(*[ones] * 10)
+        emit_tokens_cuda(*[ones] * 10, None, None, None, -1)

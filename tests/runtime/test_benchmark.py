@@ -186,6 +186,16 @@ def test_prefill_and_decode_are_told_apart():
     }
 
 
+def test_a_step_that_brings_several_tokens_counts_for_all_of_them():
+    """4 requests of 3 tokens: 2 each in one step of 40 ms, as often as a token each in two of 20 ms."""
+    (at_once,) = (
+        sample.value
+        for sample in to_samples(RawRun("enginewright", 4, 100, 0, Timings(ttft_s=0.5, step_s=[0.04], num_tokens=12)))
+        if (sample.case, sample.unit) == ("decode", "tokens/s")
+    )
+    assert at_once == pytest.approx(200.0)
+
+
 def test_mixed_requests_give_output_tokens_over_all_of_the_time():
     """12 tokens in 0.5 + 0.01 + 0.03 s."""
     (sample,) = to_samples(RawRun("transformers", 16, 0, 0, TIMINGS))

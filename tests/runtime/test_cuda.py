@@ -13,8 +13,10 @@ from runtime.loading import make_backend
 from runtime.model.decoder import Decoder
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.ngram import NgramDrafter
+from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Always
+from tests.runtime.heads import head_config, head_tensors
 from tests.runtime.test_captured import captured
 from tests.runtime.test_engine import alone, random_request, run
 from tests.runtime.test_speculation import FAMILIES
@@ -30,6 +32,15 @@ def model_drafter(checkpoint, plan):
     decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len, "cuda")
     cache = KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, torch.float64, "cuda")
     return ModelDrafter(decoder, cache, 260)
+
+
+def redrafter():
+    """A head of bfloat16 beside a target of float64; it drafts in one launch."""
+    config = head_config()
+    embedding = torch.randn(260, 32, generator=torch.Generator().manual_seed(4)).bfloat16().cuda()
+    made = make_redrafter(config, head_tensors(config), embedding, embedding, "torch")
+    assert made.draft_pass is not None
+    return made
 
 
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
@@ -51,12 +62,12 @@ def test_outputs_on_a_gpu_equal_those_on_the_cpu(tmp_path, family, drafter, limi
 
 
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
-@pytest.mark.parametrize("drafter", ["none", "ngram"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "redrafter"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_of_captured_graphs_equal_those_on_the_cpu(tmp_path, family, drafter, limits):
     checkpoint = make_checkpoint(tmp_path / "target", FAMILIES[family])
     policy = Always(TreeShape(10, 3, 4), TreeShape(6, 1, 5), None)
-    made = NgramDrafter() if drafter == "ngram" else None
+    made = {"none": lambda: None, "ngram": NgramDrafter, "redrafter": redrafter}[drafter]()
     engine = captured(checkpoint, made, policy, recorder=CudaRecorder(), device="cuda", **limits)
     rng = random.Random(2)
     wanted = [random_request(rng) for _ in range(12)]

@@ -9,7 +9,8 @@ import torch
 
 from plugins.cuda import driver as driver_module
 from plugins.cuda.errors import KernelError
-from runtime import cuda_engine
+from runtime import cuda_engine, targets
+from runtime import llm as llm_module
 from runtime.cli import main
 from runtime.errors import EnginewrightError
 from runtime.formats.engine_plan import EnginePlan
@@ -103,16 +104,40 @@ def test_a_gpu_too_small_for_one_request_is_told_and_gets_a_shorter_one(bundle, 
     assert "GiB on the GPU" in failures(check_bundle(bundle, "cuda", small))["memory"]
 
 
-def test_the_engine_is_the_one_asked_for_else_cuda_where_it_runs_else_cpu():
-    both = ["cpu", "cuda"]
+def test_the_engine_is_the_one_asked_for_else_cuda_where_it_runs_else_cpu(monkeypatch):
+    monkeypatch.setattr(targets, "installed", lambda name: "2.11.0+cu130")
+    both = {"cpu": NEEDS, "cuda": CUDA_NEEDS}
     assert choose_target(both, None, H100) == ("cuda", "on H100")
     assert choose_target(both, None, HOST) == ("cpu", "cuda: no NVIDIA GPU and no driver")
     assert choose_target(both, None, gpu_of((7, 5)))[0] == "cpu"
     assert choose_target(both, None, gpu_of((9, 0), "550.1")) == (
         "cpu", "cuda: driver 550.1 is installed; needed is 580 or newer"
     )  # fmt: skip
+    ampere = {"cpu": NEEDS, "cuda": {**CUDA_NEEDS, "archs": ["sm_80"]}}
+    assert choose_target(ampere, None, H100) == ("cpu", "cuda: H100 is sm_90, and the engine has kernels for sm_80")
     assert choose_target(both, "cpu", H100)[0] == "cpu"
-    assert choose_target(["cuda"], None, HOST)[0] == "cuda"
+    assert choose_target({"cuda": CUDA_NEEDS}, None, HOST)[0] == "cuda"
+    monkeypatch.setattr(targets, "installed", lambda name: "2.13.0+cpu")
+    assert choose_target(both, None, H100) == ("cpu", "cuda: torch 2.13.0+cpu was built without CUDA")
+
+
+def test_an_llm_without_a_target_takes_the_engine_that_a_command_takes(bundle, monkeypatch):
+    taken = []
+
+    def load(checkpoint, engine_dir, *rest):
+        taken.append(engine_dir.name)
+
+    monkeypatch.setattr(llm_module, "load_engine", load)
+    for machine, asked, wanted in (
+        (H100, None, "cuda"),
+        (HOST, None, "cpu"),
+        (H100, "cpu", "cpu"),
+        (HOST, "cuda", "cuda"),
+    ):
+        monkeypatch.setattr("runtime.machine.look", lambda machine=machine: machine)
+        monkeypatch.setattr(targets, "installed", lambda name: "2.11.0+cu130")
+        llm_module.load_bundle(bundle, asked)
+        assert taken.pop() == wanted
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")

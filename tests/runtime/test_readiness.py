@@ -12,7 +12,7 @@ from runtime.cli import main
 from runtime.formats.manifest import write_manifest
 from runtime.machine import Gpu, Machine
 from runtime.readiness import as_text, check_bundle
-from runtime.targets import TARGETS, build_side, run_side
+from runtime.targets import TARGETS, build_side, installed, run_side
 from tests.runtime.tiny import PLAN, SPEC, make_checkpoint, make_tokenizer
 
 HOST = Machine("Linux 6", "x86_64", "a CPU", 2, ("avx2", "avx512_bf16"), 8 * 2**30, 4 * 2**30, (), "")
@@ -155,14 +155,15 @@ def test_where_a_smaller_engine_fits_the_command_builds_it(tmp_path):
     assert settings["target.cpu.kv_cache_tokens"] == settings["target.cpu.max_seq_len"]
 
 
-def test_targets_of_later_versions_say_so_and_what_is_missing():
+def test_a_target_can_be_built_where_its_packages_are_and_run_where_its_hardware_is():
     for target in TARGETS:
-        sides = build_side(target), run_side(target, HOST)
-        assert [side.possible for side in sides] == [target.in_this_version, target.name == "cpu"]
-        if target.name != "cpu":
-            assert "no NVIDIA GPU and no driver" in sides[1].reason
-        if not target.in_this_version:
-            assert all("not in this version" in side.reason and side.remedy for side in sides)
+        build, run = build_side(target), run_side(target, HOST)
+        assert build.possible == all(map(installed, target.build_packages))
+        assert run.possible == (target.name in ("cpu", "onnx"))
+        if not run.possible:
+            assert "no NVIDIA GPU and no driver" in run.reason
+        if not build.possible:
+            assert build.remedy == f"pip install 'enginewright[{target.build_packages[0]}]'"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from pipelines.draft.evaluation import accepted_depths
+from plugins.draft_pass import DrawNoise
+from plugins.draft_pass.reference import draft_pass_reference
 from plugins.sample import sample
 from runtime.errors import EnginewrightError
-from runtime.speculation.drafter import DraftContext
+from runtime.speculation.drafter import GivenContext
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.drafter import ReDrafter
 from runtime.speculation.redrafter.head import DraftHead
@@ -21,7 +23,7 @@ from runtime.speculation.redrafter.head_file import (
     read_head,
     write_head,
 )
-from runtime.speculation.redrafter.loading import make_redrafter
+from runtime.speculation.redrafter.loading import draft_weights, make_redrafter
 from runtime.speculation.tree import TreeShape
 from tests.runtime.heads import head_config, head_tensors, write_random_head
 
@@ -79,10 +81,10 @@ def test_a_head_computes_its_dialects_formulas(dialect):
     torch.testing.assert_close(torch.stack(found), FORMULAS[dialect](weights, rows, context, embedded))
 
 
-def draft_context(batch: int, dtype=torch.float64) -> DraftContext:
+def draft_context(batch: int, dtype=torch.float64) -> GivenContext:
     generator = torch.Generator().manual_seed(3)
     zeros = torch.zeros(batch, dtype=torch.int64)
-    return DraftContext(
+    return GivenContext(
         root_ids=torch.randint(V, (batch,), generator=generator), positions=zeros + 9,
         hidden=torch.randn(batch, H, generator=generator, dtype=torch.float64).to(dtype),
         history=torch.zeros(batch, 16, dtype=torch.int64), block_tables=torch.zeros(batch, 4, dtype=torch.int64),
@@ -123,6 +125,29 @@ def test_a_tree_holds_the_most_likely_paths(tied):
         assert tree.token_ids[row, 0] == context.root_ids[row]
 
 
+@pytest.mark.parametrize("dialect", list(FORMULAS))
+@pytest.mark.parametrize("samples", [False, True])
+def test_torch_drafts_what_the_reference_of_the_kernel_says(dialect, samples):
+    config = head_config(dialect=dialect, exit_dim=20, tied_head=False)
+    tensors = head_tensors(config)
+    embedding = torch.randn(V, H, dtype=torch.float64)
+    drafter = make_redrafter(config, tensors, embedding, embedding, "torch")
+    context, shape = sampled_contexts(3, V, 0.7)._replace(samples=samples), TreeShape(16, 3, 5)
+    tree = drafter.propose(context, shape)
+    ids = tensors["draft_vocab_ids"].long()
+    weights = draft_weights(config, tensors, embedding, tensors["drafter.lm_head.weight"][ids], ids)
+    for row in range(3):
+        noise = DrawNoise(*(value[row] for value in (context.temperature, context.seed, context.sample_index)))
+        expected = draft_pass_reference(
+            weights, context.hidden[row], int(context.root_ids[row]), int(context.positions[row]),
+            noise if samples else None, shape.num_nodes, shape.num_beams, shape.depth,
+        )  # fmt: skip
+        assert tree.token_ids[row].tolist() == expected[0]
+        assert tree.parents[row].tolist() == expected[1]
+        assert tree.depths[row].tolist() == expected[2]
+        assert tree.ancestors[row].tolist() == [sum(1 << node for node in seen) for seen in expected[3]]
+
+
 def test_a_request_drafts_the_same_alone_and_in_a_batch():
     config = head_config()
     embedding = torch.randn(V, H, dtype=torch.float64)
@@ -130,7 +155,7 @@ def test_a_request_drafts_the_same_alone_and_in_a_batch():
     context, shape = draft_context(4), TreeShape(16, 3, 5)
     together = drafter.propose(context, shape)
     for row in range(4):
-        alone = drafter.propose(DraftContext(*(field[row : row + 1] for field in context[:-1])), shape)
+        alone = drafter.propose(GivenContext(*(field[row : row + 1] for field in context[:-1])), shape)
         for ours, theirs in zip(alone, together, strict=True):
             assert torch.equal(ours[0], theirs[row])
 

@@ -11,6 +11,7 @@ from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
+from runtime.speculation.candidates import Candidates, pack
 from runtime.speculation.combined import CombinedDrafter
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.ngram import NgramDrafter
@@ -118,3 +119,14 @@ def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
     # Wilson and Hilferty: the cube root of chi-square / degrees is nearly normal; 4 sigma, and the seeds are fixed.
     bound = degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
     assert chi_square < bound
+
+
+def test_candidates_that_are_the_same_for_all_requests_are_laid_out_for_kernels(monkeypatch):
+    packed = []
+    monkeypatch.setattr(
+        "runtime.speculation.candidates.tree_pack", lambda *parts: packed.extend(parts[:3]) or parts[:4]
+    )
+    same = Candidates(torch.ones(3, 2, dtype=torch.int64), torch.tensor([[-1, 0]]).expand(3, 2), torch.zeros(3, 2))
+    pack(same, torch.zeros(3, dtype=torch.int64), 3)
+    assert all(part.is_contiguous() for part in packed)
+    assert torch.equal(packed[1], same.parents)

@@ -30,6 +30,30 @@ __device__ __forceinline__ void store_relaxed(unsigned* global, unsigned value) 
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(global), "r"(value) : "memory");
 }
 
+// 8-byte words, aligned to as many bytes as they are together. Each is whole: what is written in one word is read in one.
+__device__ __forceinline__ unsigned long long load_relaxed_word(const unsigned long long* global) {
+    unsigned long long word;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(global) : "memory");
+    return word;
+}
+
+__device__ __forceinline__ ulonglong2 load_relaxed_words(const unsigned long long* global) {
+    ulonglong2 words;
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(words.x), "=l"(words.y)
+                 : "l"(global)
+                 : "memory");
+    return words;
+}
+
+__device__ __forceinline__ void store_relaxed_word(unsigned long long* global, unsigned long long word) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(global), "l"(word) : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed_words(unsigned long long* global, ulonglong2 words) {
+    asm volatile("st.relaxed.gpu.global.v2.u64 [%0], {%1, %2};" ::"l"(global), "l"(words.x), "l"(words.y) : "memory");
+}
+
 // In a loop that waits for another block's word: lets the emulator's other threads go on. Nothing on a GPU.
 __device__ __forceinline__ void spin_pause() {
 #ifdef SPIN_NANOSECONDS

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy
 import torch
 
+from plugins.emit_tokens import Report
 from runtime.backends.base import EngineLimits, StepResult, TokenHandle, TokenLogprobs
 from runtime.backends.captured.buckets import Buckets
 from runtime.backends.captured.recording import Recorder, Recording
@@ -19,7 +20,7 @@ from runtime.model.decoder import Decoder, DecoderOutput
 from runtime.speculation.acceptance import Accepted
 from runtime.speculation.drafter import Drafter
 
-_COUNT, _NUM_DRAFTED, _TOKENS = 0, 1, 2  # columns of a result
+_COUNT, _NUM_DRAFTED, _TOKENS = 0, 1, 2  # columns of a row's result, see plugins.emit_tokens.Report
 
 
 class _Pass(NamedTuple):
@@ -106,8 +107,17 @@ class CapturedBackend(TorchBackend):
         logprobs = [self._logprobs_of(graph.recording.result, index, plan) for index in emitting]
         return _Handle(self._transfers.download(graph.results), emitting, logprobs, plan.repeats)
 
+    @torch.inference_mode()
+    def try_largest_steps(self) -> None:
+        """Record the steps that take the most memory: what does not fit fails now, not under somebody's request."""
+        for layout in self._buckets.largest:
+            self._graph(layout, samples=False)
+
     def _graph(self, layout: Layout, samples: bool) -> _Graph:
-        key = (layout, samples, self.drafter)
+        drafter = self.drafter
+        if drafter is not None and layout.shape is None and not drafter.caches:
+            drafter = None  # it neither drafts in such a step nor follows it
+        key = (layout, samples, drafter)
         if key not in self._graphs:
             self._graphs[key] = self._capture(layout, samples)
         return self._graphs[key]
@@ -117,28 +127,24 @@ class CapturedBackend(TorchBackend):
         words = torch.from_numpy(_words(self._buckets.nothing(layout), layout)).to(self.device)
         results = words.new_zeros(self.most_repeats, layout.num_draws, _TOKENS + depth + 1)
 
+        turn, report = words[:1], Report(words[:1], results, self._buckets.dummy_slot)
+
         def one_pass() -> _Pass:
-            done = self._one_pass(words[1:], layout, samples)
-            counts, tree = done.accepted.counts, done.drawing.tree
-            num_drafted = (tree.token_ids[:, 1:] >= 0).sum(dim=1) if tree else torch.zeros_like(counts)
-            result = torch.cat([torch.stack([counts, num_drafted], dim=1), done.accepted.token_ids], dim=1)
-            results.index_copy_(0, words[:1] % self.most_repeats, result.unsqueeze(0))
-            words[:1] += 1
+            done = self._one_pass(words[1:], layout, samples, report)
+            turn.add_(1)
             return done
 
         return _Graph(words, results, self._recorder.record(one_pass))
 
-    def _one_pass(self, words: torch.Tensor, layout: Layout, samples: bool) -> _Pass:
-        state = self._state
-        batch, drawing = unpack(words, layout, state, self.drafter.propose if self.drafter else None, samples)
+    def _one_pass(self, words: torch.Tensor, layout: Layout, samples: bool, report: Report) -> _Pass:
+        batch, drawing = unpack(words, layout, self._state, self.drafter.propose if self.drafter else None, samples)
         output = self.forward(batch)
         if self.drafter is not None:
             self.drafter.follow(batch)
         depth = layout.shape.depth if layout.shape else 0
-        accepted = state.draw(drawing, depth, output)
+        accepted = self._state.draw(drawing, depth, output, report=report)
         if depth:
             self._compact(drawing, accepted)
-            state.num_tokens[self._buckets.dummy_slot :].fill_(1)  # who does not exist does not grow
         return _Pass(drawing, output, accepted)
 
     def _logprobs_of(self, done: _Pass, index: int, plan: StepPlan) -> list[TokenLogprobs] | None:

@@ -47,6 +47,16 @@ class Buckets:
         """Blocks that the longest request can have, the nodes of a tree at its end included."""
         return -(-(self.limits.max_seq_len + MAX_NODES) // self.limits.block_size)
 
+    @property
+    def largest(self) -> tuple[Layout, ...]:
+        """The largest layout with prompts, and of decoding: of steps without drafts none needs more memory."""
+        limits, most_rows = self.limits, self.limits.max_batch_size
+        with_prompts = most_rows + 1, limits.max_num_tokens, most_rows + 1, most_rows + 1
+        return (
+            Layout(*with_prompts, 0, self.max_blocks, False),
+            Layout(most_rows, most_rows, most_rows, most_rows, 0, self.max_blocks, True),
+        )
+
     def layout(self, plan: StepPlan) -> Layout:
         """The layout that a plan is padded to."""
         rows, most_rows = plan.rows, self.limits.max_batch_size

@@ -30,8 +30,12 @@ class CudaRecorder:
             run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = run()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                result = run()
+        except BaseException:  # memory that a failed capture has taken from a pool is no graph's to reuse
+            self._pool = torch.cuda.graph_pool_handle()
+            raise
         return _CudaRecording(graph, result)
 
 

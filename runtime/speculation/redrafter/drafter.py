@@ -4,15 +4,22 @@ Every continuation of a beam is another path, so the candidates of all depths fo
 has to be merged.
 """
 
+import logging
+
 import torch
 
-from plugins.draft_select import DrawNoise, draft_select
+from plugins.draft_pass import DrawNoise
+from plugins.draft_pass.cuda import DraftPass
+from plugins.draft_pass.plan import PassSizes
 from plugins.tree_pack import tree_pack
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.speculation.drafter import DraftContext
-from runtime.speculation.redrafter.head import DraftHead
+from runtime.speculation.redrafter.head import RunsHead
+from runtime.speculation.redrafter.search import best_continuations
 from runtime.speculation.tree import DraftTree, TreeShape
+
+_log = logging.getLogger("enginewright.speculation")
 
 
 class ReDrafter:
@@ -21,14 +28,19 @@ class ReDrafter:
     Args:
         embedding: (V, H), the target's input embedding, in the head's dtype.
         vocab_ids: (V_draft,) int64, the token of each of the head's logits.
+        draft_pass: drafts whole trees in one launch; what it refuses is searched with torch, and logged once.
     """
 
     name = "redrafter"
 
-    def __init__(self, head: DraftHead, embedding: torch.Tensor, vocab_ids: torch.Tensor) -> None:
+    def __init__(
+        self, head: RunsHead, embedding: torch.Tensor, vocab_ids: torch.Tensor, draft_pass: DraftPass | None = None
+    ) -> None:
         self._head = head
         self._embedding = embedding
         self._vocab_ids = vocab_ids
+        self.draft_pass = draft_pass
+        self._refused: set[str] = set()
         self.caches: list[KVCache] = []
 
     @torch.inference_mode()
@@ -41,6 +53,21 @@ class ReDrafter:
         Above temperature 0 a token's log-probability is that of softmax(logits + T * noise), with the noise of the
         target's own draw at that position: tokens rank by it as they do in the draw.
         """
+        noise = DrawNoise(context.temperature, context.seed, context.sample_index) if context.samples else None
+        sizes = PassSizes(len(context.root_ids), shape.num_nodes, shape.num_beams, shape.depth)
+        if self.draft_pass is None or not self._takes(self.draft_pass, sizes):
+            return self._search(context, shape, noise)
+        hidden = context.hidden.float()
+        return DraftTree(*self.draft_pass(sizes, hidden, context.root_ids, context.positions, noise))
+
+    def _takes(self, draft_pass: DraftPass, sizes: PassSizes) -> bool:
+        refusal = draft_pass.refusal(sizes)
+        if refusal is not None and refusal not in self._refused:
+            self._refused.add(refusal)
+            _log.warning("drafts through torch, many times slower: %s", refusal)
+        return refusal is None
+
+    def _search(self, context: DraftContext, shape: TreeShape, noise: DrawNoise | None) -> DraftTree:
         head = self._head
         begun = head.begin(context.hidden.to(self._embedding.dtype))
         state = head.advance(self._embedding[context.root_ids], None)
@@ -52,9 +79,9 @@ class ReDrafter:
         for depth in range(1, shape.depth + 1):
             width = beam_scores.shape[1]
             logits = head.logits(begun.repeat_interleave(width, 0), state).unflatten(0, (-1, width))
-            best = draft_select(
-                logits, beam_scores, beam_nodes, self._vocab_ids, max(shape.num_beams, shape.num_nodes - 1),
-                self._noise(context, depth),
+            best = best_continuations(
+                logits, beam_scores, beam_nodes, self._vocab_ids, max(shape.num_beams, shape.num_nodes - 1), noise,
+                context.positions + depth,
             )  # fmt: skip
             ids.append(best.token_ids)
             parents.append(best.parents)
@@ -71,12 +98,6 @@ class ReDrafter:
             torch.cat(ids, 1), torch.cat(parents, 1), torch.cat(scores, 1), context.root_ids, shape.num_nodes
         )
         return DraftTree(*tree)
-
-    def _noise(self, context: DraftContext, depth: int) -> DrawNoise | None:
-        """Of the draws `depth` tokens past the roots; None where all are greedy."""
-        if not context.samples:
-            return None
-        return DrawNoise(context.temperature, context.seed, context.sample_index, context.positions + depth)
 
     def follow(self, batch: Batch) -> None:
         """Nothing to see: no state outlives a step."""

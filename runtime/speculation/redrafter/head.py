@@ -11,6 +11,7 @@ The dialect `tensorrt_llm` is what TensorRT-LLM's graph computes: s_1 = W e(x_1)
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
@@ -18,6 +19,16 @@ from plugins.linear import LinearKind, pack_linear
 from runtime.speculation.redrafter.head_file import PREFIX, HeadConfig
 
 silu = torch.nn.functional.silu
+
+
+class RunsHead(Protocol):
+    """What a beam search asks of a head, depth by depth: `advance`, then `logits` of the states that it gave."""
+
+    def begin(self, context: torch.Tensor) -> torch.Tensor: ...
+
+    def advance(self, embedded: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor: ...
+
+    def logits(self, begun: torch.Tensor, state: torch.Tensor) -> torch.Tensor: ...
 
 
 class DraftHead:

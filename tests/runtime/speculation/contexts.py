@@ -2,10 +2,10 @@
 
 import torch
 
-from runtime.speculation.drafter import DraftContext
+from runtime.speculation.drafter import GivenContext
 
 
-def make_context(texts, history_len=None, block_tables=None, hidden_size=4, **params) -> DraftContext:
+def make_context(texts, history_len=None, block_tables=None, hidden_size=4, **params) -> GivenContext:
     """Greedy requests over `texts`, lists of token ids; entries past a text are a token that must not be used."""
     length = history_len or max(map(len, texts))
     history = torch.full((len(texts), length), 10**9)
@@ -16,7 +16,7 @@ def make_context(texts, history_len=None, block_tables=None, hidden_size=4, **pa
     def per_request(name, default, dtype):
         return torch.as_tensor(params.get(name, default)).to(dtype).expand(len(texts)).contiguous()
 
-    return DraftContext(
+    return GivenContext(
         root_ids=torch.tensor([text[-1] for text in texts]),
         positions=positions,
         hidden=torch.zeros(len(texts), hidden_size),

@@ -51,6 +51,16 @@ def test_costs_are_what_the_clock_says_at_and_between_measured_sizes():
             assert math.isclose(table.draft(batch_size, shape), 1e-3 * shape.depth, rel_tol=1e-6)
 
 
+def test_a_call_that_runs_its_size_several_times_costs_its_share():
+    machine = Machine()
+    once = machine.measure()
+    table = measure_costs(
+        machine.target_step, machine.draft, SHAPES, 16, 4096, budget_seconds=2.0, runs_each=4, clock=machine.clock
+    )
+    assert table.target_step(1, 12) == pytest.approx(once.target_step(1, 12) / 4)
+    assert table.draft(1, SHAPES[0]) == pytest.approx(once.draft(1, SHAPES[0]) / 4)
+
+
 def test_batch_sizes_end_at_the_limit():
     table = Machine().measure(max_batch_size=6)
     assert {batch for batch, _ in table.target_seconds} == {1, 2, 4, 6}

@@ -200,6 +200,7 @@ bool run_blocks(unsigned first, unsigned count, bool reverse) {
         const unsigned i = first + b;
         const uint3 index = {i % grid_size.x, i / grid_size.x % grid_size.y, i / (grid_size.x * grid_size.y)};
         build_block(blocks[b], index, fibers, size_t(b) * threads, stacks);
+        blocks[b].cluster = &blocks[b / cluster_blocks * cluster_blocks];
     }
     for (Fiber& fiber : fibers) order.push_back(&fiber);
     if (reverse) order = {order.rbegin(), order.rend()};
@@ -231,7 +232,7 @@ void fail(const char* format, ...) {
 }
 
 int run(void (*call)(const void*), const void* params, const unsigned* grid, const unsigned* block, unsigned shared,
-        int is_cooperative, int reverse, char* message, size_t message_bytes) {
+        int is_cooperative, unsigned cluster, int reverse, char* message, size_t message_bytes) {
     FaultHandler handler;
     entry = call;
     entry_params = params;
@@ -239,10 +240,15 @@ int run(void (*call)(const void*), const void* params, const unsigned* grid, con
     block_size = {block[0], block[1], block[2]};
     shared_bytes = shared;
     cooperative = is_cooperative;
+    cluster_blocks = cluster;
     reason = message;
     reason_bytes = message_bytes;
     const unsigned blocks = grid[0] * grid[1] * grid[2];
-    const unsigned at_once = is_cooperative ? blocks : 1;
+    const unsigned at_once = is_cooperative ? blocks : cluster;
+    if (blocks % cluster) {
+        std::snprintf(reason, reason_bytes, "a grid of %u blocks in clusters of %u", blocks, cluster);
+        return 1;
+    }
     for (unsigned b = 0; b < blocks; b += at_once)
         if (!run_blocks(reverse ? blocks - b - at_once : b, at_once, reverse)) return 1;
     return 0;

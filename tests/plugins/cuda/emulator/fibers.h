@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <tuple>
 #include <vector>
 
 namespace emulator {
@@ -44,6 +45,8 @@ struct Block {
     unsigned live = 0;
     unsigned char* shared = nullptr;
     std::vector<Copy> bulk_copies;
+    Block* cluster = nullptr;  // the first block of this one's cluster, which has its barrier
+    Meeting cluster_barrier;
 };
 
 struct Fiber {
@@ -56,12 +59,14 @@ struct Fiber {
     const char* waits_for = nullptr;
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open_group;
+    unsigned cluster_generation = 0;  // of the barrier, when this thread arrived
 };
 
 inline Fiber* current = nullptr;
 inline uint3 block_size, grid_size;
 inline unsigned shared_bytes = 0;
 inline bool cooperative = false;
+inline unsigned cluster_blocks = 1;
 // Grows whenever something happens that another fiber may wait for.
 inline unsigned long long progress = 0;
 
@@ -141,18 +146,31 @@ inline void barrier_sync(const char* name, int id, unsigned threads) {
 
 // Launch `call(params)` as a grid; returns 0, or 1 with the reason in `message`.
 int run(void (*call)(const void*), const void* params, const unsigned* grid, const unsigned* block, unsigned shared,
-        int is_cooperative, int reverse, char* message, size_t message_bytes);
+        int is_cooperative, unsigned cluster, int reverse, char* message, size_t message_bytes);
 
 template <class Params>
 void call(void (*kernel)(Params), const void* params) {
     kernel(*static_cast<const Params*>(params));
 }
 
+// A kernel of several arguments: `params` are their addresses, in order, as cuLaunchKernel takes them.
+template <class First, class Second, class... Rest>
+void call(void (*kernel)(First, Second, Rest...), const void* params) {
+    const void* const* arguments = static_cast<const void* const*>(params);
+    int next = 0;
+    // Braces are evaluated from left to right.
+    std::tuple<First, Second, Rest...> values{*static_cast<const First*>(arguments[next++]),
+                                              *static_cast<const Second*>(arguments[next++]),
+                                              *static_cast<const Rest*>(arguments[next++])...};
+    std::apply(kernel, values);
+}
+
 }  // namespace emulator
 
 #define EMULATED_ENTRY(kernel)                                                                                      \
     extern "C" int emulate_##kernel(const void* params, const unsigned* grid, const unsigned* block,                \
-                                    unsigned shared, int cooperative, int reverse, char* message, size_t bytes) {   \
+                                    unsigned shared, int cooperative, unsigned cluster, int reverse, char* message, \
+                                    size_t bytes) {                                                                 \
         return emulator::run([](const void* p) { emulator::call(&kernel, p); }, params, grid, block, shared,        \
-                             cooperative, reverse, message, bytes);                                                 \
+                             cooperative, cluster, reverse, message, bytes);                                        \
     }

@@ -12,10 +12,13 @@ import mmap
 import os
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,9 +45,10 @@ def emulate(
     grid: Size,
     block: Size,
     shared_bytes: int,
-    params: ctypes.Structure,
+    params: ctypes.Structure | Sequence[Any],
     entry: str | None = None,
     cooperative: bool = False,
+    cluster: int = 1,
     reverse: bool = False,
     arch: int = 900,
 ) -> None:
@@ -55,9 +59,10 @@ def emulate(
         grid: blocks; x, (x, y) or (x, y, z).
         block: threads of a block, likewise.
         shared_bytes: dynamic shared memory of a block.
-        params: the kernel's argument.
+        params: the kernel's argument, or ctypes values of all its arguments where it has several.
         entry: the kernel's name; by default the file's stem with `_kernel`.
         cooperative: all blocks run at the same time.
+        cluster: blocks of a cluster, which do too.
         reverse: the last thread and the last block go first.
         arch: __CUDA_ARCH__, such as 800 for the paths without bulk copies.
 
@@ -66,22 +71,33 @@ def emulate(
     """
     name = entry or f"{source.path.stem}_kernel"
     library = ctypes.CDLL(str(_build(source, name, arch)))
-    size = ctypes.c_uint.in_dll(library, f"{source.path.stem}_params_bytes").value
-    if size != ctypes.sizeof(params):
-        raise EmulationError(f"{source.path.name} has parameters of {size} bytes, Python of {ctypes.sizeof(params)}")
+    if isinstance(params, ctypes.Structure):
+        size = ctypes.c_uint.in_dll(library, f"{source.path.stem}_params_bytes").value
+        if size != ctypes.sizeof(params):
+            text = f"{source.path.name} has parameters of {size} bytes, Python of {ctypes.sizeof(params)}"
+            raise EmulationError(text)
+        given: Any = ctypes.byref(params)
+    else:
+        given = (ctypes.c_void_p * len(params))(*(ctypes.addressof(value) for value in params))
     message = ctypes.create_string_buffer(_MESSAGE_BYTES)
     failed = library[f"emulate_{name}"](
-        ctypes.byref(params),
+        given,
         (ctypes.c_uint * 3)(*_three(grid)),
         (ctypes.c_uint * 3)(*_three(block)),
         ctypes.c_uint(shared_bytes),
         int(cooperative),
+        ctypes.c_uint(cluster),
         int(reverse),
         message,
         ctypes.c_size_t(_MESSAGE_BYTES),
     )
     if failed:
         raise EmulationError(f"{name}: {message.value.decode(errors='replace')}")
+
+
+def emulated_rows(address: int, rows: int, columns: int, box_rows: int) -> bytes:
+    """As plugins.cuda.tensor_map.encode_rows, for the emulator's tensor_copy.cuh."""
+    return struct.pack("<QQII104x", address, rows, columns, box_rows)
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@
 #include "warp.cuh"
 
 inline void grid_dependency_wait() {}
+inline void grid_dependency_wait_after(int) {}
 inline void grid_dependency_launch() {}
 
 inline unsigned load_acquire(const unsigned* global) {

@@ -20,6 +20,25 @@ inline void store_relaxed(unsigned* global, unsigned value) {
     *global = value;
 }
 
+inline unsigned long long load_relaxed_word(const unsigned long long* global) { return *global; }
+
+inline ulonglong2 load_relaxed_words(const unsigned long long* global) {
+    emulator::check_global("load_relaxed_words", global, 16);
+    return {global[0], global[1]};
+}
+
+inline void store_relaxed_word(unsigned long long* global, unsigned long long word) {
+    ++emulator::progress;
+    *global = word;
+}
+
+inline void store_relaxed_words(unsigned long long* global, ulonglong2 words) {
+    emulator::check_global("store_relaxed_words", global, 16);
+    ++emulator::progress;
+    global[0] = words.x;
+    global[1] = words.y;
+}
+
 inline void spin_pause() { emulator::poll("*spin_pause"); }
 
 inline unsigned increment_wrap(unsigned* global, unsigned last) {

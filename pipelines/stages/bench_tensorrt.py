@@ -1,0 +1,5 @@
+"""Measure the TensorRT engine on this machine's GPU; without one that runs it, say so."""
+
+from pipelines.benchmark.on_target import BenchOnTarget
+
+STAGE = BenchOnTarget("tensorrt", ("tensorrt",))

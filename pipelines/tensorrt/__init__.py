@@ -1,0 +1,1 @@
+"""Plans of TensorRT-RTX and TensorRT from a step's graph."""

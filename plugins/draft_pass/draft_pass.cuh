@@ -1,0 +1,29 @@
+// The whole drafting of ReDrafter trees in one cooperative launch: K steps of beam search with the draft head, then the
+// trees. Grid: chain_blocks | select_blocks | blocks of the LM head, one block on each multiprocessor; 384 threads.
+//
+// At each depth results go round: beams -> chain (L + 2 phases) -> LM head -> select -> beams. No barrier of the grid
+// lies between: each waits for the words that it needs (exchange.cuh). Weights stay in shared memory for all depths as
+// far as it holds them, so that only the first depth waits for memory.
+//
+// Weights and what is published of s and y are ELEMENT; sums, y, logits and scores float32; noise is within 2^-15.
+// Embedding and weights aligned to 16 bytes, words to as many as there are in a row; H and E multiples of 32.
+// Shared memory: plan.py.
+#pragma once
+
+#include "chain.cuh"
+#include "head.cuh"
+#include "select.cuh"
+
+template <class T, int ROW_BLOCKS>
+__device__ __forceinline__ void draft_pass(const DraftPassParams& params) {
+    const unsigned launch = params.launches[blockIdx.x], first_tag = launch << DEPTH_BITS;
+    block_sync();
+    const int block = blockIdx.x;
+    if (block < params.chain_blocks)
+        Chain<T, ROW_BLOCKS>(params, first_tag).run();
+    else if (block < params.chain_blocks + params.select_blocks)
+        Select(params, first_tag).run();
+    else
+        Head<T, ROW_BLOCKS>(params, first_tag).run();
+    if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;
+}

@@ -1,0 +1,184 @@
+// The blocks that have the LM head: logits of the drafted vocabulary for all beams, with the noise of the requests' draws
+// on top where they are sampled, and of each tile of 16 tokens the largest and the softmax's sum.
+//
+// Tiles are dealt round robin, a warp has a tile's whole width. While the chain runs, the noise is made, which depends on
+// nothing that is waited for, and the first steps of a warp's weights are loaded into registers. Memory belongs to the
+// chain at first: weights are asked for once the first state is there.
+#pragma once
+
+#include "math.cuh"
+#include "params.cuh"
+#include "sample/noise.cuh"
+#include "tiles.cuh"
+
+constexpr float LOG2_OF_E = 1.4426950408889634f;
+
+template <class T, int ROW_BLOCKS>
+struct Head {
+    static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;
+    static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 7 : 4;  // as registers allow
+
+    const DraftPassParams& params;
+    unsigned first_tag;
+    Resident resident;
+    char* activations;  // GROUP_ROWS x row_pitch(E)
+    float* noise;       // (B, own tiles, 16): T * Gumbel
+    int first_block;
+    int num_tiles;
+    int own_tiles;
+    int pitch;
+    int num_steps;
+
+    __device__ Head(const DraftPassParams& params, unsigned first_tag) : params(params), first_tag(first_tag) {
+        first_block = params.chain_blocks + params.select_blocks;
+        num_tiles = divide_up(params.num_draft, TILE_ROWS);
+        own_tiles = divide_up(num_tiles - (static_cast<int>(blockIdx.x) - first_block), stride());
+        pitch = row_pitch(params.exit_dim);
+        num_steps = params.exit_dim / STEP_COLUMNS;
+        const unsigned long long* first_state = params.states + params.max_rows * (params.hidden_size / 2);
+        resident.fill(params.exit_dim, params.head_resident, [&](int slot, int& bytes) -> const void* {
+            bytes = tile_bytes(params.exit_dim);
+            return slot < own_tiles ? tile_at(slot) : nullptr;
+        }, [&] {
+            while (static_cast<unsigned>(load_relaxed_word(first_state) >> 32) != first_tag + 1) spin_pause();
+        });
+        activations = resident.rest(params.head_resident);
+        noise = reinterpret_cast<float*>(activations + GROUP_ROWS * pitch);
+    }
+
+    __device__ int stride() const { return gridDim.x - first_block; }
+    __device__ int tile_of(int own) const { return static_cast<int>(blockIdx.x) - first_block + own * stride(); }
+    __device__ const char* tile_at(int own) const {
+        return static_cast<const char*>(params.lm_head) +
+               static_cast<long long>(tile_of(own)) * tile_bytes(params.exit_dim);
+    }
+
+    __device__ void run() {
+        if (own_tiles <= 0) return;
+        for (int depth = 1; depth <= params.depth; ++depth) {
+            const int width = depth == 1 ? 1 : params.num_beams, rows = params.requests * width;
+            if (params.temperature) make_noise(depth);
+            for (int first = 0; first < rows; first += GROUP_ROWS) {
+                const int count = min(rows - first, GROUP_ROWS);
+                WeightStep ahead[STEPS_AHEAD];
+                if (static_cast<int>(warp_id()) < own_tiles) load_ahead(ahead, warp_id());
+                load_rows(depth, first, count);
+                block_sync();
+                trace(depth, 0);
+#pragma unroll 1
+                for (int own = warp_id(); own < own_tiles; own += PASS_WARPS) {
+                    if (own >= PASS_WARPS) load_ahead(ahead, own);
+                    TileSums<ROW_BLOCKS> sums;
+                    multiply(sums, ahead, own, count);
+                    publish(sums, own, depth, first, rows, width);
+                }
+                trace(depth, 1);
+                block_sync();
+            }
+        }
+    }
+
+    __device__ void make_noise(int depth) {
+        const int count = own_tiles * TILE_ROWS;
+        for (int at = threadIdx.x; at < params.requests * count; at += PASS_THREADS) {
+            const int request = at / count, own = at % count;
+            const int entry = tile_of(own / TILE_ROWS) * TILE_ROWS + own % TILE_ROWS;
+            const float temperature = params.temperature[request];
+            noise[at] = 0.0f;
+            if (temperature <= 0 || entry >= params.num_draft) continue;
+            const unsigned long long seed = params.seed[request];
+            const NoiseKey key = {static_cast<unsigned>(seed), static_cast<unsigned>(seed >> 32),
+                                  static_cast<unsigned>(params.sample_index[request]),
+                                  static_cast<unsigned>(params.positions[request] + depth)};
+            noise[at] = temperature * gumbel_fast(noise_word(key, static_cast<unsigned>(params.vocab_ids[entry])));
+        }
+    }
+
+    // A group of rows of the chain's last y, as elements.
+    __device__ void load_rows(int depth, int first, int count) {
+        constexpr int BATCH = 4;
+        const unsigned long long* words =
+            params.hiddens +
+            (static_cast<long long>(params.num_blocks) * params.max_rows + first) * (params.exit_dim / 2);
+        const int pairs_per_row = params.exit_dim / 4, num_pairs = count * pairs_per_row;
+#pragma unroll 1
+        for (int from = 0; from < num_pairs; from += BATCH * PASS_THREADS) {
+            const auto index_of = [=](int i) {
+                return min(from + i * PASS_THREADS + static_cast<int>(threadIdx.x), num_pairs - 1);
+            };
+            char* target[BATCH];
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                target[i] = activations + index_of(i) / pairs_per_row * pitch + index_of(i) % pairs_per_row * 8;
+            ulonglong2 pairs[BATCH];
+            const int wanted = divide_up(num_pairs - from, PASS_THREADS);
+            await_pairs(pairs, first_tag + depth, [&](int i) { return words + 2 * index_of(i); }, wanted);
+#pragma unroll
+            for (int i = 0; i < BATCH; ++i)
+                if (from + i * PASS_THREADS + static_cast<int>(threadIdx.x) < num_pairs)
+                    *reinterpret_cast<uint2*>(target[i]) =
+                        make_uint2(static_cast<unsigned>(pairs[i].x), static_cast<unsigned>(pairs[i].y));
+        }
+    }
+
+    __device__ void load_ahead(WeightStep (&ahead)[STEPS_AHEAD], int own) const {
+        const char* tile = resident.tile(own, tile_at(own));
+#pragma unroll
+        for (int step = 0; step < STEPS_AHEAD; ++step) ahead[step] = load_step(tile, min(step, num_steps - 1));
+    }
+
+    // A lane whose row does not exist takes the last one's place; its products go nowhere.
+    __device__ void multiply(
+        TileSums<ROW_BLOCKS>& sums, const WeightStep (&ahead)[STEPS_AHEAD], int own, int count) const {
+        const char* tile = resident.tile(own, tile_at(own));
+        const char* rows[ROW_BLOCKS];
+#pragma unroll
+        for (int block = 0; block < ROW_BLOCKS; ++block)
+            rows[block] = activations + lane_id() % 4 * 16 +
+                          min(block * 8 + static_cast<int>(lane_id()) / 4, count - 1) * pitch;
+        const auto add = [&](const WeightStep& weights, int step) {
+#pragma unroll
+            for (int block = 0; block < ROW_BLOCKS; ++block)
+                add_products<T>(sums, weights, load16(rows[block] + step * STEP_COLUMNS * 2), block);
+        };
+#pragma unroll
+        for (int step = 0; step < STEPS_AHEAD; ++step)
+            if (step < num_steps) add(ahead[step], step);
+#pragma unroll 5
+        for (int step = STEPS_AHEAD; step < num_steps; ++step) add(load_step(tile, step), step);
+    }
+
+    // A lane has tokens lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of each 8.
+    __device__ void publish(const TileSums<ROW_BLOCKS>& sums, int own, int depth, int first, int rows, int width) const {
+        const unsigned tag = first_tag + depth;
+        const int tile = tile_of(own), entry = tile * TILE_ROWS + static_cast<int>(lane_id()) / 4;
+#pragma unroll
+        for (int block = 0; block < ROW_BLOCKS; ++block)
+#pragma unroll
+            for (int side = 0; side < 2; ++side) {
+                const int row = first + block * 8 + 2 * (static_cast<int>(lane_id()) % 4) + side;
+                const bool is_real = row < rows;
+                float logits[2];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    logits[half] = sums.even[block][2 * half + side] + sums.odd[block][2 * half + side];
+                    if (params.temperature && is_real)
+                        logits[half] += noise[(row / width * own_tiles + own) * TILE_ROWS +
+                                              static_cast<int>(lane_id()) / 4 + 8 * half];
+                    if (entry + 8 * half >= params.num_draft) logits[half] = -INFINITY;
+                    if (is_real)
+                        store_relaxed_word(params.logits + (static_cast<long long>(row) * num_tiles * TILE_ROWS + entry +
+                                                            8 * half),
+                                           tagged(__float_as_uint(logits[half]), tag));
+                }
+                float largest = fmaxf(logits[0], logits[1]);
+                for (int mask = 4; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
+                float sum = exp2_fast((logits[0] - largest) * LOG2_OF_E) + exp2_fast((logits[1] - largest) * LOG2_OF_E);
+                for (int mask = 4; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
+                if (is_real && lane_id() < 4)
+                    store_relaxed_words(params.maxima + (static_cast<long long>(row) * num_tiles + tile) * 2,
+                                        make_ulonglong2(tagged(__float_as_uint(largest), tag),
+                                                        tagged(__float_as_uint(sum), tag)));
+            }
+    }
+};

@@ -1,0 +1,51 @@
+// What a launch of the draft pass takes; mirrored in state.py.
+//
+// Dimensions: B requests, W beams, K depth, N nodes, C candidates of a depth, H hidden, E exit, L residual blocks,
+// V_draft tokens that are drafted, T tiles of 16 of them, R rows (beams of all requests together) that there is room for.
+// Weights (out, in) lie in tiles of 16 rows, see tiles.cuh.
+#pragma once
+
+struct DraftPassParams {
+    const void* embedding;     // (V, H) elements
+    const void* context_proj;  // (E, H) tiles, likewise the next five
+    const void* rnn_w;         // (H, H)
+    const void* rnn_u;         // (H, H)
+    const void* state_proj;    // (E, H)
+    const void* blocks;        // (L, E, E)
+    const void* lm_head;       // (V_draft, E), its last tile filled up with zeros
+    const void* context_bias;  // (E,) elements
+    const void* rnn_bias;      // (H,)
+    const void* block_biases;  // (L, E)
+    const long long* vocab_ids;     // (V_draft,)
+    const float* hidden;            // (B, H)
+    const long long* root_ids;      // (B,), likewise the next
+    const long long* positions;
+    const float* temperature;       // (B,), or null: no noise
+    const long long* seed;
+    const long long* sample_index;
+    long long* token_ids;  // (B, N), likewise the next three: see plugins/tree_pack
+    long long* parents;
+    long long* depths;
+    long long* ancestors;
+    unsigned long long* states;   // (2, R, H / 2) words, see exchange.cuh
+    unsigned long long* hiddens;  // (L + 1, R, E / 2) words
+    unsigned long long* maxima;   // (R, T, 2) words: the largest of a tile's logits, the sum of exp(logit - largest)
+    unsigned long long* logits;   // (R, 16 T) words
+    unsigned long long* beams;    // (R,) words: token and beam before
+    unsigned* launches;  // (blocks,), 0 before the first launch
+    int requests;
+    int num_nodes;
+    int num_beams;
+    int depth;
+    int hidden_size;
+    int exit_dim;
+    int num_blocks;
+    int num_draft;
+    int max_rows;        // R
+    int chain_blocks;    // thread blocks from the first on
+    int select_blocks;   // those after them; the others have the LM head
+    int chain_resident;  // tiles that a block of the chain keeps in shared memory
+    int head_resident;
+    int has_silu;  // dialect `apple`
+};
+static_assert(sizeof(DraftPassParams) == 27 * 8 + 14 * 4, "mirrored in state.py");

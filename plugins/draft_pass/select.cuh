@@ -1,0 +1,367 @@
+// The blocks that choose: for each request the C best continuations of its beams at every depth, of which the W best go
+// on, and in the end its tree.
+//
+// A thread looks at tiles' maxima, not at logits. The C best tiles hold the C best continuations; a first threshold, the
+// C-th best of some groups of threads, leaves few tiles to rank, and the C-th best tile's maximum, few logits. Ranks are
+// keys that no two have alike: score first, then the earlier beam and token. So which are chosen depends on no order of
+// threads, and the lists have bounds that hold for any input.
+//
+// A tree's N - 1 best candidates so far are held from depth to depth; the next are merged while the chain runs.
+#pragma once
+
+#include "head.cuh"
+#include "tree_pack/tree_pack.cuh"
+
+constexpr int MOST_CANDIDATES = 64;  // C
+constexpr int MOST_PASS_ROWS = 128;  // R
+constexpr int MOST_GROUPS = PASS_THREADS / 2;
+constexpr int PLACE_BITS = 24;  // of a tile or a token within a beam
+constexpr int SELECT_FIXED_BYTES = 20 * 1024;
+static_assert(MOST_GROUPS >= 2 * MOST_CANDIDATES, "a group for each candidate held and new");
+
+// A node that a tree may have. `rank` orders by score, then by the number of the candidate.
+struct Candidate {
+    unsigned long long rank;
+    int token;
+    int parent;  // number of another, -1 is the root
+};
+
+struct SelectShared {
+    unsigned long long group_keys[MOST_GROUPS];
+    unsigned long long found[MOST_CANDIDATES * TILE_ROWS];
+    int found_tokens[MOST_CANDIDATES * TILE_ROWS];
+    unsigned long long best[MOST_CANDIDATES];
+    int best_tokens[MOST_CANDIDATES];
+    int chosen[MOST_CANDIDATES];  // beam and tile
+    int parent_of[PACK_MOST_NODES];
+    unsigned long long group_threshold;
+    unsigned long long tile_threshold;
+    int num_listed;
+    int num_found;
+    float part_largest[MOST_CANDIDATES];  // of each beam and warp of it
+    float part_sum[MOST_CANDIDATES];
+    float shift[PASS_WARPS][MOST_CANDIDATES];  // what makes a beam's logits cumulative log-probabilities, for each warp
+    float parent_scores[MOST_CANDIDATES];
+    float beam_scores[MOST_PASS_ROWS];  // (own requests, W)
+};
+static_assert(sizeof(SelectShared) <= SELECT_FIXED_BYTES, "SELECT_FIXED_BYTES");
+
+// Orders by score, and of equal scores the lower place first.
+__device__ __forceinline__ unsigned long long rank_of(float score, int place) {
+    const unsigned bits = __float_as_uint(score + 0.0f);  // -0 ranks as 0
+    const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<unsigned long long>(ordered) << 32 | static_cast<unsigned>(~place);
+}
+
+__device__ __forceinline__ float score_of(unsigned long long rank) {
+    const unsigned ordered = static_cast<unsigned>(rank >> 32);
+    return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
+}
+
+__device__ __forceinline__ int place_of(unsigned long long rank) { return static_cast<int>(~static_cast<unsigned>(rank)); }
+
+// The threads of a block in groups of 2^bits, each of which has one of `count` things: the largest groups that leave each
+// thing one, or pairs, in rounds, where there are more.
+struct Grouping {
+    int bits;
+
+    __device__ explicit Grouping(int count)
+        : bits(count <= PASS_THREADS / 16 ? 4 : count <= PASS_THREADS / 8 ? 3 : count <= PASS_THREADS / 4 ? 2 : 1) {}
+    __device__ int groups() const { return PASS_THREADS >> bits; }
+    __device__ int own() const { return static_cast<int>(threadIdx.x) >> bits; }
+    __device__ bool is_first() const { return member() == 0; }
+    __device__ int member() const { return static_cast<int>(threadIdx.x) & ((1 << bits) - 1); }
+
+    // How many of `count` keys are above `key`, which is the group's.
+    template <class KeyAt>
+    __device__ int rank_among(int count, unsigned long long key, KeyAt key_at) const {
+        int above = 0;
+#pragma unroll 4
+        for (int at = member(); at < count; at += 1 << bits) above += key_at(at) > key;
+        for (int mask = 1; mask < 1 << bits; mask *= 2) above += shfl_xor(above, mask);
+        return above;
+    }
+};
+
+struct Select {
+    const DraftPassParams& params;
+    const unsigned first_tag;
+    SelectShared& shared;
+    Candidate* held;             // (own requests, 2 * MOST_CANDIDATES)
+    unsigned long long* listed;  // ranks of tiles
+    float* maxima;               // (W, T), as the head left them
+    int num_tiles;
+    int count;  // C
+    const Grouping shares;  // of tiles
+
+    __device__ Select(const DraftPassParams& params, unsigned first_tag)
+        : params(params), first_tag(first_tag), shared(*reinterpret_cast<SelectShared*>(shared_memory())),
+          num_tiles(divide_up(params.num_draft, TILE_ROWS)), count(max(params.num_beams, params.num_nodes - 1)),
+          shares(2 * count) {
+        held = reinterpret_cast<Candidate*>(shared_memory() + SELECT_FIXED_BYTES);
+        listed = reinterpret_cast<unsigned long long*>(
+            held + divide_up(params.requests, params.select_blocks) * 2 * MOST_CANDIDATES);
+        maxima = reinterpret_cast<float*>(listed + most_listed());
+    }
+
+    // Tiles of C groups.
+    __device__ int most_listed() const {
+        const int share = params.num_beams * divide_up(num_tiles, PASS_THREADS) << shares.bits;
+        return min(count * share, params.num_beams * num_tiles);
+    }
+
+    // `body(request, own request)`
+    template <class Body>
+    __device__ void each_request(Body body) const {
+#pragma unroll 1
+        for (int own = 0, request = blockIdx.x - params.chain_blocks; request < params.requests;
+             ++own, request += params.select_blocks)
+            body(request, own);
+    }
+
+    __device__ void run() {
+        if (threadIdx.x < MOST_PASS_ROWS) shared.beam_scores[threadIdx.x] = 0.0f;
+        block_sync();
+#pragma unroll 1
+        for (int depth = 1; depth <= params.depth; ++depth)
+            each_request([&](int request, int own) {
+                select(depth, request, depth == 1 ? 1 : params.num_beams, shared.beam_scores + own * params.num_beams);
+                hold(depth, held + own * 2 * MOST_CANDIDATES);
+            });
+        each_request([&](int request, int own) { write_tree(request, held + own * 2 * MOST_CANDIDATES); });
+    }
+
+    __device__ void select(int depth, int request, int width, float* beam_scores) {
+        const unsigned tag = first_tag + depth;
+        const long long first_row = static_cast<long long>(request) * width;
+        if (static_cast<int>(threadIdx.x) < count) {
+            shared.best[threadIdx.x] = rank_of(-INFINITY, 0);
+            shared.best_tokens[threadIdx.x] = 0;
+        }
+        if (static_cast<int>(threadIdx.x) < width) shared.parent_scores[threadIdx.x] = beam_scores[threadIdx.x];
+        if (threadIdx.x == 0) {
+            shared.group_threshold = shared.tile_threshold = 0;
+            shared.num_listed = shared.num_found = 0;
+        }
+        read_maxima(tag, first_row, width);
+        block_sync();
+        trace(depth, 0);
+        find_shifts(width);
+        list_tiles(width);
+        trace(depth, 1);
+        choose_tiles();
+        trace(depth, 2);
+        find_continuations(tag, first_row, depth < params.depth);
+        trace(depth, 3);
+        rank_continuations();
+        trace(depth, 4);
+        if (static_cast<int>(threadIdx.x) < params.num_beams) {
+            const unsigned long long best = shared.best[threadIdx.x];
+            const int beam = place_of(best) >> PLACE_BITS;
+            store_relaxed_word(params.beams + request * params.num_beams + threadIdx.x,
+                               tagged(static_cast<unsigned>(shared.best_tokens[threadIdx.x]) << DEPTH_BITS | beam, tag));
+            beam_scores[threadIdx.x] = continued(best);
+        }
+    }
+
+    // The score of a continuation. Rounding must not put it above its parent's.
+    __device__ float continued(unsigned long long best) const {
+        return fminf(score_of(best), shared.parent_scores[place_of(best) >> PLACE_BITS]);
+    }
+
+    // Warps of each beam: a power of 2.
+    __device__ int warps_per_beam(int width) const {
+        int warps = 8;
+        while (warps > 1 && warps * width > PASS_WARPS) warps /= 2;
+        return warps;
+    }
+
+    // Copy a request's maxima, and add up the softmax of each beam in parts of a warp each.
+    __device__ void read_maxima(unsigned tag, long long first_row, int width) {
+        constexpr int BATCH = 8;
+        const int parts = warps_per_beam(width), part = static_cast<int>(warp_id()) % parts, step = 32 * parts;
+#pragma unroll 1
+        for (int beam = static_cast<int>(warp_id()) / parts; beam < width; beam += PASS_WARPS / parts) {
+            const unsigned long long* words = params.maxima + (first_row + beam) * num_tiles * 2;
+            float largest = -INFINITY, sum = 0.0f;
+#pragma unroll 1
+            for (int from = 32 * part; from < num_tiles; from += BATCH * step) {
+                ulonglong2 pairs[BATCH];
+                const int wanted = divide_up(num_tiles - from, step), first = from + static_cast<int>(lane_id());
+                await_pairs(
+                    pairs, tag, [&](int i) { return words + 2 * min(first + i * step, num_tiles - 1); }, wanted);
+                const float before = largest;
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i)
+                    if (first + i * step < num_tiles) {
+                        maxima[beam * num_tiles + first + i * step] = value_of(pairs[i].x);
+                        largest = fmaxf(largest, value_of(pairs[i].x));
+                    }
+                sum = sum > 0 ? sum * exp2_fast((before - largest) * LOG2_OF_E) : 0.0f;
+#pragma unroll
+                for (int i = 0; i < BATCH; ++i)
+                    if (first + i * step < num_tiles)
+                        sum += value_of(pairs[i].y) * exp2_fast((value_of(pairs[i].x) - largest) * LOG2_OF_E);
+            }
+            const float warp_largest = warp_max(largest);
+            sum = warp_sum(sum > 0 ? sum * exp2_fast((largest - warp_largest) * LOG2_OF_E) : 0.0f);  // 0: no tiles
+            if (lane_id() == 0) {
+                shared.part_largest[beam * parts + part] = warp_largest;
+                shared.part_sum[beam * parts + part] = sum;
+            }
+        }
+    }
+
+    // By each warp for itself: the parts of the beams, a lane each.
+    __device__ void find_shifts(int width) {
+        constexpr float LN_2 = 0.6931471805599453f;
+        const int parts = warps_per_beam(width);
+#pragma unroll 1
+        for (int first = 0; first < width * parts; first += 32) {
+            const int at = first + static_cast<int>(lane_id()), from = min(at, width * parts - 1);
+            const float part_largest = shared.part_largest[from];
+            float largest = part_largest;
+            for (int mask = 1; mask < parts; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
+            float sum = shared.part_sum[from] * exp2_fast((part_largest - largest) * LOG2_OF_E);
+            for (int mask = 1; mask < parts; mask *= 2) sum += shfl_xor(sum, mask);
+            const int beam = from / parts;
+            if (at < width * parts && at % parts == 0)
+                shared.shift[warp_id()][beam] = shared.parent_scores[beam] - (largest + LN_2 * log2_fast(sum));
+        }
+        warp_sync();
+    }
+
+    // `body(rank)` of this thread's share of the tiles.
+    template <class Body>
+    __device__ void each_tile(int width, Body body) const {
+        for (int beam = 0; beam < width; ++beam) {
+            const float shift = shared.shift[warp_id()][beam];
+            for (int tile = threadIdx.x; tile < num_tiles; tile += PASS_THREADS)
+                body(rank_of(maxima[beam * num_tiles + tile] + shift, beam << PLACE_BITS | tile));
+        }
+    }
+
+    // List the tiles that are not worse than the best of any of the C best groups.
+    __device__ void list_tiles(int width) {
+        unsigned long long own = 0;
+        each_tile(width, [&](unsigned long long rank) { own = max(own, rank); });
+        unsigned long long group_key = own;
+        for (int mask = 1; mask < 1 << shares.bits; mask *= 2) group_key = max(group_key, shfl_xor(group_key, mask));
+        if (shares.is_first()) shared.group_keys[shares.own()] = group_key;
+        block_sync();
+        const int rank =
+            shares.rank_among(shares.groups(), group_key, [&](int at) { return shared.group_keys[at]; });
+        if (rank == count - 1 && group_key != 0 && shares.is_first()) shared.group_threshold = group_key;
+        block_sync();
+        const unsigned long long threshold = shared.group_threshold;
+        if (own >= threshold)
+            each_tile(width, [&](unsigned long long rank) {
+                if (rank >= threshold) listed[atomicAdd(&shared.num_listed, 1)] = rank;
+            });
+        block_sync();
+    }
+
+    __device__ void choose_tiles() {
+        const int num_listed = shared.num_listed;
+        const Grouping grouping(num_listed);
+#pragma unroll 1
+        for (int first = 0; first < num_listed; first += grouping.groups()) {
+            const int at = first + grouping.own();
+            const unsigned long long own = at < num_listed ? listed[at] : 0;
+            const int rank = grouping.rank_among(num_listed, own, [&](int other) { return listed[other]; });
+            if (at >= num_listed || rank >= count || !grouping.is_first()) continue;
+            shared.chosen[rank] = place_of(own);
+            if (rank == count - 1) shared.tile_threshold = own;
+        }
+        block_sync();
+    }
+
+    // The logits of the chosen tiles that are not worse than the worst of these tiles' largest. The chain will ask for
+    // the embeddings of some.
+    __device__ void find_continuations(unsigned tag, long long first_row, bool goes_on) {
+        const int num_places = min(count, shared.num_listed) * TILE_ROWS;
+        const unsigned long long threshold = shared.tile_threshold;
+#pragma unroll 1
+        for (int from = 0; from < num_places; from += PASS_THREADS) {
+            const int at = from + static_cast<int>(threadIdx.x), chosen = shared.chosen[min(at, num_places - 1) / TILE_ROWS];
+            const int beam = chosen >> PLACE_BITS, tile = chosen % (1 << PLACE_BITS);
+            const int place = tile * TILE_ROWS + at % TILE_ROWS, entry = min(place, params.num_draft - 1);
+            const int token = static_cast<int>(params.vocab_ids[entry]);
+            const unsigned bits =
+                await_word(params.logits + (first_row + beam) * num_tiles * TILE_ROWS + entry, tag);
+            const float score = __uint_as_float(bits) + shared.shift[warp_id()][beam];
+            if (at >= num_places || place != entry || rank_of(score, chosen) < threshold) continue;
+            const int found = atomicAdd(&shared.num_found, 1);
+            shared.found[found] = rank_of(score, beam << PLACE_BITS | entry);
+            shared.found_tokens[found] = token;
+            if (!goes_on) continue;
+            const char* row = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
+            for (int byte = 0; byte < 2 * params.hidden_size; byte += 128) prefetch_l2(row + byte);
+        }
+        block_sync();
+    }
+
+    __device__ void rank_continuations() {
+        const int num_found = shared.num_found;
+        const Grouping grouping(num_found);
+#pragma unroll 1
+        for (int first = 0; first < num_found; first += grouping.groups()) {
+            const int at = first + grouping.own();
+            const unsigned long long own = at < num_found ? shared.found[at] : 0;
+            const int rank = grouping.rank_among(num_found, own, [&](int other) { return shared.found[other]; });
+            if (at >= num_found || rank >= count || !grouping.is_first()) continue;
+            shared.best[rank] = own;
+            shared.best_tokens[rank] = shared.found_tokens[at];
+        }
+        block_sync();
+    }
+
+    // Merge a depth's candidates with those held, of which the N - 1 best stay.
+    __device__ void hold(int depth, Candidate* candidates) {
+        const int num_held = depth == 1 ? 0 : params.num_nodes - 1, total = num_held + count;
+        if (static_cast<int>(threadIdx.x) < count) {
+            const unsigned long long best = shared.best[threadIdx.x];
+            const int number = (depth - 1) * count + static_cast<int>(threadIdx.x);
+            const int parent = depth == 1 ? -1 : (depth - 2) * count + (place_of(best) >> PLACE_BITS);
+            candidates[num_held + threadIdx.x] = {rank_of(continued(best), number),
+                                                  shared.best_tokens[threadIdx.x], parent};
+        }
+        block_sync();
+        const Grouping grouping(total);
+        const Candidate own = candidates[min(grouping.own(), total - 1)];
+        const int rank = grouping.rank_among(total, own.rank, [&](int at) { return candidates[at].rank; });
+        block_sync();
+        if (grouping.own() < total && rank < params.num_nodes - 1 && grouping.is_first()) candidates[rank] = own;
+        block_sync();
+    }
+
+    // Number the candidates held in their order; what scores -inf or NaN is none.
+    __device__ void write_tree(int request, const Candidate* candidates) {
+        const int most = params.num_nodes - 1, at = threadIdx.x;
+        const long long row = static_cast<long long>(request) * params.num_nodes;
+        if (at < params.num_nodes) {
+            shared.parent_of[at] = -1;  // padding, until a candidate takes the node
+            params.token_ids[row + at] = at == 0 ? params.root_ids[request] : -1;
+        }
+        block_sync();
+        if (at < most && is_node(candidates[at])) {
+            int node = 1, parent = 1;
+            bool has_parent = false;
+            for (int other = 0; other < most; ++other) {
+                if (!is_node(candidates[other])) continue;
+                const int number = place_of(candidates[other].rank);
+                node += number < place_of(candidates[at].rank);
+                parent += number < candidates[at].parent;
+                has_parent |= number == candidates[at].parent;
+            }
+            shared.parent_of[node] = has_parent ? parent : 0;
+            params.token_ids[row + node] = candidates[at].token;
+        }
+        block_sync();
+        write_links(params.parents + row, params.depths + row, params.ancestors + row, shared.parent_of,
+                    params.num_nodes);
+        block_sync();  // the next request's
+    }
+
+    static __device__ bool is_node(const Candidate& candidate) { return score_of(candidate.rank) > -INFINITY; }
+};

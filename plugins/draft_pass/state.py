@@ -1,0 +1,109 @@
+"""What the launches of a head's draft pass keep between them, and the parameters of one. Needs no GPU."""
+
+import ctypes
+
+import torch
+
+from plugins.cuda.run import require_contiguous, require_shape
+from plugins.draft_pass import DraftWeights, DrawNoise
+from plugins.draft_pass.plan import MOST_ROWS, HeadSizes, PassPlan, PassSizes
+from plugins.tree_pack import PackedTree
+
+_POINTERS = (
+    "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "blocks", "lm_head", "context_bias", "rnn_bias",
+    "block_biases", "vocab_ids", "hidden", "root_ids", "positions", "temperature", "seed", "sample_index", "token_ids",
+    "parents", "depths", "ancestors", "states", "hiddens", "maxima", "logits", "beams", "launches",
+)  # fmt: skip
+_COUNTS = (
+    "requests", "num_nodes", "num_beams", "depth", "hidden_size", "exit_dim", "num_blocks", "num_draft", "max_rows",
+    "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu",
+)  # fmt: skip
+_TILED = ("context_proj", "rnn_w", "rnn_u", "state_proj", "blocks", "lm_head")
+_KEPT = ("embedding", "context_bias", "rnn_bias", "block_biases")
+
+
+class DraftPassParams(ctypes.Structure):
+    """Mirror of the struct in params.cuh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int32) for name in _COUNTS),
+    )
+
+
+def tiled(weight: torch.Tensor) -> torch.Tensor:
+    """Lay out a weight (..., out, in) as tiles.cuh says, its last tile filled up with zeros.
+
+    Returns:
+        (..., ceil(out / 16), in / 32, 2, 32, 8), contiguous.
+    """
+    missing = -weight.shape[-2] % 16
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+    parts = padded.unflatten(-2, (-1, 2, 8)).unflatten(-1, (-1, 4, 8))  # tile, half, row | step, quarter, column
+    tiles: torch.Tensor = parts.movedim(-3, -5).flatten(-3, -2)
+    return tiles.contiguous()
+
+
+class PassState:
+    """Weights as the kernel reads them, and the words that blocks hand each other.
+
+    Args:
+        weights: contiguous, of one 16-bit dtype, on one device.
+        processors: thread blocks of a launch.
+    """
+
+    def __init__(self, weights: DraftWeights, processors: int) -> None:
+        self.dtype, device = weights.embedding.dtype, weights.embedding.device
+        (exit_dim, hidden_size), num_blocks = weights.state_proj.shape, len(weights.blocks)
+        self.sizes = HeadSizes(hidden_size, exit_dim, num_blocks, len(weights.lm_head), len(weights.embedding))
+        self._has_silu = weights.has_silu
+        fields = weights._asdict()
+        self._weights = {name: tiled(fields[name]) for name in _TILED} | {name: fields[name] for name in _KEPT}
+        for name, tensor in self._weights.items():
+            require_shape("draft_pass", tuple(tensor.shape), self.dtype, **{name: tensor})
+        self._weights["vocab_ids"] = weights.vocab_ids
+        require_shape("draft_pass", (self.sizes.num_draft,), torch.int64, vocab_ids=weights.vocab_ids)
+        require_contiguous("draft_pass", **self._weights)
+        tiles = -(-self.sizes.num_draft // 16)
+        words = {
+            "states": 2 * MOST_ROWS * self.sizes.hidden_size // 2,
+            "hiddens": (self.sizes.num_blocks + 1) * MOST_ROWS * self.sizes.exit_dim // 2,
+            "maxima": MOST_ROWS * tiles * 2,
+            "logits": MOST_ROWS * tiles * 16,
+            "beams": MOST_ROWS,
+        }
+        self._words = {name: torch.zeros(count, dtype=torch.int64, device=device) for name, count in words.items()}
+        self._launches = torch.zeros(processors, dtype=torch.int32, device=device)
+
+    def params(
+        self,
+        plan: PassPlan,
+        sizes: PassSizes,
+        hidden: torch.Tensor,
+        root_ids: torch.Tensor,
+        positions: torch.Tensor,
+        noise: DrawNoise | None,
+        tree: PackedTree,
+    ) -> DraftPassParams:
+        """Check the inputs of one launch and point to them.
+
+        Raises:
+            KernelError: a tensor of another shape, dtype or layout.
+        """
+        batch = (sizes.requests,)
+        integers = {"root_ids": root_ids, "positions": positions}
+        if noise is not None:
+            integers |= {"seed": noise.seed, "sample_index": noise.sample_index}
+            require_shape("draft_pass", batch, torch.float32, temperature=noise.temperature)
+            require_contiguous("draft_pass", temperature=noise.temperature)
+        require_shape("draft_pass", (sizes.requests, self.sizes.hidden_size), torch.float32, hidden=hidden)
+        require_shape("draft_pass", batch, torch.int64, **integers)
+        require_contiguous("draft_pass", hidden=hidden, **integers)
+        given = {**self._weights, **self._words, **integers, **tree._asdict(), "hidden": hidden,
+                 "launches": self._launches}  # fmt: skip
+        if noise is not None:
+            given["temperature"] = noise.temperature
+        pointers = {name: given[name].data_ptr() if name in given else None for name in _POINTERS}
+        counts = {**sizes._asdict(), **self.sizes._asdict(), **plan._asdict(), "max_rows": MOST_ROWS,
+                  "has_silu": int(self._has_silu)}  # fmt: skip
+        return DraftPassParams(**pointers, **{name: counts[name] for name in _COUNTS})

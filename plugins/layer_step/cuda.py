@@ -1,0 +1,208 @@
+"""A decoder's pass over up to 64 rows: five launches a layer, on the current stream."""
+
+import torch
+
+from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.cuda.run import ELEMENTS, processors, run_kernel
+from plugins.cuda.source import KernelSource
+from plugins.layer_step.layout import (
+    STAGES,
+    THREADS,
+    Tiling,
+    bucket_of,
+    clusters,
+    head_tiling,
+    shared_bytes,
+    tiling,
+)
+from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
+from plugins.layer_step.weights import LayerTensors, LayerWeights
+from plugins.rope_kv_write import rope_kv_write
+
+_ROW_THREADS = 256
+_BLOCK_SUM_BYTES = 32
+
+
+def linear_source(element: torch.dtype) -> KernelSource:
+    """The linear layers' kernels for that dtype."""
+    defines = (("ELEMENT", ELEMENTS[element]), ("RING_STAGES", str(STAGES)))
+    return KernelSource("layer_linear", "layer_step/layer_linear.cu", defines)
+
+
+def rows_source(element: torch.dtype) -> KernelSource:
+    """The kernels of a step's ends for that dtype."""
+    return KernelSource("layer_rows", "layer_step/rows.cu", (("ELEMENT", ELEMENTS[element]),))
+
+
+class LayerStep:
+    """Steps of one model over one cache; see the package. Keeps nothing between them."""
+
+    def __init__(self, weights: LayerWeights, cache: torch.Tensor) -> None:
+        self._weights = weights
+        self._cache = cache
+
+    def __call__(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache_positions: torch.Tensor,
+        query_starts: torch.Tensor,
+        context_lens: torch.Tensor,
+        block_tables: torch.Tensor,
+        ancestors: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, cache = self._weights, self._cache
+        spec, rows, dtype = weights.spec, len(token_ids), cache.dtype
+        shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.shape[3], spec.sliding_window, spec.head_dim)
+        plan = plan_attention(shape, query_starts, context_lens, block_tables, dtype, ancestors, rows)
+        stream = _Stream(self, token_ids, positions, cache_positions, query_starts, block_tables)
+        context = cache.new_empty(rows, spec.num_heads, spec.head_dim)
+        query = torch.empty_like(context)
+        activated = cache.new_empty(rows, spec.intermediate_size)
+        for index, layer in enumerate(weights.layers):
+            k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
+            stream.queries(layer, k_cache, v_cache, query)
+            attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
+            stream.add(context, layer.dense, layer.post_norm)
+            stream.gated(layer.gate_up, activated)
+            is_last = index + 1 == len(weights.layers)
+            stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
+        return stream.logits()
+
+
+class _Stream:
+    """The residual stream of a step's rows, and the layers that read and change it."""
+
+    def __init__(
+        self,
+        step: LayerStep,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        cache_positions: torch.Tensor,
+        query_starts: torch.Tensor,
+        block_tables: torch.Tensor,
+    ) -> None:
+        weights, cache = step._weights, step._cache
+        self._weights, self._rows, self._positions = weights, len(token_ids), positions
+        self._block_size = cache.shape[3]
+        self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
+        self._scaled = cache.new_empty(self._hidden.shape)
+        self._squares = self._hidden.new_empty(self._rows, 1)
+        # Float16 may not hold the stream, so its rows are scaled: see SCALES_ROWS.
+        self._scales = self._hidden.new_empty(self._rows) if cache.dtype == torch.float16 else None
+        self._kv_rows = torch.empty_like(positions)
+        params = self._rows_params(weights.layers[0].input_norm)
+        params.token_ids, params.cache_positions = token_ids.data_ptr(), cache_positions.data_ptr()
+        params.query_starts, params.block_tables = query_starts.data_ptr(), block_tables.data_ptr()
+        params.embedding = weights.embedding.data_ptr()
+        params.num_requests, params.max_blocks = block_tables.shape
+        self._run_rows("rows_begin_kernel", params)
+        self._qkv = None
+        if (
+            weights.spec.qk_norm and head_tiling(weights.spec.head_dim) is None
+        ):  # then heads are normed in a launch more
+            self._qkv = cache.new_empty(self._rows, weights.spec.qkv_size)
+            self._cos, self._sin = weights.cos[positions], weights.sin[positions]
+            heads = torch.arange(weights.spec.num_kv_heads, device=cache.device) * self._block_size
+            self._head_rows = self._kv_rows.unsqueeze(1) + heads
+
+    def queries(self, layer: LayerTensors, k_cache: torch.Tensor, v_cache: torch.Tensor, query: torch.Tensor) -> None:
+        """Write the rows' queries, and their keys and values to the cache."""
+        if self._qkv is not None:
+            self._run(self._normed("plain", layer.qkv, self._qkv, layer.qkv_bias))
+            rope_kv_write(
+                self._qkv, self._cos, self._sin, self._head_rows, layer.q_norm, layer.k_norm,
+                self._weights.spec.norm_eps, k_cache, v_cache, query,
+            )  # fmt: skip
+            return
+        params = self._normed("qkv", layer.qkv, query, layer.qkv_bias)
+        cut = tiling(*layer.qkv.shape)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            params.q_norm, params.k_norm = layer.q_norm.data_ptr(), layer.k_norm.data_ptr()
+            cut = head_tiling(params.head_dim) or cut
+        params.cos, params.sin = self._weights.cos.data_ptr(), self._weights.sin.data_ptr()
+        params.positions, params.kv_rows = self._positions.data_ptr(), self._kv_rows.data_ptr()
+        params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
+        self._run(params, cut)
+
+    def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
+        """Add a sublayer's result, and leave what the layer after the next norm reads."""
+        params = self._params("residual", x, weight, self._scaled)
+        squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
+        params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
+        params.squares_out = squares.data_ptr()
+        scales = self._scales
+        if scales is not None:
+            self._read_norm(params)
+            scales = torch.empty_like(scales)
+            params.scales_out = scales.data_ptr()
+        self._run(params)
+        self._squares, self._scales = squares, scales
+
+    def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
+        self._run(self._normed("gated", weight, activated))
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, V) and (R, H) float32: the logits, and the stream after the last norm."""
+        weights = self._weights
+        normed = torch.empty_like(self._hidden)
+        parts = self._scaled.new_empty(2, *self._hidden.shape)
+        params = self._rows_params(weights.final_norm)
+        params.scaled, params.squares = parts.data_ptr(), normed.data_ptr()
+        self._run_rows("rows_end_kernel", params)
+        logits = self._hidden.new_empty(self._rows, weights.spec.vocab_size)
+        head = self._params("logits", parts, weights.head, logits)
+        head.parts = 2
+        self._run(head)
+        return logits, normed
+
+    def _normed(
+        self, mode: str, weight: torch.Tensor, y: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> LayerLinearParams:
+        params = self._params(mode, self._scaled, weight, y)
+        params.bias = None if bias is None else bias.data_ptr()
+        self._read_norm(params)
+        return params
+
+    def _read_norm(self, params: LayerLinearParams) -> None:
+        """What the stream was when its last layer had been added."""
+        params.squares, params.num_squares = self._squares.data_ptr(), self._squares.shape[1]
+        params.scales = None if self._scales is None else self._scales.data_ptr()
+
+    def _params(self, mode: str, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor) -> LayerLinearParams:
+        spec = self._weights.spec
+        return LayerLinearParams(
+            x=x.data_ptr(), weight=weight.data_ptr(), y=y.data_ptr(), rows=self._rows, columns=weight.shape[1],
+            outputs=weight.shape[0], mode=MODES.index(mode), parts=1, num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
+        )  # fmt: skip
+
+    def _run(self, params: LayerLinearParams, cut: Tiling | None = None) -> None:
+        cut = cut or tiling(params.outputs, params.columns)
+        run_linear(params, cut, self._scaled.dtype, processors(self._scaled.device))
+
+    def _rows_params(self, norm: torch.Tensor) -> RowsParams:
+        spec = self._weights.spec
+        return RowsParams(
+            norm=norm.data_ptr(), hidden=self._hidden.data_ptr(), scaled=self._scaled.data_ptr(),
+            squares=self._squares.data_ptr(), kv_rows=self._kv_rows.data_ptr(), rows=self._rows,
+            scales=None if self._scales is None else self._scales.data_ptr(),
+            hidden_size=spec.hidden_size, num_kv_heads=spec.num_kv_heads, block_size=self._block_size,
+            eps=spec.norm_eps,
+        )  # fmt: skip
+
+    def _run_rows(self, entry: str, params: RowsParams) -> None:
+        run_kernel(rows_source(self._scaled.dtype), entry, self._rows, _ROW_THREADS, params, _BLOCK_SUM_BYTES)
+
+
+def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:
+    """Launch one layer, cut so."""
+    outputs, columns, rows, parts = params.outputs, params.columns, params.rows, params.parts
+    params.row_warps, params.tiles = cut.row_warps, cut.tiles(outputs)
+    num_clusters = clusters(cut, outputs, columns, rows, parts, num_processors)
+    tiles_each = -(-params.tiles // num_clusters)
+    run_kernel(
+        linear_source(dtype), f"layer_linear_{bucket_of(rows)}_kernel", num_clusters * cut.cluster, THREADS, params,
+        shared_bytes(cut, columns, rows, parts, tiles_each), cluster=cut.cluster,
+    )  # fmt: skip

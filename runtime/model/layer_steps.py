@@ -1,0 +1,81 @@
+"""The decoder's pass over some 5 to 64 rows in a few launches a layer, where GPU kernels take the model."""
+
+import torch
+
+from plugins.cuda.launch import max_shared_bytes
+from plugins.cuda.source import KernelSource
+from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
+from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
+from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
+from plugins.linear.plain import PlainLinear
+from plugins.linear.two_part import TwoPartLinear
+from runtime.batch import Batch
+from runtime.kv.cache import KVCache
+from runtime.model.decoder import Decoder, DecoderOutput
+from runtime.model.decoder import LayerWeights as DecoderLayer
+from runtime.spec import ModelSpec
+
+ARCHS = ("sm_90a", "sm_100")  # with clusters, and as much shared memory in a block as the layers are cut for
+
+
+def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """The most rows of a step whose layers all fit; 0 where the model goes through the ops alone."""
+    sizes = layer_spec(spec)
+    return max((rows for rows in range(1, MOST_ROWS + 1) if supports(sizes, dtype, rows) is None), default=0)
+
+
+def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
+    """What is compiled for a model; for the architectures of `ARCHS`."""
+    return [linear_source(dtype), rows_source(dtype)] if most_rows(spec, dtype) else []
+
+
+def layer_spec(spec: ModelSpec) -> LayerSpec:
+    return LayerSpec(*(getattr(spec, name) for name in LayerSpec._fields))
+
+
+class LayerSteps:
+    """Steps of up to 64 tokens over one cache. Shares the decoder's weights."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache) -> None:
+        fits = max_shared_bytes(torch.cuda.current_device()) >= SHARED_BYTES
+        self._most_rows = most_rows(decoder.spec, cache.storage.dtype) if fits else 0
+        self._step = LayerStep(_weights(decoder), cache.storage) if self._most_rows else None
+
+    def takes(self, batch: Batch) -> bool:
+        """Whether the kernels hold the batch."""
+        return 0 < len(batch.token_ids) <= self._most_rows
+
+    def forward(self, batch: Batch) -> DecoderOutput:
+        """As `Decoder.forward`, over the cache given at first."""
+        assert self._step is not None, "takes() says whether there is one"
+        logits, hidden = self._step(
+            batch.token_ids, batch.positions, batch.cache_positions, batch.query_starts, batch.context_lens,
+            batch.block_tables, batch.ancestors,
+        )  # fmt: skip
+        if len(batch.logit_rows) == len(batch.token_ids):  # then they are all rows, in order
+            return DecoderOutput(logits, hidden)
+        return DecoderOutput(logits[batch.logit_rows], hidden[batch.logit_rows])
+
+
+def _weights(decoder: Decoder) -> LayerWeights:
+    head = decoder.head
+    assert isinstance(head, TwoPartLinear), "the kernels read 16-bit weights"
+    return LayerWeights(
+        spec=layer_spec(decoder.spec),
+        layers=[_tensors(layer) for layer in decoder.layers],
+        embedding=decoder.embedding,
+        final_norm=decoder.final_norm,
+        head=head.weight,
+        cos=decoder.rope.cos,
+        sin=decoder.rope.sin,
+    )
+
+
+def _tensors(layer: DecoderLayer) -> LayerTensors:
+    linears = (layer.qkv, layer.dense, layer.gate_up, layer.down)
+    assert all(isinstance(linear, PlainLinear) for linear in linears), "the kernels read row-major weights"
+    qkv, dense, gate_up, down = (linear for linear in linears if isinstance(linear, PlainLinear))
+    return LayerTensors(
+        layer.input_norm, qkv.weight, qkv.bias, layer.q_norm, layer.k_norm, dense.weight, layer.post_norm,
+        gate_up.weight, down.weight,
+    )  # fmt: skip

@@ -1,0 +1,113 @@
+"""What is said of rows measured on a GPU follows from their raw lines; a row that was cut does not count."""
+
+import json
+
+from bench.gpu.__main__ import is_complete
+from bench.gpu.report import joined, medians, read_rows, table
+from bench.gpu.sections import sections, stacks
+
+DEVICE = {"kind": "device", "name": "G", "driver": "1", "torch": "2", "source_digest": "d"}
+END = {"kind": "end"}
+
+
+def decode(system, value, batch_size=1):
+    return {"metric": "decode", "system": system, "batch_size": batch_size, "unit": "tokens/s", "value": value}
+
+
+def energy(system, value, seconds):
+    return {"metric": "energy", "system": system, "batch_size": 1, "unit": "J/token", "value": value,
+            "seconds": seconds}  # fmt: skip
+
+
+ROWS = {
+    "decode-m": [
+        DEVICE,
+        {"metric": "read_bandwidth", "unit": "bytes/s", "value": 1000.0},
+        {"metric": "streamed_bytes", "unit": "bytes", "value": 5.0},
+        decode("enginewright", 90.0), decode("enginewright", 100.0), decode("enginewright", 400.0),
+        decode("naive graph", 50.0), decode("transformers eager", 4.0),
+        energy("enginewright", 0.2, 1.3), energy("enginewright", 0.1, 0.4), energy("naive graph", 0.6, 1.3),
+    ],
+    "compiled-m": [DEVICE, decode("transformers compiled", 20.0)],
+}  # fmt: skip
+
+
+def write(folder, rows):
+    for name, lines in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_rows_that_were_cut_are_not_read_and_are_measured_again(tmp_path):
+    write(tmp_path, {"whole": [DEVICE, END], "cut": [DEVICE, decode("enginewright", 1.0)]})
+    (tmp_path / "broken.jsonl").write_text(json.dumps(DEVICE) + '\n{"metric": "dec')
+    assert list(read_rows(tmp_path)) == ["whole"]
+    assert is_complete(tmp_path / "whole.jsonl", "d")
+    assert not is_complete(tmp_path / "whole.jsonl", "other sources")
+    assert not any(is_complete(tmp_path / f"{name}.jsonl", "d") for name in ("cut", "broken", "missing"))
+
+
+def test_the_table_sets_medians_beside_the_best_baseline_and_the_roofline():
+    lines = table(joined(ROWS)).splitlines()
+    assert "| decode-m | decode batch 1 | 100 | tokens/s | naive graph 50 | 2.00 | 50% |" in lines
+    assert "| decode-m | energy batch 1 | 0.2 | J/token | naive graph 0.6 | 3.00 |  |" in lines
+
+
+def test_energy_of_too_short_a_run_does_not_count():
+    assert medians(ROWS["decode-m"])["energy", "batch 1", "J/token"]["enginewright"] == 0.2
+
+
+def test_every_baseline_has_its_ratio_wherever_it_was_measured():
+    text = sections(joined(ROWS))
+    assert "| m | decode, batch 1 | 25.0x | 5.0x | 2.0x |" in text
+    prompt = {"metric": "prefill", "prompt_len": 8, "unit": "ms"}
+    lines = [DEVICE, {**prompt, "system": "enginewright", "value": 2.0},
+             {**prompt, "system": "transformers eager", "value": 12.0}]  # fmt: skip
+    assert "| m | prefill, prompt 8 | 6.0x |  |  |" in sections({"prefill-m": lines})
+
+
+def test_trees_and_prefixes_are_told_by_their_ratios():
+    verify = [{"metric": "verify", "system": "enginewright", "rows": rows, "unit": "us", "value": value}
+              for rows, value in ((1, 100.0), (32, 110.0))]  # fmt: skip
+    reuse = [{"metric": "reuse", "system": system, "unit": "ms", "value": value}
+             for system, value in (("cold", 40.0), ("warm", 2.0))]  # fmt: skip
+    burst = [{"metric": "burst", "system": system, "request": request, "unit": "ms", "value": value}
+             for system, request, value in (("none", 0, 1.0), ("none", 1, 90.0), ("reuse", 0, 1.0), ("reuse", 1, 30.0))
+             ]  # fmt: skip
+    text = sections({"verify-m": verify, "reuse-m": [*reuse, *burst]})
+    assert "| m | 100 us, 1.00x | 110 us, 1.10x |" in text
+    assert "| m | reuse | 40.0 | 2.00 | 20.0x |" in text
+    assert "| m | burst | 90.0 | 30.00 | 3.0x |" in text
+
+
+def test_losslessness_is_told_kernel_by_kernel():
+    lines = [
+        {"metric": "invariance", "kernel": kernel, "rows": rows, "equal": equal, "max_difference": difference}
+        for kernel, rows, equal, difference in (("a", 1, True, 0.0), ("a", 64, True, 0.0), ("b", 1, False, 0.125),
+                                                ("b", 64, True, 0.0))
+    ]  # fmt: skip
+    text = sections({"invariance-m": [DEVICE, *lines]})
+    assert "| kernel | 1 rows | 64 rows |" in text
+    assert "| b | differ by 0.12 | equal |" in text
+
+
+def test_speculation_is_told_beside_its_accepted_length():
+    row = {"kind": "summary", "sampling": "greedy", "drafting": "32,4,6", "text": "all", "tokens_per_s": 5000.0,
+           "ratio": 2.0, "accepted_length": 4.0, "equal_share": 1.0}  # fmt: skip
+    text = sections({"speculation-m": [DEVICE, row, {**row, "text": "code"}]})
+    assert text.count("32,4,6") == 1
+    assert "| greedy | 32,4,6 | 5,000 | 2.00x | 4.00 | 0.50 | 1.000 |" in text
+
+
+def test_a_stack_becomes_rows_of_stages():
+    sample = {"metric": "stack", "repeat": 0, "num_tokens": 8, "ttft_s": [0.1], "pauses_s": [0.01], "alone_ttft_s": 0.1,
+              "alone_token_s": 0.01}  # fmt: skip
+    samples = [{**sample, "stage": "eager", "total_s": 4.0}, {**sample, "stage": "graph", "total_s": 1.0}]
+    rows = {"stack-m": [DEVICE, *samples]}
+    (stages,) = stacks(rows).values()
+    assert [(row.stage, row.gain) for row in stages] == [("eager", 1.0), ("graph", 4.0)]
+    assert "| graph | 1.000 | 4.00x | 4.0x |" in sections(rows)
+
+
+def test_nothing_is_said_of_what_was_not_measured():
+    assert sections({"verify-m": [DEVICE]}) == ""
+    assert stacks({"verify-m": [DEVICE]}) == {}

@@ -1,0 +1,3 @@
+from tests.pipelines.toy_engine.common import ToyStage
+
+STAGE = ToyStage("compile_onnx", "model.onnx")

@@ -1,0 +1,142 @@
+"""One launch of a layer over few rows, each kind of it: against float64, and rows that do not depend on each other."""
+
+import pytest
+import torch
+
+from plugins.layer_step.cuda import run_linear
+from plugins.layer_step.layout import Tiling, bucket_of, clusters, shared_bytes, supports, tiling
+from plugins.layer_step.params import MODES, LayerLinearParams
+from plugins.layer_step.weights import LayerSpec
+
+RELATIVE = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}  # of one rounding
+EPS = 1e-5
+
+
+@pytest.fixture(params=[Tiling(1, 1), Tiling(1, 4), Tiling(2, 2), Tiling(8, 1), Tiling(8, 8)], ids=str)
+def cut(request):
+    return request.param
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def walled(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The tensor between rows of poison."""
+    padded = torch.full((len(tensor) + 6, *tensor.shape[1:]), float("nan"), dtype=tensor.dtype)
+    padded[3:-3] = tensor
+    return padded.to(device)[3:-3]
+
+
+class Layer:
+    """A layer's tensors, and its launch over rows of x."""
+
+    def __init__(self, device: str, cut: Tiling, outputs: int, columns: int) -> None:
+        self.device, self.cut = device, cut
+        self.weight = walled(normal(outputs, columns), device)
+
+    def run(self, mode: str, x: torch.Tensor, y: torch.Tensor, parts: int = 1, **fields: torch.Tensor | int) -> None:
+        outputs, columns = self.weight.shape
+        pointers = {name: f.data_ptr() if isinstance(f, torch.Tensor) else f for name, f in fields.items()}
+        params = LayerLinearParams(
+            x=x.data_ptr(), weight=self.weight.data_ptr(), y=y.data_ptr(), rows=len(x) // parts, columns=columns,
+            outputs=outputs, mode=MODES.index(mode), parts=parts, eps=EPS, **pointers,
+        )  # fmt: skip
+        run_linear(params, self.cut, x.dtype, 12)
+
+    def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Exact, and what float32 sums in any order may be off by."""
+        x, weight = x.cpu().double(), self.weight.cpu().double()
+        return x @ weight.T, x.abs() @ weight.abs().T * x.shape[1] * 2.0**-24
+
+    def empty(self, rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.full((rows, width), float("nan"), dtype=dtype, device=self.device)
+
+
+def check(y: torch.Tensor, exact: torch.Tensor, slack: torch.Tensor) -> None:
+    assert ((y.cpu().double() - exact).abs() <= exact.abs() * RELATIVE[y.dtype] * 1.01 + slack + 1e-7).all()
+
+
+@pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 1, 256), (5, 130, 288), (17, 40, 256), (64, 264, 320)])
+def test_logits_add_two_parts(kernel_device, cut, rows, outputs, columns):
+    layer = Layer(kernel_device, cut, outputs, columns)
+    x = walled(normal(2 * rows, columns), kernel_device)
+    y = layer.empty(rows, outputs, torch.float32)
+    layer.run("logits", x, y, parts=2)
+    (high, high_slack), (low, low_slack) = layer.product(x[:rows]), layer.product(x[rows:])
+    check(y, high + low, high_slack + low_slack)
+
+
+def test_norm_and_bias(kernel_device, cut):
+    """Squares in parts, one of them alone; the bias is not normed."""
+    rows, outputs, columns = 9, 48, 256
+    layer = Layer(kernel_device, cut, outputs, columns)
+    x, bias = normal(rows, columns).to(kernel_device), normal(outputs).to(kernel_device)
+    squares = normal(rows, 37, dtype=torch.float32).square().mul(10).to(kernel_device)
+    y = layer.empty(rows, outputs, torch.bfloat16)
+    layer.run("plain", x, y, squares=squares, num_squares=37, bias=bias)
+    factor = (squares.cpu().double().sum(1, keepdim=True) / columns + EPS).rsqrt()
+    exact, slack = layer.product(x)
+    check(y, exact * factor + bias.cpu().double(), (slack + exact.abs() * 2.0**-21) * factor)
+
+
+def test_the_gate_takes_any_size(kernel_device, cut):
+    """silu(-200) is 0 and silu(200) is 200, whatever the exponential overflows to."""
+    rows, half, columns = 12, 40, 256
+    layer = Layer(kernel_device, cut, 2 * half, columns)
+    x = normal(rows, columns).mul(16).to(kernel_device)
+    y = layer.empty(rows, half, torch.bfloat16)
+    layer.run("gated", x, y)
+    exact, slack = layer.product(x)
+    silu, gate = torch.nn.functional.silu(exact[:, :half]), exact[:, half:]
+    assert exact[:, :half].abs().max() > 200
+    check(y, silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * slack[:, half:] + silu.abs() * 1e-5)
+
+
+def test_the_stream_and_what_the_next_norm_needs(kernel_device, cut):
+    """The stream is far larger than what is added, as late in a model."""
+    rows, outputs, columns = 19, 144, 256
+    layer = Layer(kernel_device, cut, outputs, columns)
+    x, norm = normal(rows, columns).to(kernel_device), normal(outputs, seed=1).to(kernel_device)
+    before = normal(rows, outputs, dtype=torch.float32).mul(1e4)
+    hidden, y = before.clone().to(kernel_device), layer.empty(rows, outputs, torch.bfloat16)
+    squares = layer.empty(rows, cut.squares(outputs), torch.float32)
+    layer.run("residual", x, y, hidden=hidden, norm=norm, squares_out=squares)
+    exact, slack = layer.product(x)
+    check(hidden, before.double() + exact, slack)
+    check(y, hidden.cpu().double() * norm.cpu().double(), torch.zeros(()))
+    check(squares.cpu().sum(1), hidden.cpu().double().square().sum(1), torch.zeros(()))
+
+
+def test_a_row_is_the_same_among_1_2_13_or_64(kernel_device, cut):
+    """Bit for bit, though each number of rows has its kernel."""
+    outputs, columns = 80, 320
+    layer = Layer(kernel_device, cut, outputs, columns)
+    x = normal(64, columns).to(kernel_device)
+    expected = layer.empty(64, outputs, torch.float32)
+    layer.run("logits", x, expected)
+    for rows in (1, 2, 13):
+        y = layer.empty(rows, outputs, torch.float32)
+        layer.run("logits", x[20 : 20 + rows], y)
+        assert torch.equal(y, expected[20 : 20 + rows])
+
+
+MODEL = LayerSpec(2048, 16, 32, 8, 64, 8192, 128256, 1e-5, False, False, None)
+
+
+def test_what_fits_and_what_does_not():
+    assert supports(MODEL, torch.bfloat16, 64) is None
+    assert "float32" in str(supports(MODEL, torch.float32, 8))
+    assert "down is 2048 x 8200" in str(supports(MODEL._replace(intermediate_size=8200), torch.bfloat16, 8))
+    assert "64 rows" in str(supports(MODEL._replace(intermediate_size=14336), torch.bfloat16, 64))
+
+
+@pytest.mark.parametrize("rows", [5, 16, 33, 64])
+def test_every_block_of_a_model_has_columns_and_tiles(rows):
+    for outputs, columns in MODEL.linears.values():
+        layer = tiling(outputs, columns)
+        assert columns // 32 >= layer.cluster
+        assert 1 <= clusters(layer, outputs, columns, rows, 1, 132) <= layer.tiles(outputs)
+        assert shared_bytes(layer, columns, rows) <= 227 << 10
+        assert rows <= bucket_of(rows)

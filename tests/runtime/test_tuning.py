@@ -1,0 +1,87 @@
+"""Measured choices of kernels: what is chosen, when it is read, and that a pass takes it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from runtime.errors import EnginewrightError
+from runtime.formats.manifest import ATTESTATIONS_DIR
+from runtime.tuning import NO_CHOICES, TUNE_DIR, Choices, Timing, choose, measure, read_choices, write_tuning
+
+DEVICE = "NVIDIA H100 80GB HBM3, sm_90, 132 SMs"
+TIMINGS = [
+    Timing(1, "whole_step", 350.0), Timing(1, "ops", 900.0), Timing(4, "whole_step", 700.0), Timing(4, "ops", 690.0),
+    Timing(8, "ops", 1000.0),
+]  # fmt: skip
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """A bundle's folder with an engine, and what was measured on DEVICE."""
+    engine_dir = tmp_path / "engines/cuda"
+    engine_dir.mkdir(parents=True)
+    (engine_dir / "kernels.json").write_text("{}")
+    write_tuning(tmp_path / ATTESTATIONS_DIR / TUNE_DIR, engine_dir, DEVICE, TIMINGS, {"driver": "580"})
+    return tmp_path
+
+
+def test_the_fastest_of_each_number_of_rows_is_taken_and_a_pass_takes_the_next_number_up():
+    choices = choose(TIMINGS)
+    assert choices == Choices({1: "whole_step", 4: "ops", 8: "ops"})
+    assert [choices.path(rows) for rows in (1, 2, 4, 5, 8, 9)] == ["whole_step", "ops", "ops", "ops", "ops", None]
+    assert NO_CHOICES.path(1) is None
+
+
+def test_choices_are_read_where_device_and_kernels_are_those_that_were_measured(bundle, caplog):
+    engine_dir = bundle / "engines/cuda"
+    assert read_choices(bundle, engine_dir, DEVICE) == choose(TIMINGS)
+    assert read_choices(bundle, engine_dir, DEVICE.replace("132", "114")) is NO_CHOICES
+    assert not caplog.records
+    (engine_dir / "kernels.json").write_text('{"other": 1}')
+    assert read_choices(bundle, engine_dir, DEVICE) is NO_CHOICES
+    assert "measured with other kernels, not used; tune the bundle again" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2, "device": "x"}'])
+def test_a_damaged_file_costs_a_warning_and_nothing_else(bundle, caplog, text):
+    (path,) = (bundle / ATTESTATIONS_DIR / TUNE_DIR).iterdir()
+    assert path.name == "nvidia-h100-80gb-hbm3-sm-90-132-sms.json"
+    path.write_text(text)
+    assert read_choices(bundle, bundle / "engines/cuda", DEVICE) is NO_CHOICES
+    assert "unreadable" in caplog.text
+
+
+def test_the_file_keeps_every_timing_and_a_folder_that_cannot_be_written_is_an_error(bundle):
+    (path,) = (bundle / ATTESTATIONS_DIR / TUNE_DIR).iterdir()
+    assert json.loads(path.read_text())["timings"] == [vars(timing) for timing in TIMINGS]
+    with pytest.raises(EnginewrightError, match=r"cannot be written .*; copy the bundle and tune that"):
+        write_tuning(path, bundle / "engines/cuda", DEVICE, TIMINGS, {})
+
+
+class Backend:
+    """Kernels that take a few rows, and ops that take all; `ran` has what was run."""
+
+    def __init__(self):
+        self.ran = []
+
+    def paths(self, batch):
+        return ["few", "ops"] if batch <= (1, 4) else ["ops"]
+
+    def forward_on(self, path, batch):
+        self.ran.append((path, batch))
+
+    def prepared(self, run):
+        return run
+
+
+def test_every_kind_is_timed_over_what_it_takes_one_request_or_many(monkeypatch):
+    backend = Backend()
+    monkeypatch.setattr("runtime.tuning._median_us", lambda run: run() or 2.0)
+    timings = measure(backend, lambda requests, tokens: (requests, tokens), 8, lambda share, text: None)
+    assert [(one.rows, one.path) for one in timings] == [
+        (1, "few"), *[(rows, "ops") for rows in (1, 2, 4, 8, 16, 32, 64)]
+    ]  # fmt: skip
+    assert ("ops", (8, 1)) in backend.ran
+    assert ("ops", (16, 1)) not in backend.ran  # more requests than the engine runs
+    assert {replace(one, rows=1, path="") for one in timings} == {Timing(1, "", 2.0)}
