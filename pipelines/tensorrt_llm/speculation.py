@@ -50,6 +50,10 @@ def _redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, dtype: str, dra
     head = read_description(draft_dir).config
     if config.redrafter == "off":
         return Speculation("none", "target.tensorrt_llm.redrafter=off")
+    if config.redrafter == "auto" and head.dialect != "tensorrt_llm" and flow_of(config.version) == "serve":
+        return Speculation(
+            "none", f"TensorRT-LLM {config.version} has no ReDrafter; draft=ngram and draft=model it has"
+        )
     if config.redrafter == "auto" and head.dialect != "tensorrt_llm":
         return Speculation(
             "none",

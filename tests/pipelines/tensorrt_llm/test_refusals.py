@@ -137,6 +137,10 @@ def test_a_head_of_another_dialect_stays_out_with_a_reason_unless_it_is_insisted
     found = choose(tmp_path / "auto", apple)
     assert found.kind == "none"
     assert "draft.train.dialect=tensorrt_llm trains one" in found.reason
+    newer = choose(tmp_path / "newer", apple, version="1.3.0rc29")
+    assert (newer.kind, newer.reason) == (
+        "none", "TensorRT-LLM 1.3.0rc29 has no ReDrafter; draft=ngram and draft=model it has",
+    )  # fmt: skip
     with pytest.raises(EnginewrightError, match="of the dialect 'apple'"):
         choose(tmp_path / "on", apple, redrafter="on")
 
