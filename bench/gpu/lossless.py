@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from plugins.linear.skinny import skinny_linear
 
 from bench.gpu.lines import Line, engine_plan, free, make_backend
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.passes import decode_batch
 from bench.gpu.shapes import SHAPES
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.linear.skinny import skinny_linear
 from plugins.linear.two_part import TwoPartLinear
 from plugins.residual_rms_norm import residual_rms_norm
 from plugins.rms_norm import rms_norm
@@ -64,15 +64,17 @@ def invariance(model: str) -> Iterator[Line]:
     for name, run in _kernels(spec).items():
         yield from _compared(name, run)
     free()
-    for name, whole_step in (("pass through the ops", False), ("pass as dispatched", True)):
-        yield from _compared(name, _pass(spec, whole_step))
-        free()
+    yield from _compared("pass through the ops", _pass(spec, whole_step=False))
+    free()
+    run = _pass(spec, whole_step=True)
+    yield from _compared("pass as dispatched", run)
+    yield from _compared("whole-step kernel", run, (1, 2, 4))
 
 
-def _compared(name: str, run: Callable[[int], torch.Tensor]) -> Iterator[Line]:
+def _compared(name: str, run: Callable[[int], torch.Tensor], counts: tuple[int, ...] = ROWS) -> Iterator[Line]:
     """`run` of so many rows gives (rows, ...): its rows beside the same ones among the most rows."""
-    among_most = run(max(ROWS)).clone()
-    for rows in ROWS:
+    among_most = run(max(counts)).clone()
+    for rows in counts:
         got = run(rows)
         difference = (got.double() - among_most[:rows].double()).abs().max().item()
         yield {"metric": "invariance", "kernel": name, "rows": rows, "equal": torch.equal(got, among_most[:rows]),

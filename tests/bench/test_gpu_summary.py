@@ -86,7 +86,7 @@ def test_losslessness_is_told_kernel_by_kernel():
                                                 ("b", 64, True, 0.0))
     ]  # fmt: skip
     text = sections({"invariance-m": [DEVICE, *lines]})
-    assert "| kernel | 1 rows | 64 rows |" in text
+    assert "| kernel | 1 row | 64 rows |" in text
     assert "| b | differ by 0.12 | equal |" in text
 
 
