@@ -5,6 +5,9 @@
 // shared memory, which needs no leave from the driver. A row that sees no key gives zeros.
 #pragma once
 
+#ifndef TREE_BLOCKS
+#define TREE_BLOCKS 1
+#endif
 #include "attention_fold.cuh"
 
 struct DenseAttention {
