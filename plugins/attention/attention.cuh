@@ -9,8 +9,8 @@
 // rows. At the end the key warps are folded in order. Chunks come by cp.async, S::STAGES deep, into rows padded by 16
 // bytes, which makes ldmatrix free of bank conflicts for every D here. Shared memory: S::SHARED_BYTES.
 //
-// A long context is cut into splits at fixed keys. Each split's result goes to a workspace, and the last block of a tile
-// folds them in order. Which keys fold in which order depends on their index alone; a chunk or split that a row does not
+// A long context is cut into splits at fixed keys. Each split's result goes to a workspace; the last block of a batch of
+// splits folds them in order, and the last one of a tile its batches. Which keys fold in which order depends on their index alone; a chunk or split that a row does not
 // see changes nothing (its weights are exact zeros, its rescaling an exact one). So a row's result is the same bit for
 // bit whatever rows, requests and shapes S are beside it, as long as KEY_WARPS, CHUNK and the cuts agree.
 #pragma once
@@ -30,8 +30,8 @@ struct AttentionParams {
     const long long* ancestors;     // (B, num_nodes), or null
     const int* items;               // see attention_plan.cuh
     int* header;                    // of the plan: number of items, see attention_plan.cuh
-    float* partial;                 // (slots, N, D) weighted values, then (slots, N, 2) base and sum
-    unsigned* counters;             // (tiles, N_kv) splits that are done; zero before and after
+    float* partial;                 // (slots, N, D) weighted values, (slots, N, 2) base and sum, the latter of batches
+    unsigned* counters;             // (tiles, N_kv, tile_counters) batches that are done, then splits of each; 0 before and after
     long long q_token_stride;       // elements, as all strides
     long long q_head_stride;
     long long out_token_stride;
@@ -46,7 +46,7 @@ struct AttentionParams {
     int max_works;    // (item, K/V head) pairs that the plan has room for
     int num_nodes;
     int window;       // keys a query sees, itself included
-    int unused;
+    int tile_counters;
     float log2_scale;  // scale * log2(e) > 0: scores are kept as exponents of 2
 };
 static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 10 * 4, "mirrored in cuda.py");
@@ -93,7 +93,7 @@ struct AttentionConfig {
     static constexpr int MERGE_BYTES = KEY_WARPS > 1 ? KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4 : 0;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
     static constexpr int FLAG_BYTES = KEY_WARPS > 1 ? 16 : 0;
-    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 2;  // whose splits a thread folds at once
+    static constexpr int FOLD_ROWS = ROWS <= 16 || TREE_BLOCKS > 1 ? 1 : 2;  // whose splits a thread folds at once
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");

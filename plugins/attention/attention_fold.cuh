@@ -9,7 +9,7 @@ struct Folded {
     float sum;
     float values[4];
 
-    // Add what FOLD_BATCH splits gave: the base moves once, and the rest is a product per split.
+    // Add what FOLD_BATCH parts gave: the base moves once, and the rest is a product per split.
     template <int N>
     __device__ __forceinline__ void add_batch(const float2 (&stats)[N], const float (&others)[N][4]) {
         float now = base;
@@ -89,8 +89,11 @@ struct AttentionFold {
         return static_cast<long long>(tile.task.item.rows) * tile.params.num_heads;
     }
 
+    // Base and sum of a split, or of the batch that begins with it.
+    template <bool BATCHES>
     __device__ __forceinline__ float* partial_stats(long long row) const {
-        return tile.params.partial + tile.params.num_slots * tile.params.num_heads * S::D + row * 2;
+        const long long rows = tile.params.num_slots * tile.params.num_heads;
+        return tile.params.partial + rows * (BATCHES ? S::D + 2 : S::D) + row * 2;
     }
 
     __device__ __forceinline__ void write_output(int row, int column, const Folded& folded) const {
@@ -101,11 +104,13 @@ struct AttentionFold {
         to[1] = pack2<T>(folded.values[2] * inverse, folded.values[3] * inverse);
     }
 
-    __device__ __forceinline__ void write_partial(int row, int column, const Folded& folded) const {
-        const long long where = partial_row(row) + tile.task.item.split * split_stride();
+    // What a split gave, or a batch in the place of its first split.
+    template <bool BATCHES>
+    __device__ __forceinline__ void write_partial(int row, int column, int split, const Folded& folded) const {
+        const long long where = partial_row(row) + split * split_stride();
         store4(tile.params.partial + where * S::D + column, folded.values);
         if (column != 0) return;
-        float* stats = partial_stats(where);
+        float* stats = partial_stats<BATCHES>(where);
         stats[0] = folded.base;
         stats[1] = folded.sum;
     }
@@ -125,7 +130,7 @@ struct AttentionFold {
             if (tile.task.item.num_splits == 1) {
                 write_output(row, first_column + column, folded);
             } else {
-                write_partial(row, first_column + column, folded);
+                write_partial<false>(row, first_column + column, tile.task.item.split, folded);
             }
         }
     }
@@ -142,14 +147,14 @@ struct AttentionFold {
         }
     }
 
-    // Whether this block is the last of its tile's splits to come here.
-    __device__ __forceinline__ bool is_last() const {
+    // Whether this block is the last of `count` to come to one of the tile's counters: 0, or 1 + a batch.
+    __device__ __forceinline__ bool is_last(int which, int count) const {
         block_sync();
         if (threadIdx.x == 0) {
-            const PlannedItem& item = tile.task.item;
-            const long long tiles_before = static_cast<long long>(item.counter) * tile.params.num_kv_heads;
-            unsigned* counter = tile.params.counters + tiles_before + tile.task.kv_head;
-            const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(item.num_splits);
+            const AttentionParams& params = tile.params;
+            const long long tiles_before = static_cast<long long>(tile.task.item.counter) * params.num_kv_heads;
+            unsigned* counter = params.counters + (tiles_before + tile.task.kv_head) * params.tile_counters + which;
+            const bool last = add_acquire_release(counter, 1) + 1 == static_cast<unsigned>(count);
             if (last) *counter = 0;  // for the next layer
             *flag = last;
         }
@@ -157,11 +162,17 @@ struct AttentionFold {
         return *flag != 0;
     }
 
-    // Each thread folds four columns of FOLD_ROWS rows at a time, FOLD_BATCH splits at once. Batches begin at multiples
-    // of FOLD_BATCH among all splits there can be: what a row's window leaves out at its start does not move them.
-    __device__ __forceinline__ void fold_splits() const {
+    // The split that begins a batch. Batches begin at multiples of FOLD_BATCH among all splits there can be: what a row's
+    // window leaves out at its start does not move them.
+    __device__ __forceinline__ int batch_begin(int batch) const {
+        return batch * FOLD_BATCH - tile.task.item.first_split % FOLD_BATCH;
+    }
+
+    // Fold FOLD_BATCH splits, or batches, at once, from `begin` on until `end`. Each thread has four columns of FOLD_ROWS
+    // rows at a time.
+    template <bool BATCHES>
+    __device__ __forceinline__ void fold_rows(int begin, int end, bool is_final) const {
         constexpr int QUADS = S::D / 4;
-        const PlannedItem& item = tile.task.item;
         const int num_indices = tile.task.num_rows * QUADS;
         for (int first = threadIdx.x; first < num_indices; first += S::THREADS * S::FOLD_ROWS) {
             Folded folded[S::FOLD_ROWS];
@@ -174,30 +185,34 @@ struct AttentionFold {
                 from[r] = partial_row(index / QUADS);
                 columns[r] = index % QUADS * 4;
             }
-            for (int split = -(item.first_split % FOLD_BATCH); split < item.num_splits; split += FOLD_BATCH) {
-                fold_batch(folded, from, columns, split);
-            }
+            for (int part = begin; part < end; part += FOLD_BATCH) fold_parts<BATCHES>(folded, from, columns, part, end);
 #pragma unroll
             for (int r = 0; r < S::FOLD_ROWS; ++r) {
                 const int index = first + r * S::THREADS;
-                if (index < num_indices) write_output(index / QUADS, columns[r], folded[r]);
+                if (index >= num_indices) continue;
+                if (is_final) {
+                    write_output(index / QUADS, columns[r], folded[r]);
+                } else {
+                    write_partial<true>(index / QUADS, columns[r], max(begin, 0), folded[r]);
+                }
             }
         }
     }
 
-    __device__ __forceinline__ void fold_batch(Folded (&folded)[S::FOLD_ROWS], const long long (&from)[S::FOLD_ROWS],
-                                               const int (&columns)[S::FOLD_ROWS], int split) const {
-        const int num_splits = tile.task.item.num_splits;
+    template <bool BATCHES>
+    __device__ __forceinline__ void fold_parts(Folded (&folded)[S::FOLD_ROWS], const long long (&from)[S::FOLD_ROWS],
+                                               const int (&columns)[S::FOLD_ROWS], int part, int end) const {
         float values[S::FOLD_ROWS][FOLD_BATCH][4];
         float2 stats[S::FOLD_ROWS][FOLD_BATCH];
 #pragma unroll
         for (int i = 0; i < FOLD_BATCH; ++i) {
-            const bool exists = split + i >= 0 && split + i < num_splits;
-            const long long offset = (exists ? split + i : 0) * split_stride();
+            const bool exists = part + i >= 0 && part + i < end;
+            const int index = exists ? part + i : max(part, 0);  // where there is none, one that has been written
+            const long long offset = (BATCHES ? max(batch_begin(index), 0) : index) * split_stride();
 #pragma unroll
             for (int r = 0; r < S::FOLD_ROWS; ++r) {
                 load4(values[r][i], tile.params.partial + (from[r] + offset) * S::D + columns[r]);
-                stats[r][i] = *reinterpret_cast<const float2*>(partial_stats(from[r] + offset));
+                stats[r][i] = *reinterpret_cast<const float2*>(partial_stats<BATCHES>(from[r] + offset));
                 if (!exists) stats[r][i] = make_float2(MINUS_INFINITY, 0.0f);
             }
         }
@@ -205,9 +220,18 @@ struct AttentionFold {
         for (int r = 0; r < S::FOLD_ROWS; ++r) folded[r].add_batch(stats[r], values[r]);
     }
 
+    // The last split of a batch to end folds the batch, the last batch the tile: few splits are left to fold at the end.
     __device__ __forceinline__ void finish() const {
+        const PlannedItem& item = tile.task.item;
         merge_from<0>();
-        if (tile.task.item.num_splits > 1 && is_last()) fold_splits();
+        if (item.num_splits == 1) return;
+        const int num_batches = (item.first_split % FOLD_BATCH + item.num_splits + FOLD_BATCH - 1) / FOLD_BATCH;
+        const int batch = (item.first_split % FOLD_BATCH + item.split) / FOLD_BATCH;
+        const int begin = batch_begin(batch), end = min(begin + FOLD_BATCH, item.num_splits);
+        if (!is_last(num_batches == 1 ? 0 : 1 + batch, end - max(begin, 0))) return;
+        fold_rows<false>(begin, end, num_batches == 1);
+        if (num_batches == 1 || !is_last(0, num_batches)) return;
+        fold_rows<true>(-(item.first_split / FOLD_BATCH % FOLD_BATCH), num_batches, true);
     }
 };
 

@@ -21,7 +21,7 @@ struct AttentionPlanParams {
     const long long* block_tables;  // (B, max_blocks)
     const long long* ancestors;     // (B, num_nodes), or null
     int* plan;
-    unsigned* counters;             // (short tiles, N_kv)
+    unsigned* counters;             // (short tiles, N_kv, tile_counters)
     int num_requests;
     int num_nodes;
     int num_kv_heads;
@@ -38,8 +38,10 @@ struct AttentionPlanParams {
     int middle_keys;
     int num_slots;    // (token, split) pairs that the workspace has room for
     int max_short;    // items that the plan has room for
+    int tile_counters;
+    int unused;
 };
-static_assert(sizeof(AttentionPlanParams) == 6 * 8 + 16 * 4, "mirrored in cuda.py");
+static_assert(sizeof(AttentionPlanParams) == 6 * 8 + 18 * 4, "mirrored in cuda.py");
 
 // One tile of a request, and the keys it goes over.
 struct PlannedItem {
@@ -189,9 +191,9 @@ __device__ __forceinline__ void plan_short(const AttentionPlanParams& params, co
                                   before.slots, before.short_tiles + tile, {}};
         store_item(params, items + static_cast<long long>(index) * PLAN_ITEM, item);
     }
-    for (int i = first * 32 + lane_id(); i < need.num_tiles * params.num_kv_heads; i += stride * 32) {
-        params.counters[static_cast<long long>(before.short_tiles) * params.num_kv_heads + i] = 0;
-    }
+    const int per_tile = params.num_kv_heads * params.tile_counters;
+    unsigned* counters = params.counters + static_cast<long long>(before.short_tiles) * per_tile;
+    for (int i = first * 32 + lane_id(); i < need.num_tiles * per_tile; i += stride * 32) counters[i] = 0;
 }
 
 // The same for a long one; its last tiles first: in a chain they see most.

@@ -9,6 +9,7 @@
 // Shared memory: S::SHARED_BYTES. Scores, softmax and sums are float32.
 #pragma once
 
+#define TREE_BLOCKS 1
 #include "attention.cuh"
 #include "tensor_copy.cuh"
 #include "wgmma.cuh"
@@ -28,7 +29,7 @@ static_assert(sizeof(AttentionPrefillParams) == 2 * 128 + sizeof(AttentionParams
 #define TURNS 1
 #endif
 #ifndef PREFILL_STAGES
-#define PREFILL_STAGES 2
+#define PREFILL_STAGES (HEAD_DIM == 64 ? 4 : 2)
 #endif
 template <class Element, int HEAD_DIM_>
 struct PrefillConfig {

@@ -41,7 +41,16 @@ struct AttentionTile {
         if constexpr (S::ROW_WARPS == 1) {
             warp_sync();
         } else {
+#ifdef CONSTANT_BARRIERS
+            switch (key_warp) {
+                case 0: named_sync(1, S::GROUP_THREADS); break;
+                case 1: named_sync(2, S::GROUP_THREADS); break;
+                case 2: named_sync(3, S::GROUP_THREADS); break;
+                default: named_sync(4, S::GROUP_THREADS);
+            }
+#else
             named_sync(1 + key_warp, S::GROUP_THREADS);
+#endif
         }
     }
 

@@ -52,7 +52,7 @@ class _Params(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("q_token_stride", "q_head_stride", "out_token_stride")),
         *((name, ctypes.c_int64) for name in ("out_head_stride", "num_slots", "group_inverse")),
         *((name, ctypes.c_int32) for name in ("group", "num_heads", "num_kv_heads", "block_shift")),
-        *((name, ctypes.c_int32) for name in ("max_blocks", "max_works", "num_nodes", "window", "unused")),
+        *((name, ctypes.c_int32) for name in ("max_blocks", "max_works", "num_nodes", "window", "tile_counters")),
         ("log2_scale", ctypes.c_float),
     ]
 
@@ -72,7 +72,7 @@ class _PlanParams(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("num_requests", "num_nodes", "num_kv_heads", "group", "block_shift")),
         *((name, ctypes.c_int32) for name in ("max_blocks", "window", "short_tile", "long_tile", "near_split")),
         *((name, ctypes.c_int32) for name in ("middle_split", "far_split", "near_keys", "middle_keys")),
-        *((name, ctypes.c_int32) for name in ("num_slots", "max_short")),
+        *((name, ctypes.c_int32) for name in ("num_slots", "max_short", "tile_counters", "unused")),
     ]
 
 
@@ -120,10 +120,10 @@ def plan_attention_cuda(
     device = query_starts.device
     kinds, group = kinds_for(shape.head_dim, dtype, device), shape.num_heads // shape.num_kv_heads
     layout = plan_layout(shape, kinds, num_requests, max_blocks, num_nodes, num_tokens, max_query_len)
-    num_counters = layout.short_tiles * shape.num_kv_heads
+    num_counters = layout.short_tiles * shape.num_kv_heads * layout.tile_counters
     num_items = layout.short_items + layout.long_tiles
     plan = torch.empty(_PLAN_HEADER + num_items * _PLAN_ITEM, dtype=torch.int32, device=device)
-    partial = torch.empty(layout.num_slots * shape.num_heads * (shape.head_dim + 2), device=device)
+    partial = torch.empty(layout.num_slots * shape.num_heads * (shape.head_dim + 4), device=device)
     counters = torch.empty(num_counters, dtype=torch.int32, device=device)
     if num_requests == 0 or num_tokens == 0:
         return [plan, partial, counters, block_tables, torch.empty(0), torch.tensor(layout)]
@@ -133,6 +133,7 @@ def plan_attention_cuda(
         num_requests, num_nodes, shape.num_kv_heads, group, shape.block_size.bit_length() - 1, max_blocks,
         layout.window, kinds[layout.short_variant].rows, kinds[-1].rows,
         *(keys for keys, _ in SPLITS), *(end for _, end in SPLITS[:-1]), layout.num_slots, layout.short_items,
+        layout.tile_counters, 0,
     )  # fmt: skip
     kernel = get_kernel(PLAN_SOURCE, "attention_plan_kernel", _PlanParams)
     parts = max(min(_PLAN_BLOCKS // num_requests, num_items // num_requests // (_PLAN_THREADS // 32)), 1)
@@ -161,7 +162,7 @@ def attention_cuda(
         records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1),
         out.stride(0), out.stride(1), layout.num_slots, -(-(2**32) // group), group,
         layout.num_heads, layout.num_kv_heads, layout.block_size.bit_length() - 1,
-        block_tables.shape[1], layout.short_items * layout.num_kv_heads, ancestors.shape[1], layout.window, 0,
+        block_tables.shape[1], layout.short_items * layout.num_kv_heads, ancestors.shape[1], layout.window, layout.tile_counters,
         scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(layout.head_dim, q.device)

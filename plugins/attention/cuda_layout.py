@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 # Where contexts are cut, in keys. A row's result depends on it, so it is the same for every batch.
 # (keys of a split, keys that the rule holds for): short at first, since one request alone is to keep the GPU busy.
-SPLITS = ((128, 1024), (512, 8192), (1024, 2**31))
+SPLITS = ((256, 2048), (512, 8192), (1024, 2**31))
+FOLD_BATCH = 8  # splits; attention_fold.cuh
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
 PREFILL_HEAD_DIMS = (64, 128)
@@ -71,7 +72,7 @@ Kinds = list[Variant | PrefillVariant]
 
 def prefill_variant(head_dim: int) -> PrefillVariant:
     """The configuration of attention_prefill.cu, for one of PREFILL_HEAD_DIMS."""
-    return PrefillVariant("attention_prefill_kernel", 3 if head_dim == 64 else 2, 2)
+    return PrefillVariant("attention_prefill_kernel", *((3, 4) if head_dim == 64 else (2, 2)))
 
 
 def has_wgmma(device: torch.device) -> bool:
@@ -114,6 +115,7 @@ class Layout(NamedTuple):
     short_items: int  # tiles x splits
     long_tiles: int
     num_slots: int  # (token, split) pairs of the workspace
+    tile_counters: int  # of each tile and K/V head
     prefill: bool  # whether attention_prefill.cu takes the long requests
 
 
@@ -148,7 +150,8 @@ def plan_layout(
     splits = most_splits(max_blocks * shape.block_size)
     if shape.sliding_window is not None:
         splits = min(splits, (shape.sliding_window + SHORT_ROWS) // SPLITS[0][0] + 2)
-    slot_bytes = shape.num_heads * (shape.head_dim + 2) * 4
+    batches = -(-splits // FOLD_BATCH) + (shape.sliding_window is not None)  # a window may begin within one
+    slot_bytes = shape.num_heads * (shape.head_dim + 4) * 4
     num_slots = min(short_tokens * splits, WORKSPACE_BYTES // slot_bytes) if splits > 1 else 0
     long_tiles = 0
     if longest > SHORT_ROWS:
@@ -156,5 +159,6 @@ def plan_layout(
     window = _MOST_KEYS if shape.sliding_window is None else shape.sliding_window
     return Layout(
         num_tokens, shape.num_heads, shape.num_kv_heads, shape.block_size, shape.head_dim, window,
-        short_variant, short_tiles, short_tiles * splits, long_tiles, num_slots, isinstance(kinds[-1], PrefillVariant),
+        short_variant, short_tiles, short_tiles * splits, long_tiles, num_slots, 1 + batches if batches > 1 else 1,
+        isinstance(kinds[-1], PrefillVariant),
     )  # fmt: skip

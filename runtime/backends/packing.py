@@ -5,7 +5,7 @@ same `Layout` each time, which a captured graph needs.
 """
 
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 from typing import NamedTuple
 
 import numpy
@@ -105,10 +105,11 @@ def host_words(plan: StepPlan, layout: Layout) -> numpy.ndarray:
         [first_rows[index] for index in draws],
         [index for index, row in enumerate(rows) if row.drafts],
         [at for row, end in zip(rows, starts[1:], strict=True) for at in range(end - _num_logits(row), end)],
-        [token for row in rows for token in row.token_ids or [0] * row.num_tokens],
     ]
-    words = [word for part in parts for word in part]
-    return numpy.concatenate([numpy.array(words, dtype=numpy.int64), tables.reshape(-1)])
+    words = numpy.fromiter(chain.from_iterable(parts), dtype=numpy.int64)
+    tokens = (row.token_ids or repeat(0, row.num_tokens) for row in rows)
+    token_ids = numpy.fromiter(chain.from_iterable(tokens), dtype=numpy.int64)
+    return numpy.concatenate([words, token_ids, tables.reshape(-1)])
 
 
 def unpack(

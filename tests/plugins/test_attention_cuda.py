@@ -137,8 +137,12 @@ class TestEmulated:
         monkeypatch.setattr("plugins.attention.cuda.resident_blocks", lambda kernel, threads, shared_bytes: 3)
         check(make_case([1] * 35, [1 + 11 * i for i in range(35)], **TINY))
 
+    @pytest.mark.parametrize("window", [None, 3500])
+    def test_many_splits_are_folded_in_batches(self, window):
+        check(make_case([1, 1, 0, 2], [6000, 300, 0, 2100], **TINY), window)
+
     def test_longer_splits_where_the_workspace_is_short(self, monkeypatch):
-        monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 66 * 4)
+        monkeypatch.setattr("plugins.attention.cuda_layout.WORKSPACE_BYTES", 5 * 4 * 68 * 4)
         check(make_case([1, 1, 1], [300, 1030, 700], **TINY))
 
 
