@@ -203,7 +203,7 @@ def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_p
     bucket = block_rows(cut, outputs, columns, rows, params.parts)
     groups = -(-rows // bucket)
     most_bytes = shared_bytes(cut, columns, bucket, params.parts, STAGES)
-    num_clusters = clusters(cut, outputs, most_bytes, groups, num_processors)
+    num_clusters = clusters(cut, outputs, bucket, most_bytes, groups, num_processors)
     num_bytes = shared_bytes(cut, columns, bucket, params.parts, -(-params.tiles // num_clusters))
     run_kernel(
         linear_source(dtype), f"layer_linear_{bucket}_kernel", (num_clusters * cut.cluster, groups), THREADS, params,
