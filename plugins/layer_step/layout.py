@@ -40,9 +40,10 @@ class Tiling(NamedTuple):
 
 def tiling(outputs: int, columns: int) -> Tiling:
     """The cut of a layer on a GPU with clusters: the best of those tried on an H100 (bench/notes/layer_step.md)."""
-    if columns <= 1024 and (outputs >= HEAD_OUTPUTS or 2048 <= outputs and outputs * columns < SMALL_WEIGHTS):
+    is_small = outputs * columns < SMALL_WEIGHTS
+    if columns <= 1024 and (outputs >= HEAD_OUTPUTS or (is_small and outputs >= 2048)):
         return Tiling(4, 1)
-    if outputs * columns < SMALL_WEIGHTS:
+    if is_small:
         return Tiling(2 if columns <= 1024 else 1, 1)
     if outputs >= HEAD_OUTPUTS:
         return Tiling(8, 1 << (columns // 1024 - 1).bit_length())
