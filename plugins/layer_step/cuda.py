@@ -83,7 +83,7 @@ class _Stream:
         block_tables: torch.Tensor,
     ) -> None:
         weights, cache = step._weights, step._cache
-        self._weights, self._rows, self._positions = weights, len(token_ids), positions
+        self._weights, self._rows = weights, len(token_ids)
         self._block_size = cache.shape[3]
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
@@ -96,13 +96,17 @@ class _Stream:
         params.query_starts, params.block_tables = query_starts.data_ptr(), block_tables.data_ptr()
         params.embedding = weights.embedding.data_ptr()
         params.num_requests, params.max_blocks = block_tables.shape
+        self._cos = cache.new_empty(self._rows, weights.spec.head_dim)
+        self._sin = torch.empty_like(self._cos)
+        params.positions, params.head_dim = positions.data_ptr(), weights.spec.head_dim
+        params.cos, params.sin = weights.cos.data_ptr(), weights.sin.data_ptr()
+        params.row_cos, params.row_sin = self._cos.data_ptr(), self._sin.data_ptr()
         self._run_rows("rows_begin_kernel", params)
         self._qkv = None
         if (
             weights.spec.qk_norm and head_tiling(weights.spec.head_dim) is None
         ):  # then heads are normed in a launch more
             self._qkv = cache.new_empty(self._rows, weights.spec.qkv_size)
-            self._cos, self._sin = weights.cos[positions], weights.sin[positions]
             heads = torch.arange(weights.spec.num_kv_heads, device=cache.device) * self._block_size
             self._head_rows = self._kv_rows.unsqueeze(1) + heads
 
@@ -120,8 +124,7 @@ class _Stream:
         if layer.q_norm is not None and layer.k_norm is not None:
             params.q_norm, params.k_norm = layer.q_norm.data_ptr(), layer.k_norm.data_ptr()
             cut = head_tiling(params.head_dim) or cut
-        params.cos, params.sin = self._weights.cos.data_ptr(), self._weights.sin.data_ptr()
-        params.positions, params.kv_rows = self._positions.data_ptr(), self._kv_rows.data_ptr()
+        params.cos, params.sin, params.kv_rows = self._cos.data_ptr(), self._sin.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
         self._run(params, cut)
 
@@ -203,7 +206,7 @@ def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_p
     bucket = block_rows(cut, outputs, columns, rows, params.parts)
     groups = -(-rows // bucket)
     most_bytes = shared_bytes(cut, columns, bucket, params.parts, STAGES)
-    num_clusters = clusters(cut, outputs, most_bytes, groups, num_processors)
+    num_clusters = clusters(cut, outputs, bucket, most_bytes, groups, num_processors)
     num_bytes = shared_bytes(cut, columns, bucket, params.parts, -(-params.tiles // num_clusters))
     run_kernel(
         linear_source(dtype), f"layer_linear_{bucket}_kernel", (num_clusters * cut.cluster, groups), THREADS, params,

@@ -14,11 +14,11 @@ struct Item {
     bool is_real;
     int head, at;      // QKV: a Head, and the first output's dimension
     long long target;  // QKV: where the first output goes in its tensor
-    long long place, position;   // QKV: of the row in the cache, and in the text
+    long long place;             // QKV: of keys and values, the row in the cache
     float low, high;             // RESIDUAL: the stream
     T low_weight, high_weight;   // RESIDUAL: the next norm's; QKV: cos and sin
 
-    // All that takes no memory. Items are dealt so that neighbouring threads have neighbouring outputs.
+    // All that no other launch writes. Items are dealt so that neighbouring threads have neighbouring outputs.
     __device__ void describe(const LayerLinearParams& params, const Cut& cut, int tile, int index) {
         local = index & (cut.pairs - 1);
         row = index >> cut.pair_shift;
@@ -26,8 +26,13 @@ struct Item {
         is_real = row < cut.rows && outputs.low >= 0;
         at_row = cut.first_row + row;
         head = at = 0;
-        target = place = position = 0;
-        if (params.mode == QKV && is_real) describe_head(params);
+        target = place = 0;
+        if (!is_real) return;
+        if (params.mode == QKV) describe_head(params);
+        if (params.mode == RESIDUAL) {
+            low_weight = static_cast<const T*>(params.norm)[outputs.low];
+            high_weight = static_cast<const T*>(params.norm)[outputs.high];
+        }
     }
 
     __device__ void describe_head(const LayerLinearParams& params) {
@@ -57,25 +62,15 @@ struct Item {
         if (!is_real) return;
         if (params.mode == RESIDUAL) {
             const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + at_row * params.outputs;
-            const T* norm = static_cast<const T*>(params.norm);
             low = __uint_as_float(load_relaxed(hidden + outputs.low));
             high = __uint_as_float(load_relaxed(hidden + outputs.high));
-            low_weight = norm[outputs.low];
-            high_weight = norm[outputs.high];
         } else if (params.mode == QKV) {
             if (head != QUERY) place = params.kv_rows[at_row];
-            if (head != VALUE) position = params.positions[at_row];
+            if (head == VALUE) return;
+            const int angle = at_row * params.head_dim + at;
+            low_weight = static_cast<const T*>(params.cos)[angle];
+            high_weight = static_cast<const T*>(params.sin)[angle + params.head_dim / 2];
         }
-    }
-
-    // What could be asked for only once the first was there.
-    __device__ void load_more(const LayerLinearParams& params) {
-        if (!is_real || params.mode != QKV) return;
-        target += place * params.head_dim;
-        if (head == VALUE) return;
-        const long long angle = position * params.head_dim + at;
-        low_weight = static_cast<const T*>(params.cos)[angle];
-        high_weight = static_cast<const T*>(params.sin)[angle + params.head_dim / 2];
     }
 
     // Write what the sums become; returns the squares of the new stream.
@@ -105,8 +100,9 @@ struct Item {
     __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
         void* y = head == QUERY ? params.y : head == KEY ? params.k_cache : params.v_cache;
         const float cos = head == VALUE ? 1 : to_float(low_weight), sin = head == VALUE ? 0 : to_float(high_weight);
-        static_cast<T*>(y)[target] = from_float<T>(first * cos - second * sin);
-        static_cast<T*>(y)[target + params.head_dim / 2] = from_float<T>(second * cos + first * sin);
+        T* at_target = static_cast<T*>(y) + target + place * params.head_dim;
+        at_target[0] = from_float<T>(first * cos - second * sin);
+        at_target[params.head_dim / 2] = from_float<T>(second * cos + first * sin);
     }
 
     __device__ void store(const LayerLinearParams& params, int output, float value) const {
@@ -154,7 +150,6 @@ __device__ __forceinline__ void finish_tile(
         if (first > 0 || !is_ahead) {
             item.describe(params, cut, tile, first + static_cast<int>(threadIdx.x));
             item.load(params);
-            item.load_more(params);
         }
         float squares = 0;
         if (item.is_real) {
@@ -188,7 +183,6 @@ __device__ __forceinline__ void finish_head(
         if (i > 0 || !is_ahead) {
             items[i].describe(params, cut, tile, i * THREADS + static_cast<int>(threadIdx.x));
             items[i].load(params);
-            items[i].load_more(params);
         }
         sums[i] = items[i].is_real ? sum_item<T, ROW_BLOCKS>(params, cut, shared, items[i]) : make_float2(0, 0);
         float squares = sums[i].x * sums[i].x + sums[i].y * sums[i].y;

@@ -4,12 +4,12 @@
 
 extern "C" __device__ const unsigned layer_linear_params_bytes = sizeof(LayerLinearParams);
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     layer_linear_8_kernel(__grid_constant__ const LayerLinearParams params) {
     layer_linear<ELEMENT, 1>(params);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     layer_linear_16_kernel(__grid_constant__ const LayerLinearParams params) {
     layer_linear<ELEMENT, 2>(params);
 }

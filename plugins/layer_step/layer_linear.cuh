@@ -23,15 +23,14 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     for (int stage = 0; stage < STAGES; ++stage) stream.ask(stage);
     Item<T> ahead;
     ahead.describe(params, cut, first_tile, static_cast<int>(threadIdx.x));
+    Factors<T> factors(params, cut);
     trace(params, 1);
     grid_dependency_wait_after(ahead.largest());
     trace(params, 2);
     if (warp_id() == 0) copy_x<ROW_BLOCKS>(params, cut, shared);
-    Factors<T> factors{params, cut};
     if (params.squares != nullptr) factors.begin();
     ahead.load(params);
     if (params.squares != nullptr) factors.finish(shared.factors);
-    ahead.load_more(params);
     trace(params, 3);
     block_sync();  // the barriers are there, and the factors
     mbarrier_wait(shared.x_is_there, 0);

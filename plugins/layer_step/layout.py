@@ -14,8 +14,9 @@ ROW_BUCKETS = (8, 16, 32, 64)
 MOST_ROWS = ROW_BUCKETS[-1]
 SHARED_BYTES = 227 << 10  # that a block may have from sm_90 on
 PROCESSOR_BYTES = 228 << 10  # of all of a processor's blocks
-SMALL_WEIGHTS = 3 << 20  # a layer whose blocks have nothing to gain from reading x less often
-LARGE_OUTPUTS = 8192  # a layer whose tiles keep all processors busy
+SMALL_WEIGHTS = 3 << 20  # of a layer whose weights are read again from L2 sooner than more rows of x
+LARGE_OUTPUTS = 8192  # of a layer whose tiles keep all processors busy
+HEAD_OUTPUTS = 32768  # of one that is mostly an LM head
 _SLOT_BYTES = 1024
 
 
@@ -38,20 +39,28 @@ class Tiling(NamedTuple):
 
 
 def tiling(outputs: int, columns: int) -> Tiling:
-    """The cut of a layer on a GPU with clusters."""
-    if outputs * columns < SMALL_WEIGHTS:
+    """The cut of a layer on a GPU with clusters: the best of those tried on an H100 (bench/notes/layer_step.md)."""
+    is_small = outputs * columns < SMALL_WEIGHTS
+    if columns <= 1024 and (outputs >= HEAD_OUTPUTS or (is_small and outputs >= 2048)):
+        return Tiling(4, 1)
+    if is_small:
+        return Tiling(2 if columns <= 1024 else 1, 1)
+    if outputs >= HEAD_OUTPUTS:
+        return Tiling(8, 1 << (columns // 1024 - 1).bit_length())
+    if outputs >= LARGE_OUTPUTS and columns <= 2048:
         return Tiling(1, 1)
-    if outputs >= LARGE_OUTPUTS:
-        return Tiling(8, 1 << (max(columns, 1024) // 1024 - 1).bit_length())
-    return Tiling(8, 8)
+    return Tiling(8, 4)
 
 
 def block_rows(cut: Tiling, outputs: int, columns: int, rows: int, parts: int = 1) -> int:
     """How many rows a block has: of ROW_BUCKETS. Does not change a row's result."""
+    wanted = rows
     if outputs * columns < SMALL_WEIGHTS and rows > 8:
-        return 8 if rows <= 32 else 16
+        wanted = 8 if rows <= 32 else 16
+    elif outputs >= HEAD_OUTPUTS and columns <= 1024:
+        wanted = min(rows, 16)
     fitting = [bucket for bucket in ROW_BUCKETS if shared_bytes(cut, columns, bucket, parts, STAGES) <= SHARED_BYTES]
-    return next((bucket for bucket in fitting if rows <= bucket), max(fitting, default=ROW_BUCKETS[0]))
+    return next((bucket for bucket in fitting if wanted <= bucket), max(fitting, default=ROW_BUCKETS[0]))
 
 
 def head_tiling(head_dim: int) -> Tiling | None:
@@ -84,11 +93,11 @@ def shared_bytes(cut: Tiling, columns: int, bucket: int, parts: int = 1, tiles_e
     return _round_up(parts * bucket * pitch, 128) + sums + factors + min(STAGES, steps) * WARPS * _SLOT_BYTES
 
 
-def clusters(cut: Tiling, outputs: int, block_bytes: int, groups: int, processors: int) -> int:
+def clusters(cut: Tiling, outputs: int, bucket: int, block_bytes: int, groups: int, processors: int) -> int:
     """Clusters of one group of rows: all run at once, each with an equal number of tiles."""
     tiles = cut.tiles(outputs)
     blocks_each = max(1, PROCESSOR_BYTES // (block_bytes + 1024))
-    at_once = max(1, processors * min(blocks_each, 2) // (cut.cluster * groups))
+    at_once = max(1, processors * min(blocks_each, 2 if bucket > 16 else 3) // (cut.cluster * groups))
     rounds = -(-tiles // at_once)
     return -(-tiles // rounds)
 

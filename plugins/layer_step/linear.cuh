@@ -175,7 +175,12 @@ struct Factors {
     static constexpr int BATCH = 8;
     const LayerLinearParams& params;
     const Cut& cut;
+    float inverse_width;
     unsigned parts[BATCH];
+
+    __device__ Factors(const LayerLinearParams& params, const Cut& cut) : params(params), cut(cut) {
+        inverse_width = 1.0f / (params.mode == RESIDUAL ? params.outputs : params.columns);
+    }
 
     __device__ void load(int row, int start) {
         const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares);
@@ -207,8 +212,7 @@ struct Factors {
     }
 
     __device__ float factor_of(int row, float squares) const {
-        const int width = params.mode == RESIDUAL ? params.outputs : params.columns;
-        float factor = rsqrt_fast(squares / width + params.eps);
+        float factor = rsqrt_fast(squares * inverse_width + params.eps);
         if constexpr (SCALES_ROWS<T>) {
             if (params.mode == RESIDUAL) {
                 factor = row_scale(factor);

@@ -37,9 +37,8 @@ struct LayerLinearParams {
     float* squares_out;          // RESIDUAL: (R, tiles x cluster), or twice that where a block has 64 pairs of a tile
     float* scales_out;           // RESIDUAL: (R,), likewise
     void* y;                     // QKV: (R, N, D); RESIDUAL: (R, M), stream x norm; GATED: (R, M / 2); else (R, M)
-    const void* cos;             // QKV: (positions, D)
-    const void* sin;             // QKV: (positions, D), the first half negated
-    const long long* positions;  // QKV: (R,)
+    const void* cos;             // QKV: (R, D)
+    const void* sin;             // QKV: (R, D), the first half negated
     const long long* kv_rows;    // QKV: (R,), a token's row of the cache for the first head
     void* k_cache;               // QKV: rows of D
     void* v_cache;
@@ -58,7 +57,7 @@ struct LayerLinearParams {
     float eps;
     int trace;        // a number from 1 on where the launch is traced
 };
-static_assert(sizeof(LayerLinearParams) == 18 * 8 + 14 * 4, "mirrored in params.py");
+static_assert(sizeof(LayerLinearParams) == 17 * 8 + 14 * 4, "mirrored in params.py");
 
 struct RowsParams {
     const long long* token_ids;        // (R,)
@@ -72,13 +71,18 @@ struct RowsParams {
     float* squares;                    // (R, 1); at the end (R, H), the normed stream
     float* scales;                     // (R,), what the row was multiplied with; null where SCALES_ROWS says no
     long long* kv_rows;                // (R,)
+    const long long* positions;        // (R,)
+    const void* cos;                   // (positions, D): see rope_kv_write
+    const void* sin;
+    void* row_cos;                     // (R, D), likewise of the rows
+    void* row_sin;
     int rows;
     int hidden_size;
     int num_requests;
     int max_blocks;
     int num_kv_heads;
     int block_size;
+    int head_dim;
     float eps;
-    int unused;
 };
-static_assert(sizeof(RowsParams) == 11 * 8 + 8 * 4, "mirrored in params.py");
+static_assert(sizeof(RowsParams) == 16 * 8 + 8 * 4, "mirrored in params.py");

@@ -10,7 +10,7 @@ class LayerLinearParams(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "squares", "q_norm", "k_norm")),
         *((name, ctypes.c_void_p) for name in ("scales", "hidden", "norm")),
         *((name, ctypes.c_void_p) for name in ("squares_out", "scales_out", "y")),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "positions", "kv_rows", "k_cache", "v_cache")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "kv_rows", "k_cache", "v_cache")),
         *((name, ctypes.c_int32) for name in ("rows", "columns", "outputs", "mode", "parts", "num_squares")),
         *((name, ctypes.c_int32) for name in ("row_warps", "tiles", "num_heads", "num_kv_heads", "head_dim")),
         ("block_size", ctypes.c_int32),
@@ -23,9 +23,8 @@ class RowsParams(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("token_ids", "cache_positions", "query_starts", "block_tables")),
         *((name, ctypes.c_void_p) for name in ("embedding", "norm", "hidden", "scaled", "squares")),
-        *((name, ctypes.c_void_p) for name in ("scales", "kv_rows")),
+        *((name, ctypes.c_void_p) for name in ("scales", "kv_rows", "positions", "cos", "sin", "row_cos", "row_sin")),
         *((name, ctypes.c_int32) for name in ("rows", "hidden_size", "num_requests", "max_blocks")),
-        *((name, ctypes.c_int32) for name in ("num_kv_heads", "block_size")),
+        *((name, ctypes.c_int32) for name in ("num_kv_heads", "block_size", "head_dim")),
         ("eps", ctypes.c_float),
-        ("unused", ctypes.c_int32),
     )

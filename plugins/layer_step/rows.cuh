@@ -51,6 +51,11 @@ __device__ __forceinline__ void rows_begin(const RowsParams& params) {
     for (int at = threadIdx.x; at < width; at += ROW_THREADS)
         static_cast<T*>(params.scaled)[row * width + at] =
             from_float<T>(to_float(embedding[at]) * to_float(norm[at]) * scale);
+    const long long angles = params.positions[row] * params.head_dim;
+    for (int at = threadIdx.x; at < params.head_dim; at += ROW_THREADS) {
+        static_cast<T*>(params.row_cos)[row * params.head_dim + at] = static_cast<const T*>(params.cos)[angles + at];
+        static_cast<T*>(params.row_sin)[row * params.head_dim + at] = static_cast<const T*>(params.sin)[angles + at];
+    }
     if (threadIdx.x != 0) return;
     params.squares[row] = squares;
     if (SCALES_ROWS<T>) params.scales[row] = scale;

@@ -145,5 +145,5 @@ def test_every_block_of_a_model_has_columns_and_tiles(rows):
         bucket = block_rows(cut, outputs, columns, rows)
         num_bytes = shared_bytes(cut, columns, bucket)
         assert columns // 32 >= cut.cluster
-        assert 1 <= clusters(cut, outputs, num_bytes, -(-rows // bucket), 132) <= cut.tiles(outputs)
+        assert 1 <= clusters(cut, outputs, bucket, num_bytes, -(-rows // bucket), 132) <= cut.tiles(outputs)
         assert num_bytes <= 227 << 10
