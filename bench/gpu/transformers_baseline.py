@@ -1,7 +1,8 @@
 """transformers with random weights of the same shape, eagerly and compiled over a static cache.
 
 Where it decodes eagerly, torch's SDPA is kept from cuDNN's attention, which plans anew for every length of the cache:
-that took some 70 ms a step, and a figure that has it in it says nothing. `as_is=True` leaves the choice to torch.
+a step of SmolLM2-135M took 23 ms without it on an H100 and 60 to 110 ms with it, a figure that flatters whatever is
+beside it. `as_is=True` leaves the choice to torch.
 """
 
 import time

@@ -1,7 +1,7 @@
 """Measures what requests feel when others arrive, and draws it: a burst over one prefix, chunk sizes beside decodes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -9,7 +9,14 @@ from typing import Any
 
 from pipelines.benchmark.plots import draw_burst, draw_chunks
 from runtime.backends.base import Backend
-from runtime.benchmark.arrivals import BurstSample, ChunkSample, run_burst, run_chunks, summarise_chunks
+from runtime.benchmark.arrivals import (
+    CHUNK_BUDGETS,
+    BurstSample,
+    ChunkSample,
+    run_burst,
+    run_chunks,
+    summarise_chunks,
+)
 
 SAMPLES_FILE = "arrivals.jsonl"
 NUM_DECODING = 4
@@ -22,6 +29,7 @@ def measure_arrivals(
     subtitle: str,
     out_dir: Path,
     report: Callable[[float, str], None],
+    budgets: Sequence[int] = CHUNK_BUDGETS,
 ) -> dict[str, Any]:
     """Write raw samples and two plots; return what they come to, as plain data."""
     prompt_len = min(8192, backend.limits.max_seq_len - 2)
@@ -30,7 +38,7 @@ def measure_arrivals(
         for sample in run_burst(backend, vocab_size, repeats, report):
             samples.append(sample)
             file.write(json.dumps({"case": "burst", **asdict(sample)}) + "\n")
-        for chunk in run_chunks(backend, vocab_size, prompt_len, NUM_DECODING, repeats, report):
+        for chunk in run_chunks(backend, vocab_size, prompt_len, NUM_DECODING, repeats, report, budgets):
             samples.append(chunk)
             file.write(json.dumps({"case": "chunks", **asdict(chunk)}) + "\n")
     bursts = [sample for sample in samples if isinstance(sample, BurstSample)]

@@ -5,17 +5,18 @@ The bundle stays where it is and comes in as a build context of its own.
 
 import platform
 import shutil
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import plugins
 import runtime
 from pipelines.deploy.workload import Workload
+from runtime.errors import EnginewrightError
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "jinja2", "zstandard", "fastapi", "uvicorn",
              "prometheus-client", "llguidance")  # fmt: skip
 GPU_LIBRARIES = ("cuda-python",)
-TARGET_LIBRARIES = {"onnx": ("onnxruntime",)}
+TARGET_LIBRARIES = {"onnx": ("onnxruntime",), "tensorrt_rtx": ("tensorrt-rtx",), "tensorrt": ("tensorrt",)}
 TRUST_LIBRARIES = ("model-signing", "pyOpenSSL")
 KEY_FILE = "key.pub"
 BUNDLE_DIR = "/bundle"
@@ -63,7 +64,20 @@ def write_container(work: Workload, out: Path) -> None:
 
 
 def requirements(work: Workload) -> str:
-    """The libraries of a serving host, pinned to what is installed here, which is what was tested together."""
+    """The libraries of a serving host, pinned to what is installed here, which is what was tested together.
+
+    Raises:
+        EnginewrightError: the target's library is not installed.
+    """
     names = LIBRARIES + (GPU_LIBRARIES if work.gpus else ()) + TARGET_LIBRARIES.get(work.target, ())
     names += TRUST_LIBRARIES if work.public_key else ()
-    return "".join(f"{name}=={version(name).partition('+')[0]}\n" for name in names)
+    return "".join(f"{name}=={_version(name).partition('+')[0]}\n" for name in names)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError as error:
+        raise EnginewrightError(
+            f"{name} is not installed here, so there is no version to pin it to; install it, or name another --target"
+        ) from error

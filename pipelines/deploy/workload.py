@@ -12,7 +12,8 @@ from runtime.formats.bundle import DRAFT_DIR, Bundle
 from runtime.formats.checkpoint import WEIGHTS_FILE
 from runtime.formats.tensorrt_llm import TARGET as HOSTED
 from runtime.formats.tensorrt_llm import TensorrtLlmPlan
-from runtime.readiness import memory_need
+from runtime.formats.tensorrt_plan import PLAN_FILE
+from runtime.readiness import ON_GPU, memory_need
 from runtime.server.settings import ServerSettings
 
 NAME_LEN = 40  # of a Kubernetes name, with room for what is appended to it
@@ -59,9 +60,11 @@ def workload(bundle: Bundle, options: DeployOptions) -> Workload:
         raise EnginewrightError(
             f"{bundle.path}: what its engine needs cannot be told ({error!r}); build it again"
         ) from error
-    held = CUDA_BYTES if options.target == "cuda" else need.weights + need.kv_cache  # what is on the GPU is not here
+    held = CUDA_BYTES if options.target in ON_GPU else need.weights + need.kv_cache  # what is on the GPU is not here
     draft = sum(path.stat().st_size for path in (bundle.path / DRAFT_DIR).rglob("*") if path.is_file())
     stored = (bundle.path / WEIGHTS_FILE).stat().st_size + draft
+    if (plan := engine_dir / PLAN_FILE).is_file():
+        stored += plan.stat().st_size
     settings = ServerSettings()
     return Workload(
         name=name,

@@ -27,9 +27,13 @@ TORCH_BYTES = 700_000_000  # with torch and transformers too
 REPORT_BYTES = 2_000_000
 KERNEL_BYTES = 20_000_000  # of all architectures
 KERNEL_SECONDS = 60.0  # to compile them all on two cores
+PLAN_STAGES = ("compile_tensorrt_rtx", "compile_tensorrt")
+PLAN_SHARE = 1.2  # of the weights: a plan of TensorRT-RTX
+PLAN_SECONDS, PLAN_BYTES_PER_S = 5.0, 15e6  # to build one, of its weights; measured on one of two cores
 GPU_SECONDS = 60.0  # of a check or a measurement on a GPU
 # Whatever their settings, the bytes decide.
-SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_llm", "package")
+SAME_WORK = ("fetch", "convert", "compile", "compile_cuda", "compile_onnx", "compile_tensorrt_llm",
+             "compile_tensorrt_rtx", "compile_tensorrt", "package")  # fmt: skip
 
 
 class Time(NamedTuple):
@@ -87,10 +91,13 @@ def assumed(stage: str, model: KnownModel, sizes: ModelSizes | None, config: Bui
         return None
     if stage == "compile_cuda":
         return Time(KERNEL_SECONDS, "formula: a minute for all architectures")
-    if stage in ("verify_cuda", "bench_cuda", "tune_cuda"):
+    if stage in PLAN_STAGES:
+        seconds = PLAN_SECONDS + sizes.weights / PLAN_BYTES_PER_S
+        return Time(seconds, "formula: 5 s, and weights at 15 MB/s")
+    if stage in ("verify_cuda", "bench_cuda", "tune_cuda") or stage.partition("_")[2] in ("tensorrt_rtx", "tensorrt"):
         return Time(GPU_SECONDS, "formula: a minute") if gpu_names() else Time(0.0, "no GPU here")
     formulas: dict[str, Any] = {"convert": convert_time, "verify": verify_time, "bench": bench_time,
-                                "bench_onnx": bench_time}  # fmt: skip
+                                "verify_onnx": verify_time, "bench_onnx": bench_time}  # fmt: skip
     if stage in formulas:
         time: Time = formulas[stage](sizes, config)
         return time
@@ -126,6 +133,10 @@ def memory_bytes(stage: str, sizes: ModelSizes | None, config: BuildConfig) -> i
     engine = sizes.weights + sizes.packed
     bench_tokens = max(config.bench.batch_sizes) * (max(config.bench.prompt_lens) + config.bench.new_tokens)
     widened = 4 * sizes.parameters  # the onnx engine's weights are float32
+    if stage in PLAN_STAGES:
+        return TORCH_BYTES + int(4.5 * sizes.weights)  # of the process that builds, its mapped weights included
+    if stage.partition("_")[2] in ("tensorrt_rtx", "tensorrt"):
+        return TORCH_BYTES + sizes.weights
     return {
         "convert": TORCH_BYTES + 3 * sizes.largest_tensor,
         "draft": TORCH_BYTES + engine,
@@ -150,6 +161,9 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None, config: 
         return model.source_bytes
     if stage == "compile_cuda":
         return KERNEL_BYTES
+    plan_bytes = int(PLAN_SHARE * sizes.weights) if sizes else None
+    if stage in PLAN_STAGES:
+        return plan_bytes
     hosted = config.target.tensorrt_llm
     if stage == "compile_tensorrt_llm" and hosted is not None and hosted.weights == "host":
         return REPORT_BYTES
@@ -157,4 +171,7 @@ def disk_bytes(stage: str, model: KnownModel, sizes: ModelSizes | None, config: 
         return sizes.weights if sizes else None
     if stage.partition("_")[0] in ("draft", "compile", "tune", "verify", "bench"):  # a drafting model is linked
         return REPORT_BYTES
+    if stage == "package" and sizes:
+        plans = sum(getattr(config.target, name.removeprefix("compile_")) is not None for name in PLAN_STAGES)
+        return sizes.weights + plans * int(PLAN_SHARE * sizes.weights)
     return sizes.weights if sizes else None

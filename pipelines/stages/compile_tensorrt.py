@@ -7,6 +7,8 @@ from pipelines.config import TensorrtTargetConfig
 from pipelines.stage import StageContext
 from pipelines.tensorrt.job import PlanJob
 from pipelines.tensorrt.stage import CompilePlanStage, PlanOptions
+from runtime.errors import EnginewrightError
+from runtime.tensorrt_library import library_version
 
 if TYPE_CHECKING:
     from runtime.spec import ModelSpec
@@ -24,26 +26,34 @@ class CompileTensorrtStage(CompilePlanStage[TensorrtTargetConfig]):
         return tuple(sorted((Path(__file__).resolve().parent.parent.parent / "plugins").rglob("*.cu*")))
 
     def options(self, config: TensorrtTargetConfig, spec: "ModelSpec", context: StageContext) -> PlanOptions:
-        cache = context.kept_dir / "tensorrt" / "timing.cache"
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        """Raises EnginewrightError where there is no GPU: the library measures on the one that it builds for."""
+        from runtime.machine import look
+
+        gpus = look().gpus
+        if not gpus:
+            raise EnginewrightError(
+                "target tensorrt builds on the GPU that runs the plan, and here is none; build there, or write "
+                "target=[tensorrt_rtx], whose plans need none"
+            )
+        arch = "sm_{}{}".format(*gpus[0].compute_capability)
         job = PlanJob(
-            library=self.library, profiles=(),
+            library=self.library,
+            profiles=(),
             strip=config.weights == "stripped",
             plugins=config.attention == "plugin",
             workspace_bytes=config.workspace_mib * MIB,
             version_compatible=config.version_compatible,
             hardware="" if config.hardware == "this" else config.hardware,
-            timing_cache=str(cache) if config.timing_cache else "",
-        )  # fmt: skip
-        return PlanOptions(job, this_gpu_archs(), config.attention)
+            timing_cache=_timing_cache(context.kept_dir, arch) if config.timing_cache else "",
+        )
+        return PlanOptions(job, (arch,), config.attention)
 
 
-def this_gpu_archs() -> tuple[str, ...]:
-    """The GPU that TensorRT builds for: the first."""
-    from runtime.machine import look
-
-    gpus = look().gpus
-    return tuple(f"sm_{major}{minor}" for major, minor in [gpu.compute_capability for gpu in gpus[:1]])
+def _timing_cache(kept_dir: Path, arch: str) -> str:
+    """Measurements of one library on one kind of GPU, which builds share."""
+    folder = kept_dir / "timing"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"tensorrt-{library_version('tensorrt')}-{arch}.cache")
 
 
 STAGE = CompileTensorrtStage()

@@ -43,12 +43,12 @@ class CompileTensorrtLlmStage:
         from runtime.formats.tensorrt_llm import TensorrtLlmPlan
 
         checkpoint = Checkpoint(inputs["convert"].path)
-        target, spec, dtype = config.target, checkpoint.spec, checkpoint.config.dtype
+        target, spec = config.target, checkpoint.spec
         flow = flow_of(target.version)
         checks.check_split(target, spec)
         if flow == "build":
             checks.check_engine(target, spec)
-        speculation = choose_speculation(target, spec, dtype, inputs["draft"].path)
+        speculation = choose_speculation(target, spec, inputs["draft"].path)
         if speculation.reason:
             context.log.warning("no drafts: %s", speculation.reason)
         lengths = checks.lengths_of(target, spec)
@@ -58,7 +58,7 @@ class CompileTensorrtLlmStage:
         context.log.info("command: %s", " ".join(command))
         built_for = build_engine(folder, context) if flow == "build" and is_built_here(config) else ""
         plan = TensorrtLlmPlan(
-            version=target.version, flow=flow, dtype=dtype, max_batch_size=target.max_batch_size,
+            version=target.version, flow=flow, dtype=checkpoint.config.dtype, max_batch_size=target.max_batch_size,
             max_seq_len=lengths.max_seq_len, max_num_tokens=target.max_num_tokens, tp_size=target.tp_size,
             pp_size=target.pp_size, weights=target.weights, speculation=speculation.kind,
             without_drafter=speculation.reason, built_for=built_for, script=SCRIPTS[flow], command=tuple(command),

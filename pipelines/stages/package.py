@@ -178,6 +178,8 @@ def _why_not_run(stage: str, inputs: Mapping[str, Artifact]) -> str:
     option, _, target = stage.partition("_")
     if target == "tensorrt_llm":
         return TensorrtLlmPlan.read(inputs[COMPILING_STAGES[target]].path).not_run
+    if stage == "bench" and COMPILING_STAGES["cpu"] not in inputs:
+        return "this bundle has no engine for the CPU"
     return f"built with {option}=off"
 
 

@@ -65,9 +65,7 @@ def build_plan(job: PlanJob, folder: Path, context: StageContext) -> BuiltPlan:
             f"{job.library} ended with status {process.returncode} while it built the plan, and gave no reason; "
             "status -9 is what the system does where memory runs out"
         )
-    return BuiltPlan(
-                done["plan_bytes"], tuple(done["layers"]), memory.peak_bytes, memory.peak_anonymous_bytes
-    )  # fmt: skip
+    return BuiltPlan(done["plan_bytes"], tuple(done["layers"]), memory.peak_bytes, memory.peak_anonymous_bytes)
 
 
 @contextmanager

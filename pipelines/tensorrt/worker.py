@@ -77,7 +77,8 @@ class _Builder:
         made = self.builder.create_optimization_profile()
         for index in range(self.network.num_inputs):
             value = self.network.get_input(index)
-            made.set_shape(value.name, *(_shape(value.name, tuple(value.shape), profile, i) for i in range(3)))
+            shapes: list[Any] = [_shape(value.name, _sizes(value), profile, which) for which in range(3)]
+            made.set_shape(value.name, *shapes)
         if self.config.add_optimization_profile(made) < 0:
             raise EnginewrightError(f"{self._name()} does not take the profile {profile}: {self.events.first_error}")
 
@@ -86,11 +87,7 @@ class _Builder:
         config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
         config.progress_monitor = self.events.monitor(library)
         if job.archs:
-            config.num_compute_capabilities = len(job.archs)
-            for index, arch in enumerate(job.archs):
-                capability = getattr(library.ComputeCapability, arch.replace("_", "").upper(), None)
-                if capability is None or not config.set_compute_capability(capability, index):
-                    raise EnginewrightError(f"{self._name()} has no compute capability {arch}")
+            self._choose_archs()
         if job.strip:
             config.set_flag(library.BuilderFlag.STRIP_PLAN)
         if job.version_compatible:
@@ -104,6 +101,15 @@ class _Builder:
         if job.timing_cache:
             path = Path(job.timing_cache)
             config.set_timing_cache(config.create_timing_cache(path.read_bytes() if path.exists() else b""), False)
+
+    def _choose_archs(self) -> None:
+        """TensorRT-RTX alone builds for other GPUs than the one that is there."""
+        config: Any = self.config
+        config.num_compute_capabilities = len(self.job.archs)
+        for index, arch in enumerate(self.job.archs):
+            capability = getattr(self.library.ComputeCapability, arch.replace("_", "").upper(), None)
+            if capability is None or not config.set_compute_capability(capability, index):
+                raise EnginewrightError(f"{self._name()} has no compute capability {arch}")
 
     def _serialize(self) -> int:
         """Write the plan in pieces where the library can: one as a whole would be one more copy in memory."""
@@ -137,11 +143,15 @@ class _Builder:
         return {
             "name": layer.name,
             "type": layer.type.name,
-            "outputs": [f"{value.dtype.name.lower()} {tuple(value.shape)}" for value in outputs if value is not None],
+            "outputs": [f"{value.dtype.name.lower()} {_sizes(value)}" for value in outputs if value is not None],
         }
 
     def _name(self) -> str:
         return f"{self.job.library} {self.library.__version__}"
+
+
+def _sizes(value: "trt.ITensor") -> tuple[int, ...]:
+    return tuple(value.shape[index] for index in range(len(value.shape)))
 
 
 def _shape(name: str, shape: tuple[int, ...], profile: Profile, which: int) -> tuple[int, ...]:

@@ -91,43 +91,15 @@ def check_engine(config: TensorrtLlmTargetConfig, spec: ModelSpec) -> None:
         )
 
 
-def check_redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, head: HeadConfig, dtype: str) -> Beams:
+def check_redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, head: HeadConfig) -> Beams:
     """Whether the graph of this version computes the head for the model.
 
     Raises:
         EnginewrightError: it does not.
     """
-    without = f"; or write {KEY}.redrafter=off to build without the head"
-    if flow_of(config.version) == "serve":
-        raise EnginewrightError(
-            f"{KEY}.version is {config.version}, which has no ReDrafter: it went with the TensorRT backend; use at "
-            f"most {LAST_BUILD}{without}"
-        )
-    if Version(config.version) < FIRST_REDRAFTER:
-        raise EnginewrightError(f"{KEY}.version is {config.version}; ReDrafter needs {FIRST_REDRAFTER} here{without}")
-    if spec.architecture not in REDRAFTER_CLASSES:
-        known = " and ".join(REDRAFTER_CLASSES)
-        raise EnginewrightError(f"TensorRT-LLM has ReDrafter for {known}; this is {spec.architecture}{without}")
-    if head.dialect != "tensorrt_llm":
-        raise EnginewrightError(
-            f"the draft head is of the dialect {head.dialect!r}, and TensorRT-LLM's graph computes 'tensorrt_llm'; "
-            f"train one with draft=train draft.train.dialect=tensorrt_llm{without}"
-        )
-    if head.exit_dim == 2 * head.hidden_size:
-        raise EnginewrightError(
-            f"the draft head's exit_dim is {head.exit_dim}, twice the hidden size, for which TensorRT-LLM has no input "
-            f"projection; train it with another{without}"
-        )
-    if config.pp_size > 1 or config.kv_cache_type != "paged" or config.max_beam_width > 1:
-        raise EnginewrightError(
-            f"ReDrafter needs {KEY}.pp_size=1, kv_cache_type=paged and max_beam_width=1; they are {config.pp_size}, "
-            f"{config.kv_cache_type} and {config.max_beam_width}{without}"
-        )
-    for size, what in ((head.exit_dim, "exit_dim"), (head.hidden_size, "hidden size")):
-        if size % config.tp_size:
-            raise EnginewrightError(
-                f"{KEY}.tp_size is {config.tp_size}; it must divide the draft head's {what}, {size}{without}"
-            )
+    for reason in (_version_lacks(config), _graph_lacks(spec, head), _settings_forbid(config, head)):
+        if reason:
+            raise EnginewrightError(f"{reason}; or write {KEY}.redrafter=off to build without the head")
     beams = Beams(config.redrafter_num_beams, config.redrafter_draft_len_per_beam, config.redrafter_greedy_search)
     rows = config.max_batch_size * (1 + beams.max_draft_tokens)
     if config.max_num_tokens < rows:
@@ -136,3 +108,45 @@ def check_redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, head: Head
             "max_batch_size x (1 + redrafter_num_beams x redrafter_draft_len_per_beam)"
         )
     return beams
+
+
+def _version_lacks(config: TensorrtLlmTargetConfig) -> str:
+    """Why a version has no ReDrafter that takes these files; empty where it has."""
+    if flow_of(config.version) == "serve":
+        return (
+            f"{KEY}.version is {config.version}, which has no ReDrafter: it went with the TensorRT backend; use at "
+            f"most {LAST_BUILD}"
+        )
+    if Version(config.version) < FIRST_REDRAFTER:
+        return f"{KEY}.version is {config.version}; ReDrafter needs {FIRST_REDRAFTER} here"
+    return ""
+
+
+def _graph_lacks(spec: ModelSpec, head: HeadConfig) -> str:
+    """Why TensorRT-LLM's graph is not this model's with this head; empty where it is."""
+    if spec.architecture not in REDRAFTER_CLASSES:
+        return f"TensorRT-LLM has ReDrafter for {' and '.join(REDRAFTER_CLASSES)}; this is {spec.architecture}"
+    if head.dialect != "tensorrt_llm":
+        return (
+            f"the draft head is of the dialect {head.dialect!r}, and TensorRT-LLM's graph computes 'tensorrt_llm'; "
+            "train one with draft=train draft.train.dialect=tensorrt_llm"
+        )
+    if head.exit_dim == 2 * head.hidden_size:
+        return (
+            f"the draft head's exit_dim is {head.exit_dim}, twice the hidden size, for which TensorRT-LLM has no input "
+            "projection; train it with another"
+        )
+    return ""
+
+
+def _settings_forbid(config: TensorrtLlmTargetConfig, head: HeadConfig) -> str:
+    """Which settings do not go with ReDrafter; empty where all do."""
+    if config.pp_size > 1 or config.kv_cache_type != "paged" or config.max_beam_width > 1:
+        return (
+            f"ReDrafter needs {KEY}.pp_size=1, kv_cache_type=paged and max_beam_width=1; they are {config.pp_size}, "
+            f"{config.kv_cache_type} and {config.max_beam_width}"
+        )
+    for size, what in ((head.exit_dim, "exit_dim"), (head.hidden_size, "hidden size")):
+        if size % config.tp_size:
+            return f"{KEY}.tp_size is {config.tp_size}; it must divide the draft head's {what}, {size}"
+    return ""

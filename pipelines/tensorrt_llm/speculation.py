@@ -24,9 +24,7 @@ class Speculation:
     beams: Beams | None = None
 
 
-def choose_speculation(
-    config: TensorrtLlmTargetConfig, spec: ModelSpec, dtype: str, draft_dir: Path
-) -> Speculation:  # fmt: skip
+def choose_speculation(config: TensorrtLlmTargetConfig, spec: ModelSpec, draft_dir: Path) -> Speculation:
     """Decide by the version and by the drafter of `draft_dir`.
 
     Raises:
@@ -39,21 +37,25 @@ def choose_speculation(
             "draft=train draft.train.dialect=tensorrt_llm"
         )
     if drafter == "redrafter":
-        return _redrafter(config, spec, dtype, draft_dir)
+        return _redrafter(config, spec, draft_dir)
     if drafter in ("ngram", "model") and flow_of(config.version) == "build":
         return Speculation("none", f"draft={drafter} drafts from version 1.3 on, not in engines of {config.version}")
     return Speculation(drafter)
 
 
-def _redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, dtype: str, draft_dir: Path) -> Speculation:
+def _redrafter(config: TensorrtLlmTargetConfig, spec: ModelSpec, draft_dir: Path) -> Speculation:
     """A head of the right dialect was trained for TensorRT-LLM: it is never left out unasked."""
     head = read_description(draft_dir).config
     if config.redrafter == "off":
         return Speculation("none", "target.tensorrt_llm.redrafter=off")
+    if config.redrafter == "auto" and head.dialect != "tensorrt_llm" and flow_of(config.version) == "serve":
+        return Speculation(
+            "none", f"TensorRT-LLM {config.version} has no ReDrafter; draft=ngram and draft=model it has"
+        )
     if config.redrafter == "auto" and head.dialect != "tensorrt_llm":
         return Speculation(
             "none",
             f"the bundle's draft head is of the dialect {head.dialect}, which TensorRT-LLM does not compute; "
             "draft=train draft.train.dialect=tensorrt_llm trains one that it does",
         )
-    return Speculation("redrafter", head=head, beams=check_redrafter(config, spec, head, dtype))
+    return Speculation("redrafter", head=head, beams=check_redrafter(config, spec, head))

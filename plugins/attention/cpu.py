@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 # query rows (b, L); what to gather, (b, N_kv, n) rows of the cache, or blocks of one head; additive mask (b or 1, 1, L,
-# S) or empty where causal attention says the same; room for keys and for values, (b, N_kv, S, D)
+# S) or empty where causal attention says the same; room for keys and for values, (b, N_kv, S, D). Where queries are
+# folded, the mask's L is that of all query heads of a key/value head, one head's queries after the other's.
 _TENSORS_PER_GROUP = 5
 _SHORTEST_BUCKET = 64
+_MOST_FOLDED = 64  # rows; a product over few is slower by more than its share
 
 
 def plan_attention_cpu(
@@ -45,14 +47,16 @@ def plan_attention_cpu(
         longest = max(contexts[request] for request in requests)
         same_len = all(contexts[request] == longest for request in requests)
         sources = (_head_blocks if same_len else _key_rows)(shape, lens, longest, block_tables[members])
-        plan.append(query_starts[members].unsqueeze(1) + torch.arange(query_len, device=device))
-        plan.append(sources)
         if is_tree and ancestors is not None:
-            plan.append(_tree_mask(lens, ancestors[members], shape.sliding_window, dtype))
+            mask = _tree_mask(lens, ancestors[members], shape.sliding_window, dtype)
         elif same_len and (shape.sliding_window is None or shape.sliding_window >= longest):
-            plan.append(_end_mask(query_len, longest, dtype, device))
+            mask = _end_mask(query_len, longest, dtype, device)
         else:
-            plan.append(_mask(lens, query_len, shape.sliding_window, dtype))
+            mask = _mask(lens, query_len, shape.sliding_window, dtype)
+        queries_per_key = shape.num_heads // shape.num_kv_heads
+        if mask.numel() and 1 < query_len <= _MOST_FOLDED // queries_per_key:
+            mask = mask.repeat(1, 1, queries_per_key, 1)
+        plan += [query_starts[members].unsqueeze(1) + torch.arange(query_len, device=device), sources, mask]
         plan += _room(sources, shape.head_dim * (shape.block_size if same_len else 1), longest, shape.head_dim, dtype)
     return plan
 
@@ -170,6 +174,10 @@ def _sdpa(query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Ten
         grouped = query.view(batch, num_kv_heads, num_heads // num_kv_heads, head_dim)
         result = sdpa(grouped, k, v, attn_mask=mask if mask.numel() else None, scale=scale)
         return result.view(batch, 1, num_heads, head_dim)
+    if mask.numel() and mask.shape[2] > query_len:
+        by_head = query.unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # (b, N_kv, N / N_kv, L, D)
+        result = sdpa(by_head.flatten(2, 3), k, v, attn_mask=mask, scale=scale)
+        return result.view(by_head.shape).permute(0, 3, 1, 2, 4).flatten(2, 3)
     result = sdpa(
         query.transpose(1, 2),
         k,

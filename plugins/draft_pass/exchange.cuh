@@ -43,11 +43,26 @@ __device__ __forceinline__ void await_pairs(ulonglong2 (&pairs)[N], unsigned tag
     }
 }
 
-// Wait for one word of each thread.
-__device__ __forceinline__ unsigned await_word(const unsigned long long* address, unsigned tag) {
+// Wait for `count` of N words of each thread, likewise.
+template <int N>
+__device__ __forceinline__ void await_words(
+    unsigned (&values)[N], unsigned tag, const unsigned long long* const (&addresses)[N], int count = N) {
     while (true) {
-        const unsigned long long word = load_relaxed_word(address);
-        if (warp_ballot(static_cast<unsigned>(word >> 32) != tag) == 0) return static_cast<unsigned>(word);
+        unsigned missing = 0;
+#pragma unroll
+        for (int i = 0; i < N; ++i)
+            if (i < count) {
+                const unsigned long long word = load_relaxed_word(addresses[i]);
+                values[i] = static_cast<unsigned>(word);
+                missing |= static_cast<unsigned>(word >> 32) ^ tag;
+            }
+        if (warp_ballot(missing != 0) == 0) return;
         spin_pause();
     }
+}
+
+__device__ __forceinline__ unsigned await_word(const unsigned long long* address, unsigned tag) {
+    unsigned value[1];
+    await_words(value, tag, {address});
+    return value[0];
 }

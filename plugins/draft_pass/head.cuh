@@ -16,7 +16,7 @@ constexpr float LOG2_OF_E = 1.4426950408889634f;
 template <class T, int ROW_BLOCKS>
 struct Head {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;
-    static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 7 : 4;  // as registers allow
+static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 6;  // of a warp in registers
 
     const DraftPassParams& params;
     unsigned first_tag;
@@ -70,6 +70,7 @@ struct Head {
                     if (own >= PASS_WARPS) load_ahead(ahead, own);
                     TileSums<ROW_BLOCKS> sums;
                     multiply(sums, ahead, own, count);
+                    trace(depth, 2);
                     publish(sums, own, depth, first, rows, width);
                 }
                 trace(depth, 1);
@@ -127,58 +128,82 @@ struct Head {
         for (int step = 0; step < STEPS_AHEAD; ++step) ahead[step] = load_step(tile, min(step, num_steps - 1));
     }
 
-    // A lane whose row does not exist takes the last one's place; its products go nowhere.
-    __device__ void multiply(
-        TileSums<ROW_BLOCKS>& sums, const WeightStep (&ahead)[STEPS_AHEAD], int own, int count) const {
+    // `ahead` holds the first steps; the others follow in their place. A lane whose row does not exist takes the last
+    // one's place; its products go nowhere. Even and odd steps have sums of their own, so that products wait less.
+    __device__ void multiply(TileSums<ROW_BLOCKS>& sums, WeightStep (&ahead)[STEPS_AHEAD], int own, int count) const {
         const char* tile = resident.tile(own, tile_at(own));
         const char* rows[ROW_BLOCKS];
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block)
             rows[block] = activations + lane_id() % 4 * 16 +
                           min(block * 8 + static_cast<int>(lane_id()) / 4, count - 1) * pitch;
-        const auto add = [&](const WeightStep& weights, int step) {
+        TileSums<ROW_BLOCKS> odd;
+#pragma unroll 1
+        for (int first = 0; first < num_steps; first += STEPS_AHEAD)
 #pragma unroll
-            for (int block = 0; block < ROW_BLOCKS; ++block)
-                add_products<T>(sums, weights, load16(rows[block] + step * STEP_COLUMNS * 2), block);
-        };
+            for (int i = 0; i < STEPS_AHEAD; ++i) {
+                const int step = first + i;
+                if (step >= num_steps) break;
 #pragma unroll
-        for (int step = 0; step < STEPS_AHEAD; ++step)
-            if (step < num_steps) add(ahead[step], step);
-#pragma unroll 5
-        for (int step = STEPS_AHEAD; step < num_steps; ++step) add(load_step(tile, step), step);
-    }
-
-    // A lane has tokens lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of each 8.
-    __device__ void publish(const TileSums<ROW_BLOCKS>& sums, int own, int depth, int first, int rows, int width) const {
-        const unsigned tag = first_tag + depth;
-        const int tile = tile_of(own), entry = tile * TILE_ROWS + static_cast<int>(lane_id()) / 4;
+                for (int block = 0; block < ROW_BLOCKS; ++block)
+                    add_products<T>(i % 2 == 0 ? sums : odd, ahead[i], load16(rows[block] + step * STEP_COLUMNS * 2), block);
+                ahead[i] = load_step(tile, min(step + STEPS_AHEAD, num_steps - 1));
+            }
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
-            for (int side = 0; side < 2; ++side) {
-                const int row = first + block * 8 + 2 * (static_cast<int>(lane_id()) % 4) + side;
-                const bool is_real = row < rows;
-                float logits[2];
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    logits[half] = sums.even[block][2 * half + side] + sums.odd[block][2 * half + side];
-                    if (params.temperature && is_real)
-                        logits[half] += noise[(row / width * own_tiles + own) * TILE_ROWS +
-                                              static_cast<int>(lane_id()) / 4 + 8 * half];
-                    if (entry + 8 * half >= params.num_draft) logits[half] = -INFINITY;
-                    if (is_real)
-                        store_relaxed_word(params.logits + (static_cast<long long>(row) * num_tiles * TILE_ROWS + entry +
-                                                            8 * half),
-                                           tagged(__float_as_uint(logits[half]), tag));
-                }
-                float largest = fmaxf(logits[0], logits[1]);
-                for (int mask = 4; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
-                float sum = exp2_fast((logits[0] - largest) * LOG2_OF_E) + exp2_fast((logits[1] - largest) * LOG2_OF_E);
-                for (int mask = 4; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
-                if (is_real && lane_id() < 4)
-                    store_relaxed_words(params.maxima + (static_cast<long long>(row) * num_tiles + tile) * 2,
-                                        make_ulonglong2(tagged(__float_as_uint(largest), tag),
-                                                        tagged(__float_as_uint(sum), tag)));
+            for (int i = 0; i < 4; ++i) {
+                sums.even[block][i] += odd.even[block][i];
+                sums.odd[block][i] += odd.odd[block][i];
             }
+    }
+
+    // A lane has tokens lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of each 8. Two lanes exchange, so that
+    // each has a pair of tokens and the pair 8 after it for one row.
+    __device__ void publish(const TileSums<ROW_BLOCKS>& sums, int own, int depth, int first, int rows, int width) const {
+        const unsigned tag = first_tag + depth;
+        const int lane = static_cast<int>(lane_id()), side = lane / 4 % 2, token = lane / 8 * 2;
+        const int tile = tile_of(own), entry = tile * TILE_ROWS + token;
+#pragma unroll
+        for (int block = 0; block < ROW_BLOCKS; ++block) {
+            const int row = first + block * 8 + lane % 4 * 2 + side;
+            const bool is_real = row < rows;
+            float logits[4];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float low = sums.even[block][2 * half] + sums.odd[block][2 * half];
+                const float high = sums.even[block][2 * half + 1] + sums.odd[block][2 * half + 1];
+                const float other = shfl_xor(side ? low : high, 4);
+                logits[2 * half] = side ? other : low;
+                logits[2 * half + 1] = side ? high : other;
+            }
+            if (params.temperature && is_real) {
+                const float* added = noise + (row / width * own_tiles + own) * TILE_ROWS + token;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) logits[i] += added[i % 2 + i / 2 * 8];
+            }
+            unsigned long long* words =
+                params.logits + static_cast<long long>(row) * num_tiles * TILE_ROWS + entry;
+            float largest = -INFINITY, sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                if (entry + i % 2 + i / 2 * 8 >= params.num_draft) logits[i] = -INFINITY;
+                largest = fmaxf(largest, logits[i]);
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                if (is_real)
+                    store_relaxed_words(words + 8 * half,
+                                        make_ulonglong2(tagged(__float_as_uint(logits[2 * half]), tag),
+                                                        tagged(__float_as_uint(logits[2 * half + 1]), tag)));
+            for (int mask = 8; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum += exp2_fast((logits[i] - largest) * LOG2_OF_E);
+            for (int mask = 8; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
+            if (is_real && lane < 8)
+                store_relaxed_words(params.maxima + (static_cast<long long>(row) * num_tiles + tile) * 2,
+                                    make_ulonglong2(tagged(__float_as_uint(largest), tag),
+                                                    tagged(__float_as_uint(sum), tag)));
+        }
     }
 };

@@ -7,7 +7,7 @@ import torch
 MOST_ROWS = 128  # beams of all requests together
 _TILE_ROWS, _STEP_COLUMNS, _WARPS, _THREADS = 16, 32, 12, 384
 _MOST_RESIDENT, _BARRIER_BYTES = 64, 512
-_SELECT_FIXED_BYTES, _HELD_BYTES = 20 * 1024, 2 * 64 * 16
+_SELECT_FIXED_BYTES, _HELD_BYTES = 22 * 1024, 2 * 64 * 16
 _PARTIAL_PITCH = _TILE_ROWS + 4
 _CHAIN_SHARE = 0.3  # of the multiprocessors at most: they read a third of what all could
 _FEWEST_PROCESSORS = 8
@@ -118,11 +118,29 @@ def _chain_bytes(head: HeadSizes, sizes: PassSizes, group_rows: int, own_tiles: 
 
 def _select_bytes(head: HeadSizes, sizes: PassSizes, own_requests: int) -> int:
     """Shared memory of a block that selects: see select.cuh."""
-    tiles, wanted = _num_tiles(head), 2 * sizes.num_candidates
-    group = next((size for size in (16, 8, 4) if wanted <= _THREADS // size), 2)  # threads
-    share = group * sizes.num_beams * -(-tiles // _THREADS)
-    listed = min(sizes.num_candidates * share, sizes.num_beams * tiles)
-    return _SELECT_FIXED_BYTES + _HELD_BYTES * own_requests + 8 * listed + 4 * sizes.num_beams * tiles
+    shares = [_shares(width, _num_tiles(head), sizes.num_candidates) for width in (1, sizes.num_beams)]
+    listed = max(min(sizes.num_candidates * share.tiles_of_group, share.all_tiles) for share in shares)
+    most_shares = max(share.count for share in shares)
+    maxima = 4 * sizes.num_beams * _num_tiles(head)
+    return _SELECT_FIXED_BYTES + _HELD_BYTES * own_requests + 8 * listed + 8 * most_shares + maxima
+
+
+class _Shares(NamedTuple):
+    count: int
+    tiles_of_group: int
+    all_tiles: int
+
+
+def _shares(width: int, num_tiles: int, num_candidates: int) -> _Shares:
+    """As Shares of select.cuh."""
+    parts = 8
+    while parts > 1 and width * parts > 8:
+        parts //= 2
+    count, bits = width * parts * 32, 0
+    while bits < 4 and min(count, _THREADS) >> bits >> 1 >= num_candidates + num_candidates // 2:
+        bits += 1
+    tiles = -(-num_tiles // (32 * parts))
+    return _Shares(count, (-(-count // _THREADS) * tiles) << bits, width * num_tiles)
 
 
 def _num_tiles(head: HeadSizes) -> int:

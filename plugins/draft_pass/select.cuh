@@ -14,10 +14,10 @@
 
 constexpr int MOST_CANDIDATES = 64;  // C
 constexpr int MOST_PASS_ROWS = 128;  // R
-constexpr int MOST_GROUPS = PASS_THREADS / 2;
+constexpr int READ_WARPS_BITS = 3;  // how many warps read maxima, a power of 2
 constexpr int PLACE_BITS = 24;  // of a tile or a token within a beam
-constexpr int SELECT_FIXED_BYTES = 20 * 1024;
-static_assert(MOST_GROUPS >= 2 * MOST_CANDIDATES, "a group for each candidate held and new");
+constexpr int SELECT_FIXED_BYTES = 22 * 1024;
+static_assert(PASS_THREADS / 2 >= 2 * MOST_CANDIDATES, "a group for each candidate held and new");
 
 // A node that a tree may have. `rank` orders by score, then by the number of the candidate.
 struct Candidate {
@@ -27,7 +27,7 @@ struct Candidate {
 };
 
 struct SelectShared {
-    unsigned long long group_keys[MOST_GROUPS];
+    unsigned long long group_keys[PASS_THREADS];
     unsigned long long found[MOST_CANDIDATES * TILE_ROWS];
     int found_tokens[MOST_CANDIDATES * TILE_ROWS];
     unsigned long long best[MOST_CANDIDATES];
@@ -60,17 +60,19 @@ __device__ __forceinline__ float score_of(unsigned long long rank) {
 
 __device__ __forceinline__ int place_of(unsigned long long rank) { return static_cast<int>(~static_cast<unsigned>(rank)); }
 
-// The threads of a block in groups of 2^bits, each of which has one of `count` things: the largest groups that leave each
-// thing one, or pairs, in rounds, where there are more.
+// The threads of a block in groups of 2^bits, each of which has one of some things.
 struct Grouping {
     int bits;
 
-    __device__ explicit Grouping(int count)
-        : bits(count <= PASS_THREADS / 16 ? 4 : count <= PASS_THREADS / 8 ? 3 : count <= PASS_THREADS / 4 ? 2 : 1) {}
+    // The largest groups that leave each of `count` things one; the smallest are pairs, in rounds, for more.
+    static __device__ Grouping of(int count) {
+        return {count <= PASS_THREADS / 16 ? 4 : count <= PASS_THREADS / 8 ? 3 : count <= PASS_THREADS / 4 ? 2 : 1};
+    }
+
     __device__ int groups() const { return PASS_THREADS >> bits; }
     __device__ int own() const { return static_cast<int>(threadIdx.x) >> bits; }
-    __device__ bool is_first() const { return member() == 0; }
     __device__ int member() const { return static_cast<int>(threadIdx.x) & ((1 << bits) - 1); }
+    __device__ bool is_first() const { return member() == 0; }
 
     // How many of `count` keys are above `key`, which is the group's.
     template <class KeyAt>
@@ -83,6 +85,28 @@ struct Grouping {
     }
 };
 
+// How a request's tiles are shared out: 2^parts_bits warps read a beam's, each lane has every 32nd of a part of them, and
+// a thread one share, or more where there are more shares than threads. The C best of groups of threads' shares hold at
+// least C tiles, so groups are as many as leave that few.
+struct Shares {
+    int parts_bits = READ_WARPS_BITS;
+    int count;   // of all beams
+    int tiles;   // of one, at most
+    Grouping grouping = {0};
+
+    __device__ Shares(int width, int num_tiles, int num_candidates) {
+        while (parts_bits > 0 && width << parts_bits > 1 << READ_WARPS_BITS) --parts_bits;
+        count = width << parts_bits << 5;
+        tiles = divide_up(num_tiles, stride());
+        while (grouping.bits < 4 && used() >> 1 >= num_candidates + num_candidates / 2) ++grouping.bits;
+    }
+
+    __device__ int parts() const { return 1 << parts_bits; }
+    __device__ int stride() const { return 32 << parts_bits; }  // between the tiles of one
+    __device__ int used() const { return min(count, PASS_THREADS) >> grouping.bits; }  // groups
+    __device__ int tiles_of_group() const { return divide_up(count, PASS_THREADS) * tiles << grouping.bits; }
+};
+
 struct Select {
     const DraftPassParams& params;
     const unsigned first_tag;
@@ -90,24 +114,28 @@ struct Select {
     Candidate* held;             // (own requests, 2 * MOST_CANDIDATES)
     unsigned long long* listed;  // ranks of tiles
     float* maxima;               // (W, T), as the head left them
+    float* share_largest;        // of each share of tiles
+    int* share_tile;
     int num_tiles;
     int count;  // C
-    const Grouping shares;  // of tiles
 
     __device__ Select(const DraftPassParams& params, unsigned first_tag)
         : params(params), first_tag(first_tag), shared(*reinterpret_cast<SelectShared*>(shared_memory())),
-          num_tiles(divide_up(params.num_draft, TILE_ROWS)), count(max(params.num_beams, params.num_nodes - 1)),
-          shares(2 * count) {
+          num_tiles(divide_up(params.num_draft, TILE_ROWS)), count(max(params.num_beams, params.num_nodes - 1)) {
+        const int own_requests = divide_up(params.requests, params.select_blocks);
         held = reinterpret_cast<Candidate*>(shared_memory() + SELECT_FIXED_BYTES);
-        listed = reinterpret_cast<unsigned long long*>(
-            held + divide_up(params.requests, params.select_blocks) * 2 * MOST_CANDIDATES);
-        maxima = reinterpret_cast<float*>(listed + most_listed());
+        listed = reinterpret_cast<unsigned long long*>(held + own_requests * 2 * MOST_CANDIDATES);
+        const int shares = most(Shares(1, num_tiles, count).count, Shares(params.num_beams, num_tiles, count).count);
+        share_largest = reinterpret_cast<float*>(listed + most(most_listed(1), most_listed(params.num_beams)));
+        share_tile = reinterpret_cast<int*>(share_largest + shares);
+        maxima = reinterpret_cast<float*>(share_tile + shares);
     }
 
-    // Tiles of C groups.
-    __device__ int most_listed() const {
-        const int share = params.num_beams * divide_up(num_tiles, PASS_THREADS) << shares.bits;
-        return min(count * share, params.num_beams * num_tiles);
+    static __device__ int most(int a, int b) { return max(a, b); }
+
+    // Tiles of the C best groups.
+    __device__ int most_listed(int width) const {
+        return min(count * Shares(width, num_tiles, count).tiles_of_group(), width * num_tiles);
     }
 
     // `body(request, own request)`
@@ -143,11 +171,13 @@ struct Select {
             shared.group_threshold = shared.tile_threshold = 0;
             shared.num_listed = shared.num_found = 0;
         }
-        read_maxima(tag, first_row, width);
+        const Shares shares(width, num_tiles, count);
+        read_maxima(tag, first_row, width, shares);
         block_sync();
         trace(depth, 0);
-        find_shifts(width);
-        list_tiles(width);
+        find_shifts(width, shares);
+        trace(depth, 5);
+        list_tiles(shares);
         trace(depth, 1);
         choose_tiles();
         trace(depth, 2);
@@ -169,101 +199,108 @@ struct Select {
         return fminf(score_of(best), shared.parent_scores[place_of(best) >> PLACE_BITS]);
     }
 
-    // Warps of each beam: a power of 2.
-    __device__ int warps_per_beam(int width) const {
-        int warps = 8;
-        while (warps > 1 && warps * width > PASS_WARPS) warps /= 2;
-        return warps;
-    }
-
-    // Copy a request's maxima, and add up the softmax of each beam in parts of a warp each.
-    __device__ void read_maxima(unsigned tag, long long first_row, int width) {
+    // Copy a request's maxima, find the largest of each share, and add up the softmax of each beam in parts of a warp.
+    __device__ void read_maxima(unsigned tag, long long first_row, int width, const Shares& shares) {
         constexpr int BATCH = 8;
-        const int parts = warps_per_beam(width), part = static_cast<int>(warp_id()) % parts, step = 32 * parts;
+        const int part = static_cast<int>(warp_id()) & (shares.parts() - 1), stride = shares.stride();
+        if (warp_id() >= 1 << READ_WARPS_BITS) return;
 #pragma unroll 1
-        for (int beam = static_cast<int>(warp_id()) / parts; beam < width; beam += PASS_WARPS / parts) {
+        for (int beam = static_cast<int>(warp_id()) >> shares.parts_bits; beam < width;
+             beam += 1 << READ_WARPS_BITS >> shares.parts_bits) {
             const unsigned long long* words = params.maxima + (first_row + beam) * num_tiles * 2;
             float largest = -INFINITY, sum = 0.0f;
+            int largest_tile = -1;
 #pragma unroll 1
-            for (int from = 32 * part; from < num_tiles; from += BATCH * step) {
+            for (int from = 32 * part; from < num_tiles; from += BATCH * stride) {
                 ulonglong2 pairs[BATCH];
-                const int wanted = divide_up(num_tiles - from, step), first = from + static_cast<int>(lane_id());
+                const int wanted = divide_up(num_tiles - from, stride), first = from + static_cast<int>(lane_id());
                 await_pairs(
-                    pairs, tag, [&](int i) { return words + 2 * min(first + i * step, num_tiles - 1); }, wanted);
+                    pairs, tag, [&](int i) { return words + 2 * min(first + i * stride, num_tiles - 1); }, wanted);
                 const float before = largest;
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i)
-                    if (first + i * step < num_tiles) {
-                        maxima[beam * num_tiles + first + i * step] = value_of(pairs[i].x);
-                        largest = fmaxf(largest, value_of(pairs[i].x));
+                    if (first + i * stride < num_tiles) {
+                        maxima[beam * num_tiles + first + i * stride] = value_of(pairs[i].x);
+                        if (largest_tile < 0 || value_of(pairs[i].x) > largest) {
+                            largest = value_of(pairs[i].x);
+                            largest_tile = first + i * stride;
+                        }
                     }
                 sum = sum > 0 ? sum * exp2_fast((before - largest) * LOG2_OF_E) : 0.0f;
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i)
-                    if (first + i * step < num_tiles)
+                    if (first + i * stride < num_tiles)
                         sum += value_of(pairs[i].y) * exp2_fast((value_of(pairs[i].x) - largest) * LOG2_OF_E);
             }
+            const int share = (beam << shares.parts_bits | part) * 32 + static_cast<int>(lane_id());
+            share_largest[share] = largest;
+            share_tile[share] = largest_tile;
             const float warp_largest = warp_max(largest);
             sum = warp_sum(sum > 0 ? sum * exp2_fast((largest - warp_largest) * LOG2_OF_E) : 0.0f);  // 0: no tiles
             if (lane_id() == 0) {
-                shared.part_largest[beam * parts + part] = warp_largest;
-                shared.part_sum[beam * parts + part] = sum;
+                shared.part_largest[beam << shares.parts_bits | part] = warp_largest;
+                shared.part_sum[beam << shares.parts_bits | part] = sum;
             }
         }
     }
 
     // By each warp for itself: the parts of the beams, a lane each.
-    __device__ void find_shifts(int width) {
+    __device__ void find_shifts(int width, const Shares& shares) {
         constexpr float LN_2 = 0.6931471805599453f;
-        const int parts = warps_per_beam(width);
+        const int num_parts = width << shares.parts_bits;
 #pragma unroll 1
-        for (int first = 0; first < width * parts; first += 32) {
-            const int at = first + static_cast<int>(lane_id()), from = min(at, width * parts - 1);
-            const float part_largest = shared.part_largest[from];
+        for (int first = 0; first < num_parts; first += 32) {
+            const int at = min(first + static_cast<int>(lane_id()), num_parts - 1), beam = at >> shares.parts_bits;
+            const float part_largest = shared.part_largest[at];
             float largest = part_largest;
-            for (int mask = 1; mask < parts; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
-            float sum = shared.part_sum[from] * exp2_fast((part_largest - largest) * LOG2_OF_E);
-            for (int mask = 1; mask < parts; mask *= 2) sum += shfl_xor(sum, mask);
-            const int beam = from / parts;
-            if (at < width * parts && at % parts == 0)
+            for (int mask = 1; mask < shares.parts(); mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
+            float sum = shared.part_sum[at] * exp2_fast((part_largest - largest) * LOG2_OF_E);
+            for (int mask = 1; mask < shares.parts(); mask *= 2) sum += shfl_xor(sum, mask);
+            if (first + static_cast<int>(lane_id()) == at && (at & (shares.parts() - 1)) == 0)
                 shared.shift[warp_id()][beam] = shared.parent_scores[beam] - (largest + LN_2 * log2_fast(sum));
         }
         warp_sync();
     }
 
-    // `body(rank)` of this thread's share of the tiles.
-    template <class Body>
-    __device__ void each_tile(int width, Body body) const {
-        for (int beam = 0; beam < width; ++beam) {
-            const float shift = shared.shift[warp_id()][beam];
-            for (int tile = threadIdx.x; tile < num_tiles; tile += PASS_THREADS)
-                body(rank_of(maxima[beam * num_tiles + tile] + shift, beam << PLACE_BITS | tile));
-        }
-    }
-
-    // List the tiles that are not worse than the best of any of the C best groups.
-    __device__ void list_tiles(int width) {
+    // List the tiles that are not worse than the best of any of the C best groups of shares.
+    __device__ void list_tiles(const Shares& shares) {
         unsigned long long own = 0;
-        each_tile(width, [&](unsigned long long rank) { own = max(own, rank); });
+#pragma unroll 1
+        for (int share = threadIdx.x; share < shares.count; share += PASS_THREADS) {
+            const int beam = share >> 5 >> shares.parts_bits, tile = share_tile[share];
+            if (tile >= 0)
+                own = max(own, rank_of(share_largest[share] + shared.shift[warp_id()][beam], beam << PLACE_BITS | tile));
+        }
+        const Grouping& grouping = shares.grouping;
         unsigned long long group_key = own;
-        for (int mask = 1; mask < 1 << shares.bits; mask *= 2) group_key = max(group_key, shfl_xor(group_key, mask));
-        if (shares.is_first()) shared.group_keys[shares.own()] = group_key;
+        for (int mask = 1; mask < 1 << grouping.bits; mask *= 2) group_key = max(group_key, shfl_xor(group_key, mask));
+        if (grouping.is_first()) shared.group_keys[grouping.own()] = group_key;
         block_sync();
-        const int rank =
-            shares.rank_among(shares.groups(), group_key, [&](int at) { return shared.group_keys[at]; });
-        if (rank == count - 1 && group_key != 0 && shares.is_first()) shared.group_threshold = group_key;
+        const int rank = grouping.rank_among(shares.used(), group_key, [&](int at) { return shared.group_keys[at]; });
+        if (rank == count - 1 && group_key != 0 && grouping.is_first()) shared.group_threshold = group_key;
         block_sync();
         const unsigned long long threshold = shared.group_threshold;
-        if (own >= threshold)
-            each_tile(width, [&](unsigned long long rank) {
-                if (rank >= threshold) listed[atomicAdd(&shared.num_listed, 1)] = rank;
-            });
+        if (own >= threshold && own != 0) list_shares(shares, threshold);
         block_sync();
+    }
+
+    __device__ void list_shares(const Shares& shares, unsigned long long threshold) {
+#pragma unroll 1
+        for (int share = threadIdx.x; share < shares.count; share += PASS_THREADS) {
+            const int beam = share >> 5 >> shares.parts_bits;
+            const float shift = shared.shift[warp_id()][beam];
+#pragma unroll 4
+            for (int tile = share & (shares.stride() - 1); tile < num_tiles; tile += shares.stride()) {
+                const unsigned long long rank =
+                    rank_of(maxima[beam * num_tiles + tile] + shift, beam << PLACE_BITS | tile);
+                if (rank >= threshold) listed[atomicAdd(&shared.num_listed, 1)] = rank;
+            }
+        }
     }
 
     __device__ void choose_tiles() {
         const int num_listed = shared.num_listed;
-        const Grouping grouping(num_listed);
+        const Grouping grouping = Grouping::of(num_listed);
 #pragma unroll 1
         for (int first = 0; first < num_listed; first += grouping.groups()) {
             const int at = first + grouping.own();
@@ -279,31 +316,47 @@ struct Select {
     // The logits of the chosen tiles that are not worse than the worst of these tiles' largest. The chain will ask for
     // the embeddings of some.
     __device__ void find_continuations(unsigned tag, long long first_row, bool goes_on) {
+        constexpr int BATCH = (MOST_CANDIDATES * TILE_ROWS + PASS_THREADS - 1) / PASS_THREADS;
         const int num_places = min(count, shared.num_listed) * TILE_ROWS;
+        const int batch = divide_up(num_places, PASS_THREADS);
         const unsigned long long threshold = shared.tile_threshold;
-#pragma unroll 1
-        for (int from = 0; from < num_places; from += PASS_THREADS) {
-            const int at = from + static_cast<int>(threadIdx.x), chosen = shared.chosen[min(at, num_places - 1) / TILE_ROWS];
-            const int beam = chosen >> PLACE_BITS, tile = chosen % (1 << PLACE_BITS);
-            const int place = tile * TILE_ROWS + at % TILE_ROWS, entry = min(place, params.num_draft - 1);
-            const int token = static_cast<int>(params.vocab_ids[entry]);
-            const unsigned bits =
-                await_word(params.logits + (first_row + beam) * num_tiles * TILE_ROWS + entry, tag);
-            const float score = __uint_as_float(bits) + shared.shift[warp_id()][beam];
-            if (at >= num_places || place != entry || rank_of(score, chosen) < threshold) continue;
-            const int found = atomicAdd(&shared.num_found, 1);
-            shared.found[found] = rank_of(score, beam << PLACE_BITS | entry);
-            shared.found_tokens[found] = token;
-            if (!goes_on) continue;
-            const char* row = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
-            for (int byte = 0; byte < 2 * params.hidden_size; byte += 128) prefetch_l2(row + byte);
+        int chosen[BATCH], entry[BATCH], token[BATCH];
+        const unsigned long long* address[BATCH];
+        unsigned bits[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            const int at = min(i * PASS_THREADS + static_cast<int>(threadIdx.x), num_places - 1);
+            chosen[i] = shared.chosen[at / TILE_ROWS];
+            entry[i] = min(chosen[i] % (1 << PLACE_BITS) * TILE_ROWS + at % TILE_ROWS, params.num_draft - 1);
+            address[i] = params.logits + (first_row + (chosen[i] >> PLACE_BITS)) * num_tiles * TILE_ROWS + entry[i];
+            if (i < batch) token[i] = static_cast<int>(params.vocab_ids[entry[i]]);
+        }
+        await_words(bits, tag, address, batch);
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) {
+            const int at = i * PASS_THREADS + static_cast<int>(threadIdx.x), beam = chosen[i] >> PLACE_BITS;
+            const int place = chosen[i] % (1 << PLACE_BITS) * TILE_ROWS + at % TILE_ROWS;
+            if (at >= num_places || place != entry[i]) continue;
+            const float score = __uint_as_float(bits[i]) + shared.shift[warp_id()][beam];
+            if (rank_of(score, chosen[i]) >= threshold)
+                add_found(rank_of(score, beam << PLACE_BITS | entry[i]), token[i], goes_on);
         }
         block_sync();
     }
 
+    __device__ void add_found(unsigned long long rank, int token, bool goes_on) {
+        const int found = atomicAdd(&shared.num_found, 1);
+        shared.found[found] = rank;
+        shared.found_tokens[found] = token;
+        if (!goes_on) return;
+        const char* row = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
+#pragma unroll 1
+        for (int byte = 0; byte < 2 * params.hidden_size; byte += 128) prefetch_l2(row + byte);
+    }
+
     __device__ void rank_continuations() {
         const int num_found = shared.num_found;
-        const Grouping grouping(num_found);
+        const Grouping grouping = Grouping::of(num_found);
 #pragma unroll 1
         for (int first = 0; first < num_found; first += grouping.groups()) {
             const int at = first + grouping.own();
@@ -327,7 +380,7 @@ struct Select {
                                                   shared.best_tokens[threadIdx.x], parent};
         }
         block_sync();
-        const Grouping grouping(total);
+        const Grouping grouping = Grouping::of(total);
         const Candidate own = candidates[min(grouping.own(), total - 1)];
         const int rank = grouping.rank_among(total, own.rank, [&](int at) { return candidates[at].rank; });
         block_sync();

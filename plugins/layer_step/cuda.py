@@ -9,7 +9,7 @@ from plugins.layer_step.layout import (
     STAGES,
     THREADS,
     Tiling,
-    bucket_of,
+    block_rows,
     clusters,
     head_tiling,
     shared_bytes,
@@ -198,11 +198,14 @@ class _Stream:
 
 def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:
     """Launch one layer, cut so."""
-    outputs, columns, rows, parts = params.outputs, params.columns, params.rows, params.parts
+    outputs, columns, rows = params.outputs, params.columns, params.rows
     params.row_warps, params.tiles = cut.row_warps, cut.tiles(outputs)
-    num_clusters = clusters(cut, outputs, columns, rows, parts, num_processors)
-    tiles_each = -(-params.tiles // num_clusters)
+    bucket = block_rows(cut, outputs, columns, rows, params.parts)
+    groups = -(-rows // bucket)
+    most_bytes = shared_bytes(cut, columns, bucket, params.parts, STAGES)
+    num_clusters = clusters(cut, outputs, most_bytes, groups, num_processors)
+    num_bytes = shared_bytes(cut, columns, bucket, params.parts, -(-params.tiles // num_clusters))
     run_kernel(
-        linear_source(dtype), f"layer_linear_{bucket_of(rows)}_kernel", num_clusters * cut.cluster, THREADS, params,
-        shared_bytes(cut, columns, rows, parts, tiles_each), cluster=cut.cluster,
+        linear_source(dtype), f"layer_linear_{bucket}_kernel", (num_clusters * cut.cluster, groups), THREADS, params,
+        num_bytes, cluster=cut.cluster,
     )  # fmt: skip

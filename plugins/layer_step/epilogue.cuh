@@ -10,21 +10,23 @@ template <class T>
 struct Item {
     Pair outputs;
     int local;         // the pair's index among the block's
-    int row;
+    int row, at_row;   // among the block's, and in memory
     bool is_real;
     int head, at;      // QKV: a Head, and the first output's dimension
     long long target;  // QKV: where the first output goes in its tensor
-    float low, high;   // RESIDUAL: the stream; QKV: cos and sin
-    float low_norm, high_norm;
+    long long place, position;   // QKV: of the row in the cache, and in the text
+    float low, high;             // RESIDUAL: the stream
+    T low_weight, high_weight;   // RESIDUAL: the next norm's; QKV: cos and sin
 
     // All that takes no memory. Items are dealt so that neighbouring threads have neighbouring outputs.
     __device__ void describe(const LayerLinearParams& params, const Cut& cut, int tile, int index) {
         local = index & (cut.pairs - 1);
         row = index >> cut.pair_shift;
         outputs = pair_of(params, tile * 8 * params.row_warps + (cut.rank << cut.pair_shift) + local);
-        is_real = row < params.rows && outputs.low >= 0;
+        is_real = row < cut.rows && outputs.low >= 0;
+        at_row = cut.first_row + row;
         head = at = 0;
-        target = 0;
+        target = place = position = 0;
         if (params.mode == QKV && is_real) describe_head(params);
     }
 
@@ -33,7 +35,7 @@ struct Item {
         at = outputs.low - index * params.head_dim;
         head = key < 0 ? QUERY : key < params.num_kv_heads ? KEY : VALUE;
         const int kv_head = head == KEY ? key : key - params.num_kv_heads;
-        target = head == QUERY ? row * params.num_heads + index : kv_head * params.block_size;
+        target = head == QUERY ? at_row * params.num_heads + index : kv_head * params.block_size;
         target = target * params.head_dim + at;
     }
 
@@ -54,20 +56,26 @@ struct Item {
     __device__ void load(const LayerLinearParams& params) {
         if (!is_real) return;
         if (params.mode == RESIDUAL) {
-            const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + row * params.outputs;
+            const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + at_row * params.outputs;
             const T* norm = static_cast<const T*>(params.norm);
             low = __uint_as_float(load_relaxed(hidden + outputs.low));
-            low_norm = to_float(norm[outputs.low]);
             high = __uint_as_float(load_relaxed(hidden + outputs.high));
-            high_norm = to_float(norm[outputs.high]);
+            low_weight = norm[outputs.low];
+            high_weight = norm[outputs.high];
         } else if (params.mode == QKV) {
-            low = 1, high = 0;
-            if (head != QUERY) target += params.kv_rows[row] * params.head_dim;
-            if (head == VALUE) return;
-            const long long angle = params.positions[row] * params.head_dim + at;
-            low = to_float(static_cast<const T*>(params.cos)[angle]);
-            high = to_float(static_cast<const T*>(params.sin)[angle + params.head_dim / 2]);
+            if (head != QUERY) place = params.kv_rows[at_row];
+            if (head != VALUE) position = params.positions[at_row];
         }
+    }
+
+    // What could be asked for only once the first was there.
+    __device__ void load_more(const LayerLinearParams& params) {
+        if (!is_real || params.mode != QKV) return;
+        target += place * params.head_dim;
+        if (head == VALUE) return;
+        const long long angle = position * params.head_dim + at;
+        low_weight = static_cast<const T*>(params.cos)[angle];
+        high_weight = static_cast<const T*>(params.sin)[angle + params.head_dim / 2];
     }
 
     // Write what the sums become; returns the squares of the new stream.
@@ -77,14 +85,15 @@ struct Item {
         } else if (params.mode == GATED) {
             constexpr float LOG2_E = 1.4426950408889634f;
             const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
-            static_cast<T*>(params.y)[row * (params.outputs / 2) + outputs.low] = from_float<T>(activated);
+            static_cast<T*>(params.y)[at_row * (params.outputs / 2) + outputs.low] = from_float<T>(activated);
         } else if (params.mode == RESIDUAL) {
             const float a = low + first, b = high + second;
-            const int at = row * params.outputs;
-            params.hidden[at + outputs.low] = a;
-            params.hidden[at + outputs.high] = b;
-            static_cast<T*>(params.y)[at + outputs.low] = from_float<T>(a * low_norm * scale);
-            static_cast<T*>(params.y)[at + outputs.high] = from_float<T>(b * high_norm * scale);
+            const int first_output = at_row * params.outputs;
+            params.hidden[first_output + outputs.low] = a;
+            params.hidden[first_output + outputs.high] = b;
+            T* y = static_cast<T*>(params.y) + first_output;
+            y[outputs.low] = from_float<T>(a * to_float(low_weight) * scale);
+            y[outputs.high] = from_float<T>(b * to_float(high_weight) * scale);
             return a * a + b * b;
         } else {
             store(params, outputs.low, first);
@@ -95,12 +104,13 @@ struct Item {
 
     __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
         void* y = head == QUERY ? params.y : head == KEY ? params.k_cache : params.v_cache;
-        static_cast<T*>(y)[target] = from_float<T>(first * low - second * high);
-        static_cast<T*>(y)[target + params.head_dim / 2] = from_float<T>(second * low + first * high);
+        const float cos = head == VALUE ? 1 : to_float(low_weight), sin = head == VALUE ? 0 : to_float(high_weight);
+        static_cast<T*>(y)[target] = from_float<T>(first * cos - second * sin);
+        static_cast<T*>(y)[target + params.head_dim / 2] = from_float<T>(second * cos + first * sin);
     }
 
     __device__ void store(const LayerLinearParams& params, int output, float value) const {
-        const long long at = static_cast<long long>(row) * params.outputs + output;
+        const long long at = static_cast<long long>(at_row) * params.outputs + output;
         if (params.mode == LOGITS)
             static_cast<float*>(params.y)[at] = value;
         else
@@ -137,13 +147,14 @@ template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void finish_tile(
     const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, int tile,
     const Item<T>& ahead, bool is_ahead) {
-    const int total = params.rows << cut.pair_shift;
+    const int total = cut.rows << cut.pair_shift;
 #pragma unroll 1
     for (int first = 0; first < total; first += THREADS) {
         Item<T> item = ahead;
         if (first > 0 || !is_ahead) {
             item.describe(params, cut, tile, first + static_cast<int>(threadIdx.x));
             item.load(params);
+            item.load_more(params);
         }
         float squares = 0;
         if (item.is_real) {
@@ -154,9 +165,9 @@ __device__ __forceinline__ void finish_tile(
         if (params.mode != RESIDUAL) continue;
         const int lanes = min(cut.pairs, 32), groups = cut.pairs > 32 ? 2 : 1;
         for (int mask = lanes / 2; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
-        if (item.row < params.rows && (item.local & (lanes - 1)) == 0) {
+        if (item.row < cut.rows && (item.local & (lanes - 1)) == 0) {
             const int part = (tile * cut.cluster + cut.rank) * groups + (item.local >= 32 ? 1 : 0);
-            params.squares_out[item.row * params.tiles * cut.cluster * groups + part] = squares;
+            params.squares_out[item.at_row * params.tiles * cut.cluster * groups + part] = squares;
         }
     }
 }
@@ -170,20 +181,21 @@ __device__ __forceinline__ void finish_head(
     constexpr int ROWS = SharedLayout<ROW_BLOCKS>::ROWS, ITEMS = ceil_div(8 * ROWS, THREADS);
     Item<T> items[ITEMS];
     float2 sums[ITEMS];
-    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.squared, cut.cluster * params.rows * sizeof(float2));
+    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.squared, cut.cluster * cut.rows * sizeof(float2));
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
         items[i] = ahead;
         if (i > 0 || !is_ahead) {
             items[i].describe(params, cut, tile, i * THREADS + static_cast<int>(threadIdx.x));
             items[i].load(params);
+            items[i].load_more(params);
         }
         sums[i] = items[i].is_real ? sum_item<T, ROW_BLOCKS>(params, cut, shared, items[i]) : make_float2(0, 0);
         float squares = sums[i].x * sums[i].x + sums[i].y * sums[i].y;
 #pragma unroll
         for (int mask = 4; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
         // Each of the pair's 8 lanes sends them to one block.
-        if (items[i].row < params.rows && items[i].local < cut.cluster) {
+        if (items[i].row < cut.rows && items[i].local < cut.cluster) {
             const unsigned to = static_cast<unsigned>(items[i].local);
             store_peer8(peer_pointer(shared.heads + cut.rank * ROWS + items[i].row, to), peer_pointer(shared.squared, to),
                         make_float2(squares, 0));

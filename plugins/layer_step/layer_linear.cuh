@@ -6,7 +6,7 @@
 
 template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
-    const Cut cut(params);
+    const Cut cut(params, 8 * ROW_BLOCKS);
     const SharedLayout<ROW_BLOCKS> shared(params, cut);
     const int clusters = static_cast<int>(gridDim.x) >> log2(cut.cluster);
     const int first_tile = static_cast<int>(blockIdx.x) >> log2(cut.cluster);
@@ -27,8 +27,11 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
     grid_dependency_wait_after(ahead.largest());
     trace(params, 2);
     if (warp_id() == 0) copy_x<ROW_BLOCKS>(params, cut, shared);
+    Factors<T> factors{params, cut};
+    if (params.squares != nullptr) factors.begin();
     ahead.load(params);
-    if (params.squares != nullptr) load_factors<T>(params, shared.factors);
+    if (params.squares != nullptr) factors.finish(shared.factors);
+    ahead.load_more(params);
     trace(params, 3);
     block_sync();  // the barriers are there, and the factors
     mbarrier_wait(shared.x_is_there, 0);
@@ -42,12 +45,12 @@ __device__ __forceinline__ void layer_linear(const LayerLinearParams& params) {
         trace(params, 5);
         if (cut.cluster > 1) {
             cluster_wait();  // until the sums of the tile before have been read
-            hand_over<ROW_BLOCKS>(sums, cut, shared);
-            await_sums<ROW_BLOCKS>(cut, shared, parity);
+            stage_sums<ROW_BLOCKS>(sums, cut, shared);
+            exchange_sums<ROW_BLOCKS>(cut, shared, parity);
             parity ^= 1;
         } else {
             if (tile != first_tile) block_sync();
-            hand_over<ROW_BLOCKS>(sums, cut, shared);
+            stage_sums<ROW_BLOCKS>(sums, cut, shared);
             block_sync();
         }
         trace(params, 6);

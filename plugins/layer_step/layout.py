@@ -13,7 +13,9 @@ STAGES = 6  # of a warp's ring
 ROW_BUCKETS = (8, 16, 32, 64)
 MOST_ROWS = ROW_BUCKETS[-1]
 SHARED_BYTES = 227 << 10  # that a block may have from sm_90 on
-_ROOMY_BYTES = 113 << 10  # of a block that shares its processor with another
+PROCESSOR_BYTES = 228 << 10  # of all of a processor's blocks
+SMALL_WEIGHTS = 3 << 20  # a layer whose blocks have nothing to gain from reading x less often
+LARGE_OUTPUTS = 8192  # a layer whose tiles keep all processors busy
 _SLOT_BYTES = 1024
 
 
@@ -37,12 +39,19 @@ class Tiling(NamedTuple):
 
 def tiling(outputs: int, columns: int) -> Tiling:
     """The cut of a layer on a GPU with clusters."""
-    if outputs * columns >= 3 << 20:
-        return Tiling(8, 8 if outputs < 8192 or columns > 4096 else 4)
-    cluster = 1
-    while columns // cluster > 768:
-        cluster *= 2
-    return Tiling(2 if outputs >= 2048 else 1, cluster)
+    if outputs * columns < SMALL_WEIGHTS:
+        return Tiling(1, 1)
+    if outputs >= LARGE_OUTPUTS:
+        return Tiling(8, 1 << (max(columns, 1024) // 1024 - 1).bit_length())
+    return Tiling(8, 8)
+
+
+def block_rows(cut: Tiling, outputs: int, columns: int, rows: int, parts: int = 1) -> int:
+    """How many rows a block has: of ROW_BUCKETS. Does not change a row's result."""
+    if outputs * columns < SMALL_WEIGHTS and rows > 8:
+        return 8 if rows <= 32 else 16
+    fitting = [bucket for bucket in ROW_BUCKETS if shared_bytes(cut, columns, bucket, parts, STAGES) <= SHARED_BYTES]
+    return next((bucket for bucket in fitting if rows <= bucket), max(fitting, default=ROW_BUCKETS[0]))
 
 
 def head_tiling(head_dim: int) -> Tiling | None:
@@ -60,32 +69,26 @@ def supports(spec: LayerSpec, dtype: torch.dtype, rows: int) -> str | None:
         if columns % STEP or (name != "head" and outputs % 16):
             return f"{name} is {outputs} x {columns}; the launches of a layer take multiples of 16 x {STEP}"
         cut = head_tiling(spec.head_dim) if name == "qkv" and spec.qk_norm else None
-        needed = shared_bytes(cut or tiling(outputs, columns), columns, rows, 2 if name == "head" else 1, STAGES)
-        if needed > SHARED_BYTES:
-            return f"{rows} rows of {columns} columns leave no room in shared memory for weights"
+        cut, parts = cut or tiling(outputs, columns), 2 if name == "head" else 1
+        if shared_bytes(cut, columns, block_rows(cut, outputs, columns, rows, parts), parts, STAGES) > SHARED_BYTES:
+            return f"rows of {columns} columns leave no room in shared memory for weights"
     return None
 
 
-def bucket_of(rows: int) -> int:
-    """The kernel that holds so many rows."""
-    return next(bucket for bucket in ROW_BUCKETS if rows <= bucket)
-
-
-def shared_bytes(cut: Tiling, columns: int, rows: int, parts: int = 1, tiles_each: int = 1) -> int:
+def shared_bytes(cut: Tiling, columns: int, bucket: int, parts: int = 1, tiles_each: int = 1) -> int:
     """Shared memory of a block: SharedLayout of linear.cuh, with as many stages as its warps have steps."""
-    bucket = bucket_of(rows)
     pitch = _round_up(2 * STEP * cut.most_steps(columns), 128) + 64
     steps = -(-cut.most_steps(columns) // (WARPS // cut.row_warps)) * tiles_each
-    sums = 8 * WARPS * (2 * bucket + 8) * 4
+    sums = 8 * WARPS * (2 * bucket + 8) * 4 * (2 if cut.cluster > 1 else 1)
     factors = max(bucket, 32) * 4 + 128 + 8 * bucket * cut.cluster  # and barriers, and the squares of heads
     return _round_up(parts * bucket * pitch, 128) + sums + factors + min(STAGES, steps) * WARPS * _SLOT_BYTES
 
 
-def clusters(cut: Tiling, outputs: int, columns: int, rows: int, parts: int, processors: int) -> int:
-    """Clusters of a launch: all run at once, each with an equal number of tiles."""
+def clusters(cut: Tiling, outputs: int, block_bytes: int, groups: int, processors: int) -> int:
+    """Clusters of one group of rows: all run at once, each with an equal number of tiles."""
     tiles = cut.tiles(outputs)
-    blocks_each = 2 if shared_bytes(cut, columns, rows, parts, STAGES) <= _ROOMY_BYTES else 1
-    at_once = max(1, processors * blocks_each // cut.cluster)
+    blocks_each = max(1, PROCESSOR_BYTES // (block_bytes + 1024))
+    at_once = max(1, processors * min(blocks_each, 2) // (cut.cluster * groups))
     rounds = -(-tiles // at_once)
     return -(-tiles // rounds)
 

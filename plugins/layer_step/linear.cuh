@@ -3,7 +3,8 @@
 // 16 outputs are the rows of operand A of mma.m16n8k16 and rows of x the columns of operand B, so a row is computed alike
 // whatever the others are and however many. A tile is 16 outputs for each of `row_warps` warps; the other warps, and the
 // blocks of the cluster, take other columns of the same tile. Their sums meet in shared memory, where each block of the
-// cluster finishes its share of the tile's outputs, adding in a fixed order.
+// cluster finishes its share of the tile's outputs, adding in a fixed order. Rows may be dealt to blocks too (blockIdx.y):
+// reading weights again from L2 takes less time than reading more rows before the first product.
 //
 // A block has the same columns in all of its tiles, so its part of x is copied once, in bulk. Weights go through a ring of
 // cp.async stages from where the thread that asked for 16 bytes takes them itself: no barrier, and any depth without
@@ -62,8 +63,11 @@ struct Cut {
     int first_step, num_steps;  // the block's columns
     int pitch;                  // bytes between rows of x in shared memory: 64 modulo 128, so that no banks collide
     int pair_shift, pairs;      // of a tile, that this block finishes
+    int first_row, rows;        // of x
 
-    __device__ explicit Cut(const LayerLinearParams& params) {
+    __device__ Cut(const LayerLinearParams& params, int most_rows) {
+        first_row = static_cast<int>(blockIdx.y) * most_rows;
+        rows = min(most_rows, params.rows - first_row);
         cluster = static_cast<int>(cluster_size());
         rank = static_cast<int>(cluster_rank());
         const int row_shift = log2(params.row_warps), cluster_shift = log2(cluster);
@@ -79,13 +83,14 @@ struct Cut {
     }
 };
 
-// x | sums | factors | barriers | heads | ring, each aligned to 128 bytes. layout.py has the same sizes.
+// x | sums | staged | factors | barriers | heads | ring, each aligned to 128 bytes. layout.py has the same sizes.
 template <int ROW_BLOCKS>
 struct SharedLayout {
     static constexpr int ROWS = 8 * ROW_BLOCKS;
     static constexpr int SUM_PITCH = 2 * ROWS + 8;  // floats of a pair: the rows' low outputs, then the high ones
     unsigned char* x;
     float* sums;     // (cluster x column_warps, pairs, SUM_PITCH), written by the cluster's blocks
+    float* staged;   // (cluster, column_warps, pairs, SUM_PITCH): what goes to each; `sums` where there is one block
     float* factors;  // (ROWS,), 1 / rms
     Mbarrier* x_is_there;
     Mbarrier* handed_over;  // a tile's sums, by all blocks of the cluster
@@ -96,7 +101,8 @@ struct SharedLayout {
     __device__ SharedLayout(const LayerLinearParams& params, const Cut& cut) {
         x = shared_memory();
         sums = reinterpret_cast<float*>(x + ceil_div(params.parts * ROWS * cut.pitch, 128) * 128);
-        factors = sums + SUM_PAIRS * SUM_PITCH;
+        staged = cut.cluster > 1 ? sums + SUM_PAIRS * SUM_PITCH : sums;
+        factors = staged + SUM_PAIRS * SUM_PITCH;
         x_is_there = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
         handed_over = x_is_there + 1;
         squared = x_is_there + 2;
@@ -149,56 +155,72 @@ struct WeightStream {
 // Start copying the block's part of x, by the first warp: a lane has whole rows.
 template <int ROW_BLOCKS>
 __device__ __forceinline__ void copy_x(const LayerLinearParams& params, const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared) {
-    const int rows = params.parts * params.rows, lane = static_cast<int>(lane_id());
+    const int rows = params.parts * cut.rows, lane = static_cast<int>(lane_id());
     const unsigned bytes = cut.num_steps * (2 * STEP);
     if (lane == 0) mbarrier_arrive_expect(shared.x_is_there, rows * bytes);
     warp_sync();
     const char* first = static_cast<const char*>(params.x) + cut.first_step * (2 * STEP);
 #pragma unroll 1
     for (int row = lane; row < rows; row += 32) {
-        const int slot = row + (row >= params.rows ? 8 * ROW_BLOCKS - params.rows : 0);  // the second part's rows
-        copy_bulk(shared.x + slot * cut.pitch, first + row * (2ll * params.columns), bytes, shared.x_is_there);
+        const int part = row >= cut.rows ? 1 : 0, own = row - part * cut.rows;
+        copy_bulk(shared.x + (part * 8 * ROW_BLOCKS + own) * cut.pitch,
+                  first + (part * params.rows + cut.first_row + own) * (2ll * params.columns), bytes, shared.x_is_there);
     }
 }
 
 // 1 / rms of every row, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. 8 lanes
-// to a row.
+// to a row, which ask for 64 parts of its squares at once.
 template <class T>
-__device__ __forceinline__ void load_factors(const LayerLinearParams& params, float* factors) {
-    constexpr int BATCH = 8;  // loads of a thread at once
-    const int lane = static_cast<int>(threadIdx.x) % 8;
+struct Factors {
+    static constexpr int BATCH = 8;
+    const LayerLinearParams& params;
+    const Cut& cut;
+    unsigned parts[BATCH];
+
+    __device__ void load(int row, int start) {
+        const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares);
+        squares += static_cast<long long>(cut.first_row + row) * params.num_squares + start;
+        const int left = row < cut.rows ? params.num_squares - start : 0;
+#pragma unroll
+        for (int i = 0; i < BATCH; ++i) parts[i] = 8 * i < left ? load_relaxed(squares + 8 * i) : 0;
+    }
+
+    // The first rows' first parts, so that they are under way with all else.
+    __device__ void begin() { load(static_cast<int>(threadIdx.x) / 8, static_cast<int>(threadIdx.x) % 8); }
+
+    __device__ void finish(float* factors) {
+        const int lane = static_cast<int>(threadIdx.x) % 8;
 #pragma unroll 1
-    for (int first = 0; first < params.rows; first += THREADS / 8) {
-        const int row = first + static_cast<int>(threadIdx.x) / 8;
-        float sum = 0;
-        if (row < params.rows) {
-            const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares;
+        for (int first = 0; first < cut.rows; first += THREADS / 8) {
+            const int row = first + static_cast<int>(threadIdx.x) / 8;
+            float sum = 0;
 #pragma unroll 1
             for (int start = lane; start < params.num_squares; start += 8 * BATCH) {
-                unsigned parts[BATCH];
-#pragma unroll
-                for (int i = 0; i < BATCH; ++i)
-                    parts[i] = start + 8 * i < params.num_squares ? load_relaxed(squares + start + 8 * i) : 0;
+                if (first > 0 || start != lane) load(row, start);
 #pragma unroll
                 for (int i = 0; i < BATCH; ++i) sum += __uint_as_float(parts[i]);
             }
-        }
 #pragma unroll
-        for (int mask = 4; mask > 0; mask /= 2) sum += shfl_xor(sum, mask);
-        if (lane != 0 || row >= params.rows) continue;
+            for (int mask = 4; mask > 0; mask /= 2) sum += shfl_xor(sum, mask);
+            if (lane == 0 && row < cut.rows) factors[row] = factor_of(row, sum);
+        }
+    }
+
+    __device__ float factor_of(int row, float squares) const {
         const int width = params.mode == RESIDUAL ? params.outputs : params.columns;
-        float factor = rsqrt_fast(sum / width + params.eps);
+        float factor = rsqrt_fast(squares / width + params.eps);
         if constexpr (SCALES_ROWS<T>) {
             if (params.mode == RESIDUAL) {
                 factor = row_scale(factor);
-                if (blockIdx.x == 0) params.scales_out[row] = factor;
+                if (blockIdx.x == 0) params.scales_out[cut.first_row + row] = factor;
             } else {
-                factor /= __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + row));
+                const unsigned* scales = reinterpret_cast<const unsigned*>(params.scales) + cut.first_row;
+                factor /= __uint_as_float(load_relaxed(scales + row));
             }
         }
-        factors[row] = factor;
+        return factor;
     }
-}
+};
 
 // A warp's products of one tile: 16 outputs, its columns, all rows.
 template <class T, int ROW_BLOCKS>
@@ -226,34 +248,36 @@ __device__ __forceinline__ void multiply_tile(
     }
 }
 
-// Leave a warp's sums with the blocks that finish their outputs, in slots of a pair's low outputs and its high ones.
+// Leave a warp's sums where they go from: for each block of the cluster those of the pairs that it finishes, in slots of a
+// pair's low outputs and its high ones.
 template <int ROW_BLOCKS>
-__device__ __forceinline__ void hand_over(
+__device__ __forceinline__ void stage_sums(
     const float (&sums)[ROW_BLOCKS][4], const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared) {
     constexpr int PITCH = SharedLayout<ROW_BLOCKS>::SUM_PITCH, ROWS = 8 * ROW_BLOCKS;
     const int index = cut.row_warp * 8 + static_cast<int>(lane_id()) / 4;  // of the tile's pairs
-    const int from = cut.rank * cut.column_warps + cut.column_warp;
-    float* target = shared.sums + ((from << cut.pair_shift) + (index & (cut.pairs - 1))) * PITCH + lane_id() % 4 * 2;
-    const unsigned owner = static_cast<unsigned>(index >> cut.pair_shift);
-    const PeerPointer peer = peer_pointer(target, owner), barrier = peer_pointer(shared.handed_over, owner);
+    const int owner = index >> cut.pair_shift, local = index & (cut.pairs - 1);
+    const int slot = ((owner * cut.column_warps + cut.column_warp) << cut.pair_shift) + local;
+    float* target = shared.staged + slot * PITCH + lane_id() % 4 * 2;
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int at = half * ROWS + 8 * block;
-            const float2 value = make_float2(sums[block][2 * half], sums[block][2 * half + 1]);
-            if (cut.cluster > 1)
-                store_peer8(peer + at * static_cast<int>(sizeof(float)), barrier, value);
-            else
-                *reinterpret_cast<float2*>(target + at) = value;
-        }
+        for (int half = 0; half < 2; ++half)
+            *reinterpret_cast<float2*>(target + half * ROWS + 8 * block) =
+                make_float2(sums[block][2 * half], sums[block][2 * half + 1]);
 }
 
-// Wait for the sums of this block's pairs from all blocks of the cluster.
+// Exchange the staged sums with the other blocks of the cluster.
 template <int ROW_BLOCKS>
-__device__ __forceinline__ void await_sums(const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, unsigned parity) {
-    constexpr int PAIR_BYTES = 2 * 8 * ROW_BLOCKS * static_cast<int>(sizeof(float));
-    if (threadIdx.x == 0)
-        mbarrier_arrive_expect(shared.handed_over, (cut.cluster * cut.column_warps << cut.pair_shift) * PAIR_BYTES);
+__device__ __forceinline__ void exchange_sums(const Cut& cut, const SharedLayout<ROW_BLOCKS>& shared, unsigned parity) {
+    const int share = (cut.column_warps << cut.pair_shift) * SharedLayout<ROW_BLOCKS>::SUM_PITCH;  // floats
+    const unsigned bytes = share * sizeof(float);
+    bulk_copy_fence();
+    block_sync();
+    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.handed_over, cut.cluster * bytes);
+    if (static_cast<int>(threadIdx.x) < cut.cluster) {
+        const unsigned to = threadIdx.x;
+        copy_peer_bulk(peer_pointer(shared.sums + cut.rank * share, to), shared.staged + to * share, bytes,
+                       peer_pointer(shared.handed_over, to));
+    }
     mbarrier_wait(shared.handed_over, parity);
 }

@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
   sample_chunk(params);
 }
 
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS)
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1)
     sample_rows_kernel(__grid_constant__ const SampleParams params) {
   grid_dependency_wait();
   grid_dependency_launch();

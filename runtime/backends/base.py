@@ -57,6 +57,7 @@ class Backend(Protocol):
     read_lag: int  # plans that may be in flight when the next one is made
     most_repeats: int  # passes of one plan: many spare the host its work between them, and tokens come in bursts
     uniform_drafts: bool  # whether a step drafts for all of its requests or for none
+    variant: str  # what its speed depends on besides the engine's files and the device; empty for nothing
     limits: EngineLimits
     vocab_size: int  # of the logits
     drafter: Drafter | None

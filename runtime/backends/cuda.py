@@ -8,7 +8,7 @@ from runtime.backends.gpu_errors import gpu_errors
 from runtime.batch import Batch, StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
-from runtime.model.layer_steps import LayerSteps
+from runtime.model.layer_steps import LayerSteps, usual_rows
 from runtime.model.whole_step import WholeStep
 from runtime.tuning import NO_CHOICES, Choices
 
@@ -43,6 +43,8 @@ class CudaBackend(CapturedBackend):
         super().__init__(decoder, cache, limits, CudaRecorder(), most_repeats=MOST_REPEATS)
         cache.storage[:, limits.num_blocks :] = 0  # padding reads what padding wrote, and must find numbers there
         self._choices = choices
+        self.variant = str(dict(choices.paths)) if choices.paths else ""
+        self._usual_rows = usual_rows(decoder.spec)
         self._few_rows: dict[str, WholeStep | LayerSteps] = {}  # by name, what is usually fastest first
         if use_whole_step:
             self._few_rows = {
@@ -52,7 +54,10 @@ class CudaBackend(CapturedBackend):
 
     def paths(self, batch: Batch) -> list[str]:
         """The kinds of kernels that take this batch; the first is what it takes where nothing was measured."""
-        return [*(name for name, few_rows in self._few_rows.items() if few_rows.takes(batch)), OPS]
+        taking = [name for name, few_rows in self._few_rows.items() if few_rows.takes(batch)]
+        if taking[:1] == ["layer_steps"] and len(batch.token_ids) > self._usual_rows:
+            return [OPS, *taking]
+        return [*taking, OPS]
 
     def forward(self, batch: Batch) -> DecoderOutput:
         paths = self.paths(batch)

@@ -1,6 +1,6 @@
 """What a running request keeps on the device between steps: its text, how it draws tokens, what a drafter reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -121,20 +121,28 @@ class DeviceState:
         self.num_tokens.fill_(1)
         self.history.zero_()
 
-    def admit(self, request: Request) -> None:
-        """Give the request's slot its text so far and how it draws tokens."""
-        slot, params = request.slot, request.params
-        assert slot is not None, "a request without a slot has no state"
-        token_ids = request.known_ids(0, request.num_known)
-        # By way of numpy: torch takes a millisecond and a half to read a list of 8,192 integers.
-        self.history[slot, : len(token_ids)] = torch.from_numpy(numpy.array(token_ids)).to(self.device)
-        self.samples[slot] = params.temperature > 0
-        self.temperature[slot] = params.temperature
-        self.top_k[slot] = params.top_k
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.seed[slot] = request.seed
-        self.sample_index[slot] = request.sample_index
+    def admit(self, requests: Sequence[Request]) -> None:
+        """Give the requests' slots their texts so far and how they draw tokens.
+
+        All of them together, in three copies: a burst of requests would wait for hundreds of small ones.
+        """
+        if not requests:
+            return
+        whole, real, texts = [], [], []
+        for request in requests:
+            slot, params = request.slot, request.params
+            assert slot is not None, "a request without a slot has no state"
+            self.samples[slot] = params.temperature > 0
+            whole.append([slot, params.top_k, request.seed, request.sample_index])
+            real.append([params.temperature, params.top_p, params.min_p])
+            text = numpy.array(request.known_ids(0, request.num_known), dtype=numpy.int64)
+            texts.append(numpy.stack([numpy.full_like(text, slot), numpy.arange(len(text)), text]))
+        slots, top_k, seed, sample_index = torch.tensor(whole, device=self.device).unbind(1)
+        self.top_k[slots], self.seed[slots], self.sample_index[slots] = top_k, seed, sample_index
+        shares = torch.tensor(real, dtype=torch.float32, device=self.device)
+        self.temperature[slots], self.top_p[slots], self.min_p[slots] = shares.unbind(1)
+        owners, positions, token_ids = torch.from_numpy(numpy.concatenate(texts, axis=1)).to(self.device).unbind(0)
+        self.history[owners, positions] = token_ids
 
     def last_positions(self, slots: torch.Tensor) -> torch.Tensor:
         """(n,) slots of decoding requests -> positions of their last tokens."""

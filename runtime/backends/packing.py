@@ -134,7 +134,7 @@ def unpack(
         context_lens=context_lens,
         block_tables=tables,
         logit_rows=plan.logit_rows,
-        ancestors=tree.ancestors * plan.drafts.unsqueeze(1) if tree else None,
+        ancestors=_ancestors(plan, layout, tree) if tree else None,
         max_query_len=layout.most_each,
     )
     if layout.num_draws == layout.num_rows:
@@ -158,6 +158,11 @@ def _trees(
     last = state.last_positions(plan.slots).clamp(min=0)
     whole = root_only(state.history[plan.slots, last], layout.shape.num_nodes)
     return DraftTree(*(all_.index_copy(0, plan.drafting, part) for all_, part in zip(whole, drafted, strict=True)))
+
+
+def _ancestors(plan: PackedPlan, layout: Layout, tree: DraftTree) -> torch.Tensor:
+    """(B, N) as `Batch` has them: 0 for requests without a tree."""
+    return tree.ancestors if layout.num_drafts == layout.num_rows else tree.ancestors * plan.drafts.unsqueeze(1)
 
 
 def _num_logits(row: PlanRow) -> int:

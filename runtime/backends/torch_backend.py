@@ -78,6 +78,7 @@ class TorchBackend:
         self.read_lag = read_lag
         self.most_repeats = most_repeats
         self.uniform_drafts = False
+        self.variant = ""
         self.decoder = decoder
         self.cache = cache
 

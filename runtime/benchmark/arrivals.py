@@ -10,6 +10,7 @@ from runtime.backends.base import Backend
 from runtime.benchmark.workloads import Workload, burst_workload, uniform_workload
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
+from runtime.request import Request
 from runtime.sampling import SamplingParams
 
 Report = Callable[[float, str], None]
@@ -34,7 +35,8 @@ class ChunkSample:
     """One prompt that arrived while others decoded, under one budget of its tokens per step.
 
     ttft_s: of the prompt. busy_s: the steps from its arrival to its first token, each of which gave every running
-    decode one token; idle_s: as many steps of those decodes, or more, before it came.
+    decode one token; idle_s: the same steps of the same decodes, or more, where no prompt came. What both attend to
+    is as long, so that the two differ by the prompt alone.
     """
 
     budget: int
@@ -159,29 +161,42 @@ def _first_tokens(engine: Engine, work: Workload) -> list[float]:
 def _arrival(
     backend: Backend, vocab_size: int, budget: int, prompt_len: int, num_decoding: int, repeat: int
 ) -> ChunkSample:  # fmt: skip
-    """Let decodes run alone for a while, then add the prompt and go on to its first token."""
-    engine = Engine(backend, prefix_reuse=False, prefill_budget=budget)
-    # Each step of the prompt's costs a decode one token of its context.
+    """Let decodes run alone, then again from their beginning with the prompt, to its first token."""
     num_steps = -(-prompt_len // budget)
     idle_steps = max(32, num_steps)
-    decodes = uniform_workload(num_decoding, 16, idle_steps + num_steps + 8, vocab_size)
-    (prompt,) = uniform_workload(1, prompt_len, 1, vocab_size).prompts
-    running = [
-        engine.add(ids, SamplingParams(max_tokens=count, ignore_eos=True, speculate=False))
-        for ids, count in zip(decodes.prompts, decodes.new_tokens, strict=True)
-    ]
-    while not all(request.output_ids for request in running):
-        engine.step()
+    engine, running = _decoding(backend, vocab_size, budget, num_decoding, idle_steps)
     idle_s = [_timed_step(engine) for _ in range(idle_steps)]
+    _stop(engine, running)
+    engine, running = _decoding(backend, vocab_size, budget, num_decoding, num_steps)
+    (prompt,) = uniform_workload(1, prompt_len, 1, vocab_size).prompts
     arrival = engine.add(prompt, SamplingParams(max_tokens=1, ignore_eos=True))
     busy_s = []
     while not arrival.output_ids:
         busy_s.append(_timed_step(engine))
+    _stop(engine, running)
+    return ChunkSample(budget, prompt_len, num_decoding, repeat, sum(busy_s), busy_s, idle_s)
+
+
+def _decoding(
+    backend: Backend, vocab_size: int, budget: int, num_decoding: int, num_steps: int
+) -> tuple[Engine, list[Request]]:
+    """An engine whose requests have decoded their first token and go on for `num_steps` and some."""
+    engine = Engine(backend, prefix_reuse=False, prefill_budget=budget)
+    work = uniform_workload(num_decoding, 16, num_steps + 8, vocab_size)
+    running = [
+        engine.add(ids, SamplingParams(max_tokens=count, ignore_eos=True, speculate=False))
+        for ids, count in zip(work.prompts, work.new_tokens, strict=True)
+    ]
+    while not all(request.output_ids for request in running):
+        engine.step()
+    return engine, running
+
+
+def _stop(engine: Engine, running: list[Request]) -> None:
     for request in running:
         engine.finish(request, "cancelled")
     while engine.has_work:
         engine.step()
-    return ChunkSample(budget, prompt_len, num_decoding, repeat, sum(busy_s), busy_s, idle_s)
 
 
 def _timed_step(engine: Engine) -> float:

@@ -51,15 +51,17 @@ def _cpu_backends(checkpoint: Checkpoint, plan: EnginePlan) -> Backends:
 
 def _cuda_backends(checkpoint: Checkpoint, plan: EnginePlan) -> Backends:
     from runtime.cuda_engine import load_on_gpu
-    from runtime.model.whole_step import rows_of
+    from runtime.model import layer_steps, whole_step
+
+    dtype = getattr(torch, plan.dtype)
 
     backends: Backends = [
         ("eager", partial(_plain, checkpoint, plan, "cuda")),
         ("graph", partial(_plain, checkpoint, plan, "cuda", captured=True)),
         ("fused ops", partial(load_on_gpu, checkpoint, plan, use_whole_step=False)),
     ]
-    if rows_of(checkpoint.spec, getattr(torch, plan.dtype)):
-        backends.append(("one launch", partial(load_on_gpu, checkpoint, plan)))
+    if whole_step.rows_of(checkpoint.spec, dtype) or layer_steps.most_rows(checkpoint.spec, dtype):
+        backends.append(("step kernels", partial(load_on_gpu, checkpoint, plan)))
     return backends
 
 

@@ -23,7 +23,8 @@ def op_costs(spec: ModelSpec, element_bytes: int, new_tokens: int, contexts: Seq
     """Of a pass in which each request has `new_tokens` new tokens, the last of its `contexts`.
 
     Weights and cached keys count once however many rows read them. Embedding rows, tables and sampling's filters do not
-    count. `rms_norm` is every norm, all but the first with the sum before it; `decoder_step` is the whole pass.
+    count. `rms_norm` is every norm, all but the first with the sum before it; `layer_step` is all but attention and
+    `decoder_step` the whole pass.
     """
     rows, heads = new_tokens * len(contexts), len(contexts)
     qkv = spec.q_size + 2 * spec.kv_size
@@ -43,6 +44,7 @@ def op_costs(spec: ModelSpec, element_bytes: int, new_tokens: int, contexts: Seq
         "silu_mul": Cost(3 * layers * rows * spec.intermediate_size * element_bytes,
                          5 * layers * rows * spec.intermediate_size),
         "sample": Cost(heads * spec.vocab_size * WIDE, heads * spec.vocab_size),
+        "layer_step": linear,
         "decoder_step": Cost(linear.num_bytes + keys.num_bytes, linear.flop + keys.flop),
     }  # fmt: skip
 

@@ -78,6 +78,8 @@ def profile_engine(engine: Engine, spec: ModelSpec, settings: ProfileSettings) -
             f"engine takes {limits.max_num_tokens} tokens and {limits.max_batch_size} requests: profile fewer"
         )
     rates = (read_bandwidth(backend.device), product_rate(backend.device, backend.cache.storage.dtype))
+    if backend.device.type == "cuda":
+        torch.cuda.empty_cache()  # what the ceilings took is not the engine's
     element, middle = backend.cache.storage.element_size(), settings.prompt_len + settings.new_tokens // 2
     each = settings.batch_size
     costs = {"prefill": op_costs(spec, element, settings.prompt_len, [settings.prompt_len] * each),

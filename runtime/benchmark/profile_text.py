@@ -6,7 +6,10 @@ from runtime.benchmark.profile import OpRow, PassProfile, Profile
 from runtime.benchmark.settings import ProfileSettings
 
 _MIB = 2**20
-_WHOLE = {"decoder_step": "every layer, the final norm and the LM head are one launch"}
+_WHOLE = {
+    "decoder_step": "every layer, the final norm and the LM head are one launch",
+    "layer_step": "the linear layers, each with what comes before and after it; their weights alone are counted",
+}
 
 
 def as_text(profile: Profile, settings: ProfileSettings) -> str:

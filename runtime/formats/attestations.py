@@ -50,12 +50,12 @@ class Measured:
     hardware: Mapping[str, Any] | None
     rows: tuple[Mapping[str, Any], ...]  # see runtime.benchmark.samples.SummaryRow
 
-    def speeds(self) -> dict[tuple[str, int, int], tuple[float, float | None]]:
-        """The engine's median tokens/s and its ratio to transformers by (case, batch size, prompt length)."""
+    def speeds(self, system: str = "enginewright") -> dict[tuple[str, int, int], tuple[float, float | None]]:
+        """A system's median tokens/s and its ratio to transformers by (case, batch size, prompt length)."""
         return {
             (row["case"], row["batch_size"], row["prompt_len"]): (row["median"], row["ratio"])
             for row in self.rows
-            if row["system"] == "enginewright" and row["unit"] == "tokens/s"
+            if row["system"] == system and row["unit"] == "tokens/s"
         }
 
 

@@ -20,7 +20,7 @@ from runtime.model.decoder import Decoder
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.ngram import NgramDrafter
-from runtime.speculation.policy import CHAINS, SMALL_TREES, AcceptancePrior, TreePolicy
+from runtime.speculation.policy import CHAINS, SMALL_TREES, TINY_TREES, AcceptancePrior, TreePolicy
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, read_description, worthwhile
 from runtime.speculation.redrafter.onnx_head import load_onnx_redrafter
@@ -103,7 +103,8 @@ def load_drafter(
     trees = read_description(draft_dir).trees
     if not trees:
         raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")
-    return LoadedDrafter(drafter, (*SMALL_TREES, *(tree.shape for tree in worthwhile(trees))), _head_prior(trees))
+    small = (*TINY_TREES, *SMALL_TREES) if device.startswith("cuda") else SMALL_TREES
+    return LoadedDrafter(drafter, (*small, *(tree.shape for tree in worthwhile(trees))), _head_prior(trees))
 
 
 def _kind(draft_dir: Path) -> str:

@@ -12,6 +12,8 @@ from runtime.speculation.cost_table import CostTable
 from runtime.speculation.tree import TreeShape
 
 CHAINS = (TreeShape(4, 1, 3), TreeShape(6, 1, 5), TreeShape(8, 1, 7), TreeShape(12, 1, 11))
+# A GPU has kernels for up to four rows that cost little more than those for one.
+TINY_TREES = (TreeShape(2, 1, 1), TreeShape(3, 1, 2), TreeShape(4, 1, 3))
 SMALL_TREES = (TreeShape(4, 2, 3), TreeShape(6, 3, 3), TreeShape(8, 4, 4))
 TREES = (
     *(TreeShape(12, num_beams, depth) for num_beams, depth in ((4, 4), (8, 5))),

@@ -4,6 +4,7 @@ import json
 
 from bench.gpu.__main__ import is_complete
 from bench.gpu.report import joined, medians, read_rows, table
+from bench.gpu.rows import ROWS as ROW_FUNCTIONS
 from bench.gpu.sections import sections, stacks
 
 DEVICE = {"kind": "device", "name": "G", "driver": "1", "torch": "2", "source_digest": "d"}
@@ -86,7 +87,7 @@ def test_losslessness_is_told_kernel_by_kernel():
                                                 ("b", 64, True, 0.0))
     ]  # fmt: skip
     text = sections({"invariance-m": [DEVICE, *lines]})
-    assert "| kernel | 1 rows | 64 rows |" in text
+    assert "| kernel | 1 row | 64 rows |" in text
     assert "| b | differ by 0.12 | equal |" in text
 
 
@@ -106,6 +107,13 @@ def test_a_stack_becomes_rows_of_stages():
     (stages,) = stacks(rows).values()
     assert [(row.stage, row.gain) for row in stages] == [("eager", 1.0), ("graph", 4.0)]
     assert "| graph | 1.000 | 4.00x | 4.0x |" in sections(rows)
+
+
+def test_every_row_has_what_it_calls():
+    """Rows run on GPUs alone; here at least all that they import is there."""
+    assert next(iter(ROW_FUNCTIONS)) == "decode-llama-3.2-1b"
+    assert all(callable(row.measure) for row in ROW_FUNCTIONS.values())
+    assert all(row.takes_bundle for row in ROW_FUNCTIONS.values() if row.needs_bundle)
 
 
 def test_nothing_is_said_of_what_was_not_measured():

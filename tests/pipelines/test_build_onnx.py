@@ -1,6 +1,7 @@
 """An engine for ONNX Runtime, built beside the CPU's: what the bundle has and says, and what is refused."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from runtime.formats.bundle import open_bundle
 from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.rebuild import rebuild_command
+from runtime.inspection import describe
 from runtime.llm import DEFAULT_SPECULATION
 from runtime.loading import load_backend
 from runtime.machine import look
@@ -173,3 +175,9 @@ def test_the_page_s_program_runs_the_file_without_us(
     exec(program, names)
     expected = score(Engine(load_backend(open_bundle(bundle).checkpoint(), bundle / "engines/onnx")), [1, 2, 3])
     torch.testing.assert_close(torch.from_numpy(names["logits"]), expected[2:], atol=1e-5, rtol=0)
+
+
+def test_inspect_shows_its_gate_and_its_speed_beside_the_cpu_s(bundle: Path) -> None:
+    text = describe(open_bundle(bundle))
+    assert "onnx: passed: greedy agreement 100.00%" in text
+    assert re.search(r"onnx, medians on .*\n +prefill  batch   1 prompt    16: [\d,]+ tok/s \([\d.]+x cpu\)", text)

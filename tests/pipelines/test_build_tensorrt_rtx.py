@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.deploy.files import write_deploy_files
+from pipelines.deploy.options import DeployOptions
 from runtime.formats.bundle import open_bundle
 from tests.pipelines.test_cli import REPOSITORY, command
 from tests.pipelines.tiny_models import make_hf_folder
@@ -69,3 +71,10 @@ def test_inspect_and_doctor_say_what_the_plan_is_and_that_nobody_ran_it(bundle: 
     done = runtime_command("doctor", bundle)
     assert done.returncode == 1
     assert "an NVIDIA GPU is needed" in done.stdout
+
+
+def test_files_to_deploy_it_ask_for_a_gpu_and_the_library_of_the_plan(bundle: Path, tmp_path: Path) -> None:
+    write_deploy_files(bundle, tmp_path / "out", DeployOptions(target="tensorrt_rtx"))
+    version = open_bundle(bundle).manifest["targets"]["tensorrt_rtx"]["requires"]["tensorrt-rtx"]
+    assert f"tensorrt-rtx{version}\n" in (tmp_path / "out/requirements.txt").read_text()
+    assert "nvidia.com/gpu: '1'" in (tmp_path / "out/kubernetes.yaml").read_text()

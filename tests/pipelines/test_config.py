@@ -36,7 +36,7 @@ def test_the_default_is_the_pinned_model_in_bf16_for_cpu_and_cuda() -> None:
     assert config.model.name == "smollm2-135m"
     assert config.model.sha256.startswith("bcc81830")
     assert config.convert.dtype == "bfloat16"
-    assert config.target.names == ("cpu", "cuda")
+    assert config.target.names == ("cpu", "cuda", "tensorrt_rtx")
     assert (config.target.cpu, config.target.cuda) == (CpuTargetConfig(), CudaTargetConfig())
     assert config.cache is CachePolicy.on
     assert config.package.name == "smollm2-135m-bf16"

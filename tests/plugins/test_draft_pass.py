@@ -185,7 +185,7 @@ def test_what_stays_in_shared_memory_changes_nothing(kernel_device):
     weights, sizes = random_weights(exit_dim=128), PassSizes(2, 12, 4, 3)
     batch = Batch(2, weights, with_noise=True)
     trees, residents = [], set()
-    for shared_bytes in (64 << 10, 40 << 10, 28 << 10):
+    for shared_bytes in (64 << 10, 40 << 10, 30 << 10):
         device = Device(8, shared_bytes)
         plan = plan_pass(HeadSizes(32, 128, 2, 150, 400), sizes, device)
         assert isinstance(plan, PassPlan), plan

@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from plugins.layer_step.cuda import run_linear
-from plugins.layer_step.layout import Tiling, bucket_of, clusters, shared_bytes, supports, tiling
+from plugins.layer_step.layout import Tiling, block_rows, clusters, shared_bytes, supports, tiling
 from plugins.layer_step.params import MODES, LayerLinearParams
 from plugins.layer_step.weights import LayerSpec
 
 RELATIVE = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}  # of one rounding
 EPS = 1e-5
+
+
+@pytest.fixture(params=[False, True], ids=["rows together", "rows apart"], autouse=True)
+def _groups(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr("plugins.layer_step.cuda.block_rows", lambda *sizes: 8)
 
 
 @pytest.fixture(params=[Tiling(1, 1), Tiling(1, 4), Tiling(2, 2), Tiling(8, 1), Tiling(8, 8)], ids=str)
@@ -129,14 +135,15 @@ def test_what_fits_and_what_does_not():
     assert supports(MODEL, torch.bfloat16, 64) is None
     assert "float32" in str(supports(MODEL, torch.float32, 8))
     assert "down is 2048 x 8200" in str(supports(MODEL._replace(intermediate_size=8200), torch.bfloat16, 8))
-    assert "64 rows" in str(supports(MODEL._replace(intermediate_size=14336), torch.bfloat16, 64))
+    assert "of 102400 columns" in str(supports(MODEL._replace(intermediate_size=102400), torch.bfloat16, 64))
 
 
 @pytest.mark.parametrize("rows", [5, 16, 33, 64])
 def test_every_block_of_a_model_has_columns_and_tiles(rows):
     for outputs, columns in MODEL.linears.values():
-        layer = tiling(outputs, columns)
-        assert columns // 32 >= layer.cluster
-        assert 1 <= clusters(layer, outputs, columns, rows, 1, 132) <= layer.tiles(outputs)
-        assert shared_bytes(layer, columns, rows) <= 227 << 10
-        assert rows <= bucket_of(rows)
+        cut = tiling(outputs, columns)
+        bucket = block_rows(cut, outputs, columns, rows)
+        num_bytes = shared_bytes(cut, columns, bucket)
+        assert columns // 32 >= cut.cluster
+        assert 1 <= clusters(cut, outputs, num_bytes, -(-rows // bucket), 132) <= cut.tiles(outputs)
+        assert num_bytes <= 227 << 10

@@ -93,7 +93,7 @@ def test_a_folder_that_is_no_bundle_and_a_target_that_is_not_in_it(bundle, tmp_p
         ({"block_size": 0}, "block_size is 0"),
         ({"max_num_tokens": 3}, "below max_batch_size"),
         ({"schema": 9}, "schema 9"),
-        ({"target": "tensorrt"}, "target 'tensorrt'"),
+        ({"target": "tpu"}, "target 'tpu'"),
         ({"num_blocks": 0}, "num_blocks is 0"),
         ({"target": "cuda", "num_blocks": 0, "kv_cache_fraction": 1.5}, "kv_cache_fraction is 1.5"),
     ],

@@ -2,12 +2,16 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from runtime.backends.cuda import CudaBackend
 from runtime.errors import EnginewrightError
 from runtime.formats.manifest import ATTESTATIONS_DIR
+from runtime.model.layer_steps import usual_rows
 from runtime.tuning import NO_CHOICES, TUNE_DIR, Choices, Timing, choose, measure, read_choices, write_tuning
+from tests.runtime.tiny import SPEC
 
 DEVICE = "NVIDIA H100 80GB HBM3, sm_90, 132 SMs"
 TIMINGS = [
@@ -85,3 +89,43 @@ def test_every_kind_is_timed_over_what_it_takes_one_request_or_many(monkeypatch)
     assert ("ops", (8, 1)) in backend.ran
     assert ("ops", (16, 1)) not in backend.ran  # more requests than the engine runs
     assert {replace(one, rows=1, path="") for one in timings} == {Timing(1, "", 2.0)}
+
+
+class Kernels:
+    """Kernels that take up to `most` rows."""
+
+    def __init__(self, most):
+        self._most = most
+
+    def takes(self, batch):
+        return len(batch.token_ids) <= self._most
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Says which kernels a pass over so many rows takes, of an engine without a GPU."""
+
+    def call(rows, choices=NO_CHOICES):
+        backend = object.__new__(CudaBackend)
+        backend._few_rows = {"whole_step": Kernels(4), "layer_steps": Kernels(64)}
+        backend._choices, backend._usual_rows = choices, 20
+        monkeypatch.setattr(CudaBackend, "forward_on", lambda self, path, batch: path)
+        return backend.forward(SimpleNamespace(token_ids=range(rows)))
+
+    return call
+
+
+def test_without_choices_a_pass_takes_what_is_usually_fastest(taken):
+    assert [taken(rows) for rows in (1, 4, 5, 20, 21, 64, 65)] == [
+        "whole_step", "whole_step", "layer_steps", "layer_steps", "ops", "ops", "ops"
+    ]  # fmt: skip
+
+
+def test_a_pass_takes_what_was_measured_where_those_kernels_take_it(taken):
+    choices = Choices({1: "ops", 4: "layer_steps", 8: "whole_step", 64: "layer_steps"})
+    assert [taken(rows, choices) for rows in (1, 3, 8, 64)] == ["ops", "layer_steps", "layer_steps", "layer_steps"]
+
+
+def test_larger_layers_gain_from_their_own_launches_at_fewer_rows():
+    small, large = replace(SPEC, num_layers=30), replace(SPEC, num_layers=1, hidden_size=4096, intermediate_size=16384)
+    assert usual_rows(small) > usual_rows(large)

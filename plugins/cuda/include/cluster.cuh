@@ -72,3 +72,16 @@ __device__ __forceinline__ void store_peer8(PeerPointer to, PeerPointer barrier,
     asm volatile("trap;");
 #endif
 }
+
+// Copy `bytes`, a multiple of 16, and count them at a barrier of the same block. The source was written before a
+// bulk_copy_fence and a barrier.
+__device__ __forceinline__ void copy_peer_bulk(PeerPointer to, const void* shared, unsigned bytes, PeerPointer barrier) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     to.address),
+                 "r"(shared_address(shared)), "r"(bytes), "r"(barrier.address)
+                 : "memory");
+#else
+    asm volatile("trap;");
+#endif
+}

@@ -31,6 +31,7 @@ class OnnxBackend(TorchBackend):
         super().__init__(SlotDecoder(session), cache, limits, drafter)
         self._slots = cache
         self.uniform_drafts = True  # a pass has as many rows for each request
+        self.variant = ""
 
     def _compact(self, drawing: Drawing, accepted: Accepted) -> None:
         """As the base does; the target's blocks lie elsewhere than the drafters'."""

@@ -73,7 +73,7 @@ class PlanSession:
         raise EnginewrightError(text)
 
     def _context(self, profile: int) -> "trt.IExecutionContext":
-        context = self._kept.context()
+        context: trt.IExecutionContext | None = self._kept.context()
         if context is None or not context.set_optimization_profile_async(profile, _stream(self.device)):
             raise EnginewrightError(
                 f"{self._plan.library} makes no context for the profile {self._plan.profiles[profile].name}: the GPU "

@@ -124,12 +124,12 @@ def test_a_window_that_the_engines_texts_do_not_leave_is_no_obstacle():
 )  # fmt: skip
 def test_a_head_that_the_graph_does_not_compute_is_refused(changes, spec, head, message):
     with pytest.raises(EnginewrightError, match=re.escape(message)):
-        check_redrafter(settings(**changes), replace(SPEC, **spec), replace(HEAD, **head), "bfloat16")
+        check_redrafter(settings(**changes), replace(SPEC, **spec), replace(HEAD, **head))
 
 
 def choose(folder, head, **changes):
     write_random_head(no_draft(folder, "redrafter"), head)
-    return choose_speculation(settings(**changes), SPEC, "bfloat16", folder)
+    return choose_speculation(settings(**changes), SPEC, folder)
 
 
 def test_a_head_of_another_dialect_stays_out_with_a_reason_unless_it_is_insisted_on(tmp_path):
@@ -137,6 +137,10 @@ def test_a_head_of_another_dialect_stays_out_with_a_reason_unless_it_is_insisted
     found = choose(tmp_path / "auto", apple)
     assert found.kind == "none"
     assert "draft.train.dialect=tensorrt_llm trains one" in found.reason
+    newer = choose(tmp_path / "newer", apple, version="1.3.0rc29")
+    assert (newer.kind, newer.reason) == (
+        "none", "TensorRT-LLM 1.3.0rc29 has no ReDrafter; draft=ngram and draft=model it has",
+    )  # fmt: skip
     with pytest.raises(EnginewrightError, match="of the dialect 'apple'"):
         choose(tmp_path / "on", apple, redrafter="on")
 
@@ -153,13 +157,13 @@ def test_a_head_that_was_trained_for_tensorrt_llm_is_never_left_out_unasked(tmp_
 def test_drafters_that_a_version_lacks_are_named(tmp_path):
     for drafter in ("ngram", "model"):
         draft = no_draft(tmp_path / drafter, drafter)
-        found = choose_speculation(settings(), SPEC, "bfloat16", draft)
+        found = choose_speculation(settings(), SPEC, draft)
         assert (found.kind, found.reason) == (
             "none", f"draft={drafter} drafts from version 1.3 on, not in engines of 1.2.1",
         )  # fmt: skip
-        assert choose_speculation(settings(version="1.3.0rc29"), SPEC, "bfloat16", draft).kind == drafter
+        assert choose_speculation(settings(version="1.3.0rc29"), SPEC, draft).kind == drafter
     with pytest.raises(EnginewrightError, match="redrafter is 'on', and the bundle's drafter is 'none'"):
-        choose_speculation(settings(redrafter="on"), SPEC, "bfloat16", no_draft(tmp_path / "none"))
+        choose_speculation(settings(redrafter="on"), SPEC, no_draft(tmp_path / "none"))
 
 
 def test_the_installed_version_is_taken_where_it_is_asked_for(tmp_path, monkeypatch):

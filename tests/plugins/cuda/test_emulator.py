@@ -160,5 +160,8 @@ def test_the_kernels_that_are_launched_on_a_gpu_run_here_too():
 
 
 def test_parameters_of_another_size_are_refused():
+    class Shorter(ctypes.Structure):
+        _fields_ = (("seed", ctypes.c_longlong),)
+
     with pytest.raises(EmulationError, match=r"emulated.cu has parameters of 40 bytes, Python of 8"):
-        emulate(EMULATED, 1, 32, 0, ctypes.c_longlong(0), entry="random_kernel")
+        emulate(EMULATED, 1, 32, 0, Shorter(), entry="random_kernel")

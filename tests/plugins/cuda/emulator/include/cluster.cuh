@@ -35,13 +35,24 @@ inline PeerPointer peer_pointer(void* shared, unsigned rank) {
     return {block->shared + (static_cast<unsigned char*>(shared) - shared_memory()), block};
 }
 
-inline void store_peer8(PeerPointer to, PeerPointer barrier, float2 value) {
+inline void write_peer(const char* name, PeerPointer to, PeerPointer barrier, const void* source, unsigned bytes) {
     const auto offset = to.address - to.block->shared;
-    if (offset < 0 || offset + 8 > emulator::shared_bytes || offset % 8 || to.block != barrier.block)
-        emulator::fail("store_peer8: 8 bytes at offset %td of %u bytes of shared memory", offset, emulator::shared_bytes);
-    std::memcpy(to.address, &value, 8);
+    if (offset < 0 || offset + bytes > emulator::shared_bytes || to.block != barrier.block)
+        emulator::fail("%s: %u bytes at offset %td of %u bytes of shared memory", name, bytes, offset, emulator::shared_bytes);
+    std::memcpy(to.address, source, bytes);
     auto* state = reinterpret_cast<emulator::MbarrierState*>(barrier.address);
-    if (state->count == 0x7fff || !state->initialised) emulator::fail("store_peer8: the mbarrier was not initialised");
-    state->bytes -= 8;
+    if (state->count == 0x7fff || !state->initialised) emulator::fail("%s: the mbarrier was not initialised", name);
+    state->bytes -= int(bytes);
     emulator::end_phase_if_complete(*state);
+}
+
+inline void store_peer8(PeerPointer to, PeerPointer barrier, float2 value) {
+    if ((to.address - to.block->shared) % 8) emulator::fail("store_peer8: an address that is no multiple of 8");
+    write_peer("store_peer8", to, barrier, &value, 8);
+}
+
+inline void copy_peer_bulk(PeerPointer to, const void* shared, unsigned bytes, PeerPointer barrier) {
+    emulator::check_shared("copy_peer_bulk", shared, bytes, 16);
+    if (bytes % 16 || (to.address - to.block->shared) % 16) emulator::fail("copy_peer_bulk: no multiple of 16");
+    write_peer("copy_peer_bulk", to, barrier, shared, bytes);
 }
