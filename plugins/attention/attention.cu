@@ -1,7 +1,4 @@
 // Entry points. ELEMENT: bfloat16 or float16; HEAD_DIM: 64, 96, 128 or 256.
-#ifndef TREE_BLOCKS
-#define TREE_BLOCKS 1
-#endif
 #include "attention_fold.cuh"
 
 extern "C" __device__ const unsigned attention_params_bytes = sizeof(AttentionParams);
@@ -41,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(Group::THREADS)
     attend<Group>(params, shared_memory());
 }
 
-extern "C" __global__ void __launch_bounds__(SmallTree::THREADS, TREE_BLOCKS)
+extern "C" __global__ void __launch_bounds__(SmallTree::THREADS)
     attention_small_tree_kernel(__grid_constant__ const AttentionParams params) {
     grid_dependency_wait();
     grid_dependency_launch();

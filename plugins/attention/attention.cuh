@@ -93,7 +93,7 @@ struct AttentionConfig {
     static constexpr int MERGE_BYTES = KEY_WARPS > 1 ? KEY_WARPS * ROWS * (MERGE_STRIDE + 2) * 4 : 0;
     static constexpr int WORK_BYTES = RING_BYTES > MERGE_BYTES ? RING_BYTES : MERGE_BYTES;
     static constexpr int FLAG_BYTES = KEY_WARPS > 1 ? 16 : 0;
-    static constexpr int FOLD_ROWS = ROWS <= 16 || TREE_BLOCKS > 1 ? 1 : 2;  // whose splits a thread folds at once
+    static constexpr int FOLD_ROWS = ROWS <= 16 ? 1 : 2;  // whose splits a thread folds at once
     static constexpr int SHARED_BYTES = Q_BYTES + WORK_BYTES + FLAG_BYTES;
     static constexpr bool Q_IN_REGISTERS = ROW_TILES * D <= 128;
     static_assert(D % 16 == 0 && CHUNK % 16 == 0 && STAGES >= 2, "whole fragments, and one chunk under way");

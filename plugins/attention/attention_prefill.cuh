@@ -9,7 +9,6 @@
 // Shared memory: S::SHARED_BYTES. Scores, softmax and sums are float32.
 #pragma once
 
-#define TREE_BLOCKS 1
 #include "attention.cuh"
 #include "tensor_copy.cuh"
 #include "wgmma.cuh"
@@ -22,24 +21,15 @@ struct AttentionPrefillParams {
 };
 static_assert(sizeof(AttentionPrefillParams) == 2 * 128 + sizeof(AttentionParams) + 6 * 4, "mirrored in cuda.py");
 
-#ifndef CONSUMERS_64
-#define CONSUMERS_64 3
-#endif
-#ifndef TURNS
-#define TURNS 1
-#endif
-#ifndef PREFILL_STAGES
-#define PREFILL_STAGES (HEAD_DIM == 64 ? 4 : 2)
-#endif
 template <class Element, int HEAD_DIM_>
 struct PrefillConfig {
     using T = Element;
     static constexpr int D = HEAD_DIM_;
-    static constexpr int CONSUMERS = HEAD_DIM_ == 64 ? CONSUMERS_64 : 2;  // warpgroups
+    static constexpr int CONSUMERS = HEAD_DIM_ == 64 ? 3 : 2;  // warpgroups
     static constexpr int GROUP_ROWS = 64;
     static constexpr int ROWS = GROUP_ROWS * CONSUMERS;
     static constexpr int KEYS = 128;
-    static constexpr int STAGES = PREFILL_STAGES;
+    static constexpr int STAGES = HEAD_DIM_ == 64 ? 4 : 2;
     static constexpr int THREADS = 128 * (CONSUMERS + 1);
     static constexpr int QUERY_LOADERS = 96;  // threads; the copying warpgroup's first warp has the keys
     static constexpr int PIECES = D / 8;                 // of 16 bytes, per row
@@ -297,8 +287,8 @@ struct PrefillRows {
         if (group == 0) wait_for_turn();
     }
 
-    __device__ __forceinline__ void wait_for_turn() const { if (TURNS) named_sync(1 + group, 2 * 128); }
-    __device__ __forceinline__ void pass_turn() const { if (TURNS) named_arrive(1 + (group + 1) % S::CONSUMERS, 2 * 128); }
+    __device__ __forceinline__ void wait_for_turn() const { named_sync(1 + group, 2 * 128); }
+    __device__ __forceinline__ void pass_turn() const { named_arrive(1 + (group + 1) % S::CONSUMERS, 2 * 128); }
 
     __device__ __forceinline__ void release(Mbarrier* barrier) const {
         if (lane == 0) mbarrier_arrive(barrier);

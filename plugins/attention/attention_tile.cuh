@@ -41,16 +41,7 @@ struct AttentionTile {
         if constexpr (S::ROW_WARPS == 1) {
             warp_sync();
         } else {
-#ifdef CONSTANT_BARRIERS
-            switch (key_warp) {
-                case 0: named_sync(1, S::GROUP_THREADS); break;
-                case 1: named_sync(2, S::GROUP_THREADS); break;
-                case 2: named_sync(3, S::GROUP_THREADS); break;
-                default: named_sync(4, S::GROUP_THREADS);
-            }
-#else
             named_sync(1 + key_warp, S::GROUP_THREADS);
-#endif
         }
     }
 
@@ -120,7 +111,7 @@ struct AttentionTile {
 
     // All threads of the block copy the tile's queries; rows that do not exist become zeros.
     __device__ __forceinline__ void load_queries() {
-            for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
+        for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += S::THREADS) {
             const int row = index / S::PIECES, piece = index % S::PIECES;
             const bool valid = row < task.num_rows;
             const int packed = task.first_row + (valid ? row : 0);

@@ -162,8 +162,8 @@ def attention_cuda(
         records.data_ptr(), partial.data_ptr(), counters.data_ptr(), q.stride(0), q.stride(1),
         out.stride(0), out.stride(1), layout.num_slots, -(-(2**32) // group), group,
         layout.num_heads, layout.num_kv_heads, layout.block_size.bit_length() - 1,
-        block_tables.shape[1], layout.short_items * layout.num_kv_heads, ancestors.shape[1], layout.window, layout.tile_counters,
-        scale * math.log2(math.e),
+        block_tables.shape[1], layout.short_items * layout.num_kv_heads, ancestors.shape[1], layout.window,
+        layout.tile_counters, scale * math.log2(math.e),
     )  # fmt: skip
     kinds = variants(layout.head_dim, q.device)
     _launch(source(q.dtype, layout.head_dim), kinds[layout.short_variant], layout, layout.short_items, params)

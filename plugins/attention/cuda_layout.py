@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 # Where contexts are cut, in keys. A row's result depends on it, so it is the same for every batch.
 # (keys of a split, keys that the rule holds for): short at first, since one request alone is to keep the GPU busy.
-SPLITS = ((256, 2048), (512, 8192), (1024, 2**31))
+SPLITS = ((256, 2048), (512, 32768), (1024, 2**31))
 FOLD_BATCH = 8  # splits; attention_fold.cuh
 SHORT_ROWS = 64  # tokens; SHORT_ROWS of attention_plan.cuh
 WORKSPACE_BYTES = 128 << 20  # of splits' results; where they would not fit, the step's splits are longer
