@@ -1,6 +1,9 @@
-// The blocks that run the recurrent cell and the residual blocks, a chain of L + 2 phases at each depth:
+// The blocks that run the recurrent cell and the residual blocks, a chain of L + 1 phases at each depth:
 //
-//     s = act(W e(token) + U s_before + b)  |  y = begun + P s  |  y += SiLU(L_i y + l_i)
+//     s = act(W e(token) + U s_before + b)  |  y = begun + P s, y += SiLU(L_1 y + l_1)  |  y += SiLU(L_i y + l_i)
+//
+// The first residual block needs no phase of its own: L_1 y + l_1 = L_1 begun + l_1 + (L_1 P) s, of which L_1 P and what
+// makes the rest of the context are multiplied once, at load.
 //
 // Each block has the same 16 columns of every result, so begun and y stay with it in float32; what others need of s and y
 // is published as elements. Its warps share a tile's columns, each waits for those of its own, and the block adds up
@@ -95,7 +98,7 @@ struct Chain {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;  // rows that a product takes at once
     static_assert(GROUP_ROWS * TILE_ROWS <= PASS_THREADS, "a thread for each result");
     static constexpr int WARP_FLOATS = GROUP_ROWS * PARTIAL_PITCH;
-    enum Matrix { RNN_W, RNN_U, STATE_PROJ, BLOCKS };
+    enum Matrix { RNN_W, RNN_U, STATE_PROJ, FIRST_BLOCK };
 
     const DraftPassParams& params;
     const unsigned first_tag;
@@ -105,7 +108,8 @@ struct Chain {
     float* partial;       // warps x GROUP_ROWS x PARTIAL_PITCH, of two halves in turn
     float* next_partial;
     float* residual;  // (own tiles, rows, 16): y
-    float* begun;     // (own tiles, B, 16): what y begins with
+    float* begun;     // (2, own tiles, B, 16): what y and the first block's L y + l begin with
+    int begun_floats;
     int all_rows;     // B W
     int lane_column;  // of a step
 
@@ -124,20 +128,22 @@ struct Chain {
         next_partial = partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         residual = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         begun = residual + own_tiles * all_rows * TILE_ROWS;
+        begun_floats = own_tiles * params.requests * TILE_ROWS;
     }
 
-    __device__ int num_matrices() const { return BLOCKS + params.num_blocks; }
-    __device__ int columns_of(int matrix) const { return matrix < BLOCKS ? params.hidden_size : params.exit_dim; }
+    __device__ int num_matrices() const { return FIRST_BLOCK + params.num_blocks; }
+    __device__ int columns_of(int matrix) const { return matrix <= FIRST_BLOCK ? params.hidden_size : params.exit_dim; }
     __device__ int tiles_of(int matrix) const {
         return (matrix < STATE_PROJ ? params.hidden_size : params.exit_dim) / TILE_ROWS;
     }
 
     __device__ const char* tile_at(int matrix, int tile) const {
-        const void* weight = matrix == RNN_W        ? params.rnn_w
-                             : matrix == RNN_U      ? params.rnn_u
-                             : matrix == STATE_PROJ ? params.state_proj
-                                                    : params.blocks;
-        const long long block = max(matrix - BLOCKS, 0);
+        const void* weight = matrix == RNN_W         ? params.rnn_w
+                             : matrix == RNN_U       ? params.rnn_u
+                             : matrix == STATE_PROJ  ? params.state_proj
+                             : matrix == FIRST_BLOCK ? params.first_proj
+                                                     : params.blocks;
+        const long long block = max(matrix - FIRST_BLOCK - 1, 0);
         return static_cast<const char*>(weight) + (block * tiles_of(matrix) + tile) * tile_bytes(columns_of(matrix));
     }
 
@@ -152,13 +158,16 @@ struct Chain {
             trace(depth, 0);
             advance(depth, rows);
             trace(depth, 1);
-            if (depth == 1) begin();
+            if (depth == 1) {
+                begin(params.context_proj, params.context_bias, begun);
+                if (params.num_blocks > 0) begin(params.first_context, params.first_bias, begun + begun_floats);
+            }
             project(depth, rows);
             trace(depth, 2);
 #pragma unroll 1
-            for (int block = 0; block < params.num_blocks; ++block) {
+            for (int block = 1; block < params.num_blocks; ++block) {
                 exit_block(block, depth, rows);
-                trace(depth, 3 + block);
+                trace(depth, 2 + block);
             }
         }
     }
@@ -211,10 +220,10 @@ struct Chain {
                 if (depth == 1) {
                     token = params.root_ids[row];
                 } else {
+                    const int first_parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
                     const unsigned beam = await_word(params.beams + row, before.tag);
                     token = beam >> DEPTH_BITS;
-                    const int width = depth == 2 ? 1 : params.num_beams;
-                    const int parent = row / params.num_beams * width + static_cast<int>(beam % (1 << DEPTH_BITS));
+                    const int parent = first_parent + static_cast<int>(beam % (1 << DEPTH_BITS));
                     before.rows[block] = states(depth - 1) + (parent * params.hidden_size + lane_column) / 2;
                 }
                 tokens.rows[block] =
@@ -231,52 +240,61 @@ struct Chain {
         });
     }
 
-    // The context's share of every y.
-    __device__ void begin() {
+    // The context's share of every y, and of what the first block makes of it.
+    __device__ void begin(const void* context_weights, const void* context_biases, float* kept) {
         each(params.requests, tiles_of(STATE_PROJ), [&](int first, int own, int tile) {
             FloatRows<T, ROW_BLOCKS> contexts;
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block)
                 contexts.rows[block] = params.hidden + lane_column +
                     static_cast<long long>(row_of(first, block, params.requests)) * params.hidden_size;
-            const float bias = bias_of(static_cast<const T*>(params.context_bias), tile);
+            const float bias = bias_of(static_cast<const T*>(context_biases), tile);
             TileSums<ROW_BLOCKS> sums;
             multiply(sums, hidden_share,
-                     static_cast<const char*>(params.context_proj) +
+                     static_cast<const char*>(context_weights) +
                          static_cast<long long>(tile) * tile_bytes(params.hidden_size),
                      contexts);
             const float value = add_up(sums, hidden_share.warps) + bias;
             const int row = first + out_row();
             if (out_row() < GROUP_ROWS && row < params.requests)
-                begun[(own * params.requests + row) * TILE_ROWS + out_column()] = value;
+                kept[(own * params.requests + row) * TILE_ROWS + out_column()] = value;
         });
     }
 
     __device__ void project(int depth, int rows) {
         const unsigned tag = first_tag + depth;
+        const bool has_first = params.num_blocks > 0;
         each(rows, tiles_of(STATE_PROJ), [&](int first, int own, int tile) {
             const auto operand = published(states(depth), params.hidden_size, first, rows, tag);
-            TileSums<ROW_BLOCKS> sums;
-            multiply(sums, hidden_share, weights(STATE_PROJ, own, tile), operand);
-            float value = add_up(sums, hidden_share.warps);
-            const int row = first + out_row();
-            if (out_row() < GROUP_ROWS && row < rows) {
-                const int request = depth == 1 ? row : row / params.num_beams;
-                value += begun[(own * params.requests + request) * TILE_ROWS + out_column()];
-                residual[(own * all_rows + row) * TILE_ROWS + out_column()] = value;
+            const int row = first + out_row(), request = depth == 1 ? row : row / params.num_beams;
+            const bool is_real = out_row() < GROUP_ROWS && row < rows;
+            const float* from = begun + (own * params.requests + request) * TILE_ROWS + out_column();
+            TileSums<ROW_BLOCKS> sums, first_sums;
+            const char* tiles[2] = {weights(STATE_PROJ, own, tile), nullptr};
+            tiles[1] = has_first ? weights(FIRST_BLOCK, own, tile) : tiles[0];
+            multiply_two(sums, first_sums, tiles, operand);
+            if (static_cast<int>(warp_id()) < hidden_share.warps) {
+                store_partial(partial, sums);
+                store_partial(next_partial, first_sums);
             }
-            publish(hiddens(0), params.exit_dim, value, first, rows, tile, tag);
+            block_sync();
+            float value = added_up(partial, hidden_share.warps) + (is_real ? from[0] : 0.0f);
+            if (has_first)
+                value += silu_fast(added_up(next_partial, hidden_share.warps) + (is_real ? from[begun_floats] : 0.0f));
+            if (is_real) residual[(own * all_rows + row) * TILE_ROWS + out_column()] = value;
+            publish(hiddens(has_first), params.exit_dim, value, first, rows, tile, tag);
+            block_sync();  // both halves have been read
         });
     }
 
     __device__ void exit_block(int block, int depth, int rows) {
         const unsigned tag = first_tag + depth;
         const T* biases = static_cast<const T*>(params.block_biases) + block * params.exit_dim;
-        each(rows, tiles_of(BLOCKS), [&](int first, int own, int tile) {
+        each(rows, tiles_of(FIRST_BLOCK), [&](int first, int own, int tile) {
             const auto operand = published(hiddens(block), params.exit_dim, first, rows, tag);
             const float bias = bias_of(biases, tile);
             TileSums<ROW_BLOCKS> sums;
-            multiply(sums, exit_share, weights(BLOCKS + block, own, tile), operand);
+            multiply(sums, exit_share, weights(FIRST_BLOCK + block, own, tile), operand);
             float value = silu_fast(add_up(sums, exit_share.warps) + bias);
             const int row = first + out_row();
             if (out_row() < GROUP_ROWS && row < rows) {
@@ -297,6 +315,24 @@ struct Chain {
             Operand<ROW_BLOCKS> x;
             rows.take(x, step, share.end);
             add_steps(sums, weights, x, step, share.end);
+        }
+    }
+
+    // Two products of the same rows.
+    template <class Rows>
+    __device__ void multiply_two(
+        TileSums<ROW_BLOCKS>& sums, TileSums<ROW_BLOCKS>& other_sums, const char* const (&tiles)[2],
+        const Rows& rows) const {
+        const int end = hidden_share.end;
+#pragma unroll 1
+        for (int step = hidden_share.first; step < end; step += STEPS_AT_ONCE) {
+            WeightStep weights[STEPS_AT_ONCE], other_weights[STEPS_AT_ONCE];
+            load_steps(weights, tiles[0], step, end);
+            load_steps(other_weights, tiles[1], step, end);
+            Operand<ROW_BLOCKS> x;
+            rows.take(x, step, end);
+            add_steps(sums, weights, x, step, end);
+            add_steps(other_sums, other_weights, x, step, end);
         }
     }
 
@@ -346,24 +382,28 @@ struct Chain {
     // The sum over warps of this thread's row and column. That all have passed this barrier says that the half of the
     // phase before may be overwritten.
     __device__ float add_up(const TileSums<ROW_BLOCKS>& sums, int warps) {
-        if (static_cast<int>(warp_id()) < warps) store_partial(sums);
+        if (static_cast<int>(warp_id()) < warps) store_partial(partial, sums);
         block_sync();
+        float* used = partial;
+        partial = next_partial;
+        next_partial = used;
+        return added_up(used, warps);
+    }
+
+    static __device__ float added_up(const float* from, int warps) {
         float parts[4] = {};
         if (out_row() < GROUP_ROWS) {
-            const float* part = partial + out_row() * PARTIAL_PITCH + out_column();
+            const float* part = from + out_row() * PARTIAL_PITCH + out_column();
 #pragma unroll
             for (int warp = 0; warp < PASS_WARPS; ++warp)
                 if (warp < warps) parts[warp % 4] += part[warp * WARP_FLOATS];
         }
-        float* used = partial;
-        partial = next_partial;
-        next_partial = used;
         return (parts[0] + parts[1]) + (parts[2] + parts[3]);
     }
 
-    __device__ void store_partial(const TileSums<ROW_BLOCKS>& sums) const {
+    static __device__ void store_partial(float* to, const TileSums<ROW_BLOCKS>& sums) {
         const int tile_row = static_cast<int>(lane_id()) / 4, first_row = 2 * (static_cast<int>(lane_id()) % 4);
-        float* own = partial + static_cast<int>(warp_id()) * WARP_FLOATS + first_row * PARTIAL_PITCH + tile_row;
+        float* own = to + static_cast<int>(warp_id()) * WARP_FLOATS + first_row * PARTIAL_PITCH + tile_row;
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll

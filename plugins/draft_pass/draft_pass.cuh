@@ -1,7 +1,7 @@
 // The whole drafting of ReDrafter trees in one cooperative launch: K steps of beam search with the draft head, then the
 // trees. Grid: chain_blocks | select_blocks | blocks of the LM head, one block on each multiprocessor; 384 threads.
 //
-// At each depth results go round: beams -> chain (L + 2 phases) -> LM head -> select -> beams. No barrier of the grid
+// At each depth results go round: beams -> chain (L + 1 phases) -> LM head -> select -> beams. No barrier of the grid
 // lies between: each waits for the words that it needs (exchange.cuh). Weights stay in shared memory for all depths as
 // far as it holds them, so that only the first depth waits for memory.
 //

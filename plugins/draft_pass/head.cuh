@@ -16,12 +16,12 @@ constexpr float LOG2_OF_E = 1.4426950408889634f;
 template <class T, int ROW_BLOCKS>
 struct Head {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;
-static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 6;  // of a warp in registers
+static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in registers
 
     const DraftPassParams& params;
     unsigned first_tag;
     Resident resident;
-    char* activations;  // GROUP_ROWS x row_pitch(E)
+    char* activations;  // GROUP_ROWS x row_pitch(E): E elements and a step of zeros
     float* noise;       // (B, own tiles, 16): T * Gumbel
     int first_block;
     int num_tiles;
@@ -44,6 +44,9 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 6;  // of a warp in reg
         });
         activations = resident.rest(params.head_resident);
         noise = reinterpret_cast<float*>(activations + GROUP_ROWS * pitch);
+        if (threadIdx.x < GROUP_ROWS * 4)
+            store16(activations + threadIdx.x / 4 * pitch + num_steps * STEP_COLUMNS * 2 + threadIdx.x % 4 * 16,
+                    make_uint4(0, 0, 0, 0));
     }
 
     __device__ int stride() const { return gridDim.x - first_block; }
@@ -128,7 +131,7 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 6;  // of a warp in reg
         for (int step = 0; step < STEPS_AHEAD; ++step) ahead[step] = load_step(tile, min(step, num_steps - 1));
     }
 
-    // `ahead` holds the first steps; the others follow in their place. A lane whose row does not exist takes the last
+    // `ahead` holds the first steps; the others follow in their place, and products with zeros the last. A lane whose row does not exist takes the last
     // one's place; its products go nowhere. Even and odd steps have sums of their own, so that products wait less.
     __device__ void multiply(TileSums<ROW_BLOCKS>& sums, WeightStep (&ahead)[STEPS_AHEAD], int own, int count) const {
         const char* tile = resident.tile(own, tile_at(own));
@@ -142,11 +145,10 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 6;  // of a warp in reg
         for (int first = 0; first < num_steps; first += STEPS_AHEAD)
 #pragma unroll
             for (int i = 0; i < STEPS_AHEAD; ++i) {
-                const int step = first + i;
-                if (step >= num_steps) break;
+                const int step = first + i, at = min(step, num_steps) * STEP_COLUMNS * 2;
 #pragma unroll
                 for (int block = 0; block < ROW_BLOCKS; ++block)
-                    add_products<T>(i % 2 == 0 ? sums : odd, ahead[i], load16(rows[block] + step * STEP_COLUMNS * 2), block);
+                    add_products<T>(i % 2 == 0 ? sums : odd, ahead[i], load16(rows[block] + at), block);
                 ahead[i] = load_step(tile, min(step + STEPS_AHEAD, num_steps - 1));
             }
 #pragma unroll

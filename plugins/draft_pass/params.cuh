@@ -7,14 +7,17 @@
 
 struct DraftPassParams {
     const void* embedding;     // (V, H) elements
-    const void* context_proj;  // (E, H) tiles, likewise the next five
+    const void* context_proj;  // (E, H) tiles, likewise the next seven
     const void* rnn_w;         // (H, H)
     const void* rnn_u;         // (H, H)
     const void* state_proj;    // (E, H)
-    const void* blocks;        // (L, E, E)
+    const void* first_context;  // (E, H): the first block's L times context_proj
+    const void* first_proj;     // (E, H): L times state_proj
+    const void* blocks;        // (L - 1, E, E), the others
     const void* lm_head;       // (V_draft, E), its last tile filled up with zeros
     const void* context_bias;  // (E,) elements
     const void* rnn_bias;      // (H,)
+    const void* first_bias;    // (E,): L times context_bias, and the first block's own
     const void* block_biases;  // (L, E)
     const long long* vocab_ids;     // (V_draft,)
     const float* hidden;            // (B, H)
@@ -28,7 +31,7 @@ struct DraftPassParams {
     long long* depths;
     long long* ancestors;
     unsigned long long* states;   // (2, R, H / 2) words, see exchange.cuh
-    unsigned long long* hiddens;  // (L + 1, R, E / 2) words
+    unsigned long long* hiddens;  // (L + 1, R, E / 2) words, of the first only where L is 0
     unsigned long long* maxima;   // (R, T, 2) words: the largest of a tile's logits, the sum of exp(logit - largest)
     unsigned long long* logits;   // (R, 16 T) words
     unsigned long long* beams;    // (R,) words: token and beam before
@@ -48,4 +51,4 @@ struct DraftPassParams {
     int head_resident;
     int has_silu;  // dialect `apple`
 };
-static_assert(sizeof(DraftPassParams) == 27 * 8 + 14 * 4, "mirrored in state.py");
+static_assert(sizeof(DraftPassParams) == 30 * 8 + 14 * 4, "mirrored in state.py");

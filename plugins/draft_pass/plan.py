@@ -113,20 +113,20 @@ def _chain_bytes(head: HeadSizes, sizes: PassSizes, group_rows: int, own_tiles: 
     """Shared memory of a block of the chain beside barriers and weights: see chain.cuh."""
     warps = max(_warps_with_steps(head.hidden_size), _warps_with_steps(head.exit_dim))
     partials = 2 * warps * group_rows * _PARTIAL_PITCH
-    return 4 * (partials + own_tiles * (sizes.rows + sizes.requests) * _TILE_ROWS)
+    return 4 * (partials + own_tiles * (sizes.rows + 2 * sizes.requests) * _TILE_ROWS)
 
 
 def _select_bytes(head: HeadSizes, sizes: PassSizes, own_requests: int) -> int:
     """Shared memory of a block that selects: see select.cuh."""
     shares = [_shares(width, _num_tiles(head), sizes.num_candidates) for width in (1, sizes.num_beams)]
     listed = max(min(sizes.num_candidates * share.tiles_of_group, share.all_tiles) for share in shares)
-    most_shares = max(share.count for share in shares)
+    most_shares = max(share.number for share in shares)
     maxima = 4 * sizes.num_beams * _num_tiles(head)
     return _SELECT_FIXED_BYTES + _HELD_BYTES * own_requests + 8 * listed + 8 * most_shares + maxima
 
 
 class _Shares(NamedTuple):
-    count: int
+    number: int
     tiles_of_group: int
     all_tiles: int
 

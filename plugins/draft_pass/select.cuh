@@ -298,8 +298,15 @@ struct Select {
         }
     }
 
+    // The C best tiles, or all that are listed where there is room for them: ranking takes longer than reading more.
     __device__ void choose_tiles() {
         const int num_listed = shared.num_listed;
+        if (num_listed <= MOST_CANDIDATES) {
+            if (static_cast<int>(threadIdx.x) < num_listed) shared.chosen[threadIdx.x] = place_of(listed[threadIdx.x]);
+            if (threadIdx.x == 0) shared.tile_threshold = shared.group_threshold;
+            block_sync();
+            return;
+        }
         const Grouping grouping = Grouping::of(num_listed);
 #pragma unroll 1
         for (int first = 0; first < num_listed; first += grouping.groups()) {
@@ -313,11 +320,12 @@ struct Select {
         block_sync();
     }
 
-    // The logits of the chosen tiles that are not worse than the worst of these tiles' largest. The chain will ask for
+    // The logits of the chosen tiles that are not worse than what all the chosen tiles' largest reach. The chain will ask for
     // the embeddings of some.
     __device__ void find_continuations(unsigned tag, long long first_row, bool goes_on) {
         constexpr int BATCH = (MOST_CANDIDATES * TILE_ROWS + PASS_THREADS - 1) / PASS_THREADS;
-        const int num_places = min(count, shared.num_listed) * TILE_ROWS;
+        const int num_listed = shared.num_listed, num_chosen = num_listed <= MOST_CANDIDATES ? num_listed : count;
+        const int num_places = num_chosen * TILE_ROWS;
         const int batch = divide_up(num_places, PASS_THREADS);
         const unsigned long long threshold = shared.tile_threshold;
         int chosen[BATCH], entry[BATCH], token[BATCH];

@@ -10,16 +10,17 @@ from plugins.draft_pass.plan import MOST_ROWS, HeadSizes, PassPlan, PassSizes
 from plugins.tree_pack import PackedTree
 
 _POINTERS = (
-    "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "blocks", "lm_head", "context_bias", "rnn_bias",
-    "block_biases", "vocab_ids", "hidden", "root_ids", "positions", "temperature", "seed", "sample_index", "token_ids",
-    "parents", "depths", "ancestors", "states", "hiddens", "maxima", "logits", "beams", "launches",
+    "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head",
+    "context_bias", "rnn_bias", "first_bias", "block_biases", "vocab_ids", "hidden", "root_ids", "positions",
+    "temperature", "seed", "sample_index", "token_ids", "parents", "depths", "ancestors", "states", "hiddens", "maxima",
+    "logits", "beams", "launches",
 )  # fmt: skip
 _COUNTS = (
     "requests", "num_nodes", "num_beams", "depth", "hidden_size", "exit_dim", "num_blocks", "num_draft", "max_rows",
     "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu",
 )  # fmt: skip
-_TILED = ("context_proj", "rnn_w", "rnn_u", "state_proj", "blocks", "lm_head")
-_KEPT = ("embedding", "context_bias", "rnn_bias", "block_biases")
+_TILED = ("context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head")
+_KEPT = ("embedding", "context_bias", "rnn_bias", "first_bias", "block_biases")
 
 
 class DraftPassParams(ctypes.Structure):
@@ -44,6 +45,20 @@ def tiled(weight: torch.Tensor) -> torch.Tensor:
     return tiles.contiguous()
 
 
+def _folded(weights: DraftWeights) -> dict[str, torch.Tensor]:
+    """The first residual block over the context and the state rather than over their sum: see chain.cuh."""
+    if len(weights.blocks) == 0:
+        return {"first_context": weights.context_proj[:0], "first_proj": weights.state_proj[:0],
+                "first_bias": weights.context_bias[:0]}  # fmt: skip
+    block, bias = weights.blocks[0].float(), weights.block_biases[0].float()
+    folded = {
+        "first_context": block @ weights.context_proj.float(),
+        "first_proj": block @ weights.state_proj.float(),
+        "first_bias": block @ weights.context_bias.float() + bias,
+    }
+    return {name: tensor.to(weights.embedding.dtype) for name, tensor in folded.items()}
+
+
 class PassState:
     """Weights as the kernel reads them, and the words that blocks hand each other.
 
@@ -57,7 +72,7 @@ class PassState:
         (exit_dim, hidden_size), num_blocks = weights.state_proj.shape, len(weights.blocks)
         self.sizes = HeadSizes(hidden_size, exit_dim, num_blocks, len(weights.lm_head), len(weights.embedding))
         self._has_silu = weights.has_silu
-        fields = weights._asdict()
+        fields = {**weights._asdict(), **_folded(weights), "blocks": weights.blocks[1:]}
         self._weights = {name: tiled(fields[name]) for name in _TILED} | {name: fields[name] for name in _KEPT}
         for name, tensor in self._weights.items():
             require_shape("draft_pass", tuple(tensor.shape), self.dtype, **{name: tensor})
