@@ -61,7 +61,7 @@ def _draw_felt(axes: Axes, title: str, values: list[float], stages: list[str]) -
     axes.margins(y=0.2)
     axes.margins(x=0.12)
     _dress(axes, stages, "")
-    axes.tick_params("x", rotation=45)
+    axes.set_xticks(range(len(stages)), stages, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_title(title, fontsize=9, color=INK, loc="left")
 
 
