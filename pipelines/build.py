@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
-from pipelines.config import BuildConfig, TensorrtLlmJob
+from pipelines.config import BuildConfig
 from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
@@ -18,6 +18,7 @@ from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
 from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
+from pipelines.target_config import TensorrtLlmJob
 from pipelines.tensorrt_llm.installed import installed_version
 from pipelines.tracking import Engine, open_tracker
 from pipelines.workspace import open_cache

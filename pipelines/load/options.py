@@ -4,7 +4,7 @@ import argparse
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from pipelines.config import require
+from pipelines.bounds import require
 
 SCENARIOS = ("closed", "poisson", "burst", "long")
 APIS = ("chat", "completions")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import require
+from pipelines.bounds import require
 
 
 @dataclass(frozen=True)

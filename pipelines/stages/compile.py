@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.config import CpuTargetConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.target_config import CpuTargetConfig
 from runtime.errors import EnginewrightError
 
 # Enough for a full batch of usual requests where the configuration does not say.

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import CudaTargetConfig
 from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
+from pipelines.target_config import CudaTargetConfig
 from plugins.cuda.archs import RUNS_FILE
 from runtime.errors import EnginewrightError
 

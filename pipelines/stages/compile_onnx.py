@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import OnnxTargetConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.target_config import OnnxTargetConfig
 from runtime.errors import EnginewrightError
 
 if TYPE_CHECKING:

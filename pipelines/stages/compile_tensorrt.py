@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import TensorrtTargetConfig
 from pipelines.stage import StageContext
+from pipelines.target_config import TensorrtTargetConfig
 from pipelines.tensorrt.job import PlanJob
 from pipelines.tensorrt.stage import CompilePlanStage, PlanOptions
 from runtime.errors import EnginewrightError

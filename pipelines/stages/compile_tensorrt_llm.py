@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import TensorrtLlmJob
 from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.target_config import TensorrtLlmJob
 
 if TYPE_CHECKING:
     from pipelines.tensorrt_llm.folders import Folder

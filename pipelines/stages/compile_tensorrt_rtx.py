@@ -6,8 +6,8 @@ The library builds ahead of time and needs no GPU and no driver for it. A timing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import TensorrtRtxTargetConfig
 from pipelines.stage import StageContext
+from pipelines.target_config import TensorrtRtxTargetConfig
 from pipelines.tensorrt.job import PlanJob
 from pipelines.tensorrt.stage import CompilePlanStage, PlanOptions
 

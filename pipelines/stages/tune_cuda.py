@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.config import CompileConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.target_config import CompileConfig
 from runtime.errors import EnginewrightError
 from runtime.targets import why_not_run
 

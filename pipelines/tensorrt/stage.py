@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pipelines.config import PlanTargetConfig
 from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.target_config import PlanTargetConfig
 from pipelines.tensorrt.job import PlanJob
 from runtime.errors import EnginewrightError
 from runtime.tensorrt_library import DISTRIBUTIONS, library_version

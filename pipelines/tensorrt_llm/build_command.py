@@ -1,6 +1,6 @@
 """The command line of `trtllm-build`. Parallelism is not among its flags: the checkpoint fixes it."""
 
-from pipelines.config import TensorrtLlmTargetConfig
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.checks import Lengths
 from pipelines.tensorrt_llm.versions import PROGRAMS
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from packaging.version import InvalidVersion, Version
 
-from pipelines.config import TensorrtLlmJob
 from pipelines.stage import StageContext
+from pipelines.target_config import TensorrtLlmJob
 from pipelines.tensorrt_llm.build_command import ENGINE_DIR, TIMING_CACHE
 from pipelines.tensorrt_llm.scripts import BUILD_SCRIPT
 from runtime.errors import EnginewrightError

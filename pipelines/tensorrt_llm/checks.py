@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-from pipelines.config import TensorrtLlmTargetConfig
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.checkpoint_config import REDRAFTER_CLASSES, Beams
 from pipelines.tensorrt_llm.versions import FIRST_QWEN3, FIRST_REDRAFTER, LAST_BUILD, flow_of
 from runtime.errors import EnginewrightError

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from pipelines.config import TensorrtLlmTargetConfig
 from pipelines.export.hf import named_shards, write_hf_files, write_index
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm import build_command, scripts, serve_config
 from pipelines.tensorrt_llm.checkpoint_config import checkpoint_config, with_redrafter
 from pipelines.tensorrt_llm.checks import Lengths

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.config import TensorrtLlmTargetConfig
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.versions import NAME, PROGRAMS
 from runtime.errors import EnginewrightError
 

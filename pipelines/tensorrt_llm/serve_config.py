@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.config import TensorrtLlmTargetConfig
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.checks import Lengths
 from pipelines.tensorrt_llm.speculation import Speculation
 from pipelines.tensorrt_llm.versions import PROGRAMS

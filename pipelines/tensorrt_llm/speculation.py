@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.config import TensorrtLlmTargetConfig
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.checkpoint_config import Beams
 from pipelines.tensorrt_llm.checks import check_redrafter
 from pipelines.tensorrt_llm.versions import flow_of

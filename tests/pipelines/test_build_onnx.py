@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config import OnnxTargetConfig
 from pipelines.deploy.container import requirements
 from pipelines.deploy.options import DeployOptions
 from pipelines.deploy.workload import workload
 from pipelines.stage import Artifact
 from pipelines.stages import compile_onnx
+from pipelines.target_config import OnnxTargetConfig
 from runtime import LLM, SamplingParams
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import CudaTargetConfig
 from pipelines.stage import Artifact, StageOutput
 from pipelines.stages import compile_cuda
+from pipelines.target_config import CudaTargetConfig
 from plugins.cuda import nvrtc
 from plugins.cuda.archs import ARCHS
 from runtime.errors import EnginewrightError

@@ -16,10 +16,11 @@ import onnx
 import pytest
 import torch
 
-from pipelines.config import BuildConfig, TargetConfig, TensorrtTargetConfig
+from pipelines.config import BuildConfig
 from pipelines.onnx.graph import GraphOptions, step_model
 from pipelines.stage import Artifact
 from pipelines.stages import compile_tensorrt
+from pipelines.target_config import TargetConfig, TensorrtTargetConfig
 from pipelines.tensorrt.events import Events
 from pipelines.tensorrt.job import PlanJob
 from pipelines.tensorrt.plugin_nodes import with_plugins

@@ -14,10 +14,11 @@ import onnx
 import pytest
 import torch
 
-from pipelines.config import BuildConfig, PrecisionConfig, TargetConfig, TensorrtRtxTargetConfig
+from pipelines.config import BuildConfig, PrecisionConfig
 from pipelines.onnx.graph import GraphOptions, write_step_model
 from pipelines.stage import Artifact, StageOutput
 from pipelines.stages import compile_tensorrt_rtx
+from pipelines.target_config import TargetConfig, TensorrtRtxTargetConfig
 from pipelines.tensorrt import building
 from pipelines.tensorrt.building import build_plan
 from pipelines.tensorrt.events import Phases

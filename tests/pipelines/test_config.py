@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import BuildConfig, CachePolicy, CpuTargetConfig, CudaTargetConfig
+from pipelines.config import BuildConfig, CachePolicy
 from pipelines.loading import derived_name, load_config, translate
+from pipelines.target_config import CpuTargetConfig, CudaTargetConfig
 from runtime.errors import EnginewrightError
 
 CONF = Path(str(resources.files("conf")))

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from pipelines.config import TensorrtLlmJob, TensorrtLlmTargetConfig
 from pipelines.stage import Artifact, StageOutput
 from pipelines.stages import compile_tensorrt_llm
+from pipelines.target_config import TensorrtLlmJob, TensorrtLlmTargetConfig
 from tests.pipelines.running_stages import fetch_and_convert, stage_context
 from tests.pipelines.tiny_models import make_hf_folder
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.config import TensorrtLlmTargetConfig
 from pipelines.loading import load_config
+from pipelines.target_config import TensorrtLlmTargetConfig
 from pipelines.tensorrt_llm.checks import check_engine, check_redrafter, check_split, lengths_of
 from pipelines.tensorrt_llm.speculation import choose_speculation
 from pipelines.tensorrt_llm.versions import flow_of
