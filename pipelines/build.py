@@ -1,21 +1,22 @@
 """One build, from a configuration to a bundle: which stage gets what from which."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from rich.console import Console
 
 from pipelines.bundles import bundle_id, place_bundle
-from pipelines.config import BuildConfig
+from pipelines.config import BenchConfig, BuildConfig, VerifyConfig
 from pipelines.draft.texts import parse_dataset
 from pipelines.keys import Node
 from pipelines.loading import SOURCE_SCHEMES
 from pipelines.progress import BuildProgress
 from pipelines.runner import Runner, StageResult
 from pipelines.sources.hub import pinned
+from pipelines.stages.package import COMPILING_STAGES
 from pipelines.stages.tune_cuda import require_gpu_to_tune
 from pipelines.storage import storage_errors
 from pipelines.target_config import TensorrtLlmJob
@@ -73,73 +74,89 @@ def run_stages(config: BuildConfig, runner: Runs[R], stages: str = STAGES) -> di
     Raises:
         EnginewrightError: a stage failed, or a target's library is not installed.
     """
-    made: dict[str, R] = {}
     for plan in PLAN_TARGETS:
-        if getattr(config.target, plan) is not None:
+        if plan in config.target.names:
             library_version(plan)  # or the build would end where its stage is reached
+    line = _Line(runner, stages)
+    _prepare(config, line)
+    _compile(config, line)
+    if config.verify.enabled:
+        _verify(config.verify, config.target.names, line)
+    if config.bench.enabled:
+        _bench(config.bench, config.target.names, line)
+    line.run("package", config.package, *line.made, check_inputs=True)
+    return line.made
 
-    def run(name: str, node: Node, *inputs: str, **renamed: str) -> None:
-        """`renamed`: what the stage calls an input, and the name under which it was made."""
-        made[name] = runner.run(node, {key: made[key] for key in inputs} | {key: made[x] for key, x in renamed.items()})
 
-    run("fetch", Node(f"{stages}.fetch", pinned(config.model), external=local_files(config.model.source)))
-    run("convert", Node(f"{stages}.convert", config.convert), "fetch")
-    draft = replace(config.draft, linear=config.target.cpu.linear) if config.target.cpu else config.draft
+class _Line(Generic[R]):
+    """The stages of one build so far, by their names."""
+
+    def __init__(self, runner: Runs[R], package: str) -> None:
+        self.runner, self.package = runner, package
+        self.made: dict[str, R] = {}
+
+    def run(self, name: str, settings: Any, *inputs: str, stage: str = "", source: str = "", **others: Any) -> None:
+        """Run one stage.
+
+        Args:
+            inputs: the stages before that it takes.
+            stage: its module, where that has another name.
+            source: the stage that it takes as `fetch`.
+            others: the node's other fields.
+        """
+        node = Node(f"{self.package}.{stage or name}", settings, label=name if stage else "", **others)
+        taken = {key: self.made[key] for key in inputs} | ({"fetch": self.made[source]} if source else {})
+        self.made[name] = self.runner.run(node, taken)
+
+
+def _prepare(config: BuildConfig, line: _Line[R]) -> None:
+    """The checkpoint, and what drafts for it."""
+    line.run("fetch", pinned(config.model), external=local_files(config.model.source))
+    line.run("convert", config.convert, "fetch")
+    drafting = []
     if config.draft.drafter == "model":
         model = config.draft.model
-        run(
-            "draft_fetch",
-            Node(f"{stages}.fetch", pinned(model), external=local_files(model.source), label="draft_fetch"),
-        )
-        run("draft_convert", Node(f"{stages}.convert", config.convert, label="draft_convert"), fetch="draft_fetch")
-    drafting = ["draft_convert"] if "draft_convert" in made else []
-    run(
-        "draft",
-        Node(f"{stages}.draft", draft, external=text_files(config.draft.train.texts)),
-        "fetch",
-        "convert",
-        *drafting,
-    )
-    if config.target.cpu is not None:
-        run("compile", Node(f"{stages}.compile", config.target.cpu, target="cpu"), "convert")
-    if config.target.cuda is not None:
-        run("compile_cuda", Node(f"{stages}.compile_cuda", config.target.cuda, target="cuda"), "convert", *drafting)
-    if config.target.onnx is not None:
-        run("compile_onnx", Node(f"{stages}.compile_onnx", config.target.onnx, target="onnx"), "convert", "draft")
-    for plan in PLAN_TARGETS:
-        if (settings := getattr(config.target, plan)) is not None:
-            run(f"compile_{plan}", Node(f"{stages}.compile_{plan}", settings, target=plan), "convert")
-    if config.target.tensorrt_llm is not None:
-        job = TensorrtLlmJob(config.target.tensorrt_llm, installed_version())
-        node = Node(f"{stages}.compile_tensorrt_llm", job, target="tensorrt_llm")
-        run("compile_tensorrt_llm", node, "convert", "draft")
+        line.run("draft_fetch", pinned(model), stage="fetch", external=local_files(model.source))
+        line.run("draft_convert", config.convert, stage="convert", source="draft_fetch")
+        drafting = ["draft_convert"]
+    draft = replace(config.draft, linear=config.target.cpu.linear) if config.target.cpu else config.draft
+    line.run("draft", draft, "fetch", "convert", *drafting, external=text_files(config.draft.train.texts))
+
+
+def _compile(config: BuildConfig, line: _Line[R]) -> None:
+    """An engine for each target."""
+    model = ("draft_convert",) if "draft_convert" in line.made else ()
+    drafting = {"cuda": model, "onnx": ("draft",), "tensorrt_llm": ("draft",)}
+    for target in config.target.names:
+        settings: Any = getattr(config.target, target)
+        if target == "tensorrt_llm":
+            settings = TensorrtLlmJob(settings, installed_version())
+        line.run(COMPILING_STAGES[target], settings, "convert", *drafting.get(target, ()), target=target)
     if config.compile.tune:
-        run("tune_cuda", Node(f"{stages}.tune_cuda", config.compile, target="cuda"), "convert", "compile_cuda")
-    on_cpu = ["compile"] if "compile" in made else []
-    if config.verify.enabled:
-        run("verify", Node(f"{stages}.verify", config.verify, target="cpu"), "fetch", "convert", *on_cpu)
-        if "compile_cuda" in made:
-            node = Node(f"{stages}.verify_cuda", config.verify, target="cuda")
-            run("verify_cuda", node, "convert", "compile_cuda", "verify")
-        if "compile_onnx" in made:
-            node = Node(f"{stages}.verify_onnx", config.verify, target="onnx")
-            run("verify_onnx", node, "convert", "compile_onnx", "verify")
-        for plan in PLAN_TARGETS:
-            if f"compile_{plan}" in made:
-                node = Node(f"{stages}.verify_{plan}", config.verify, target=plan)
-                run(f"verify_{plan}", node, "convert", f"compile_{plan}", "verify")
-    if config.bench.enabled and on_cpu:
-        run("bench", Node(f"{stages}.bench", config.bench, target="cpu"), "convert", "draft", "compile")
-    if config.bench.enabled and "compile_cuda" in made:
-        run("bench_cuda", Node(f"{stages}.bench_cuda", config.bench, target="cuda"), "convert", "draft", "compile_cuda")
-    if config.bench.enabled and "compile_onnx" in made:
-        run("bench_onnx", Node(f"{stages}.bench_onnx", config.bench, target="onnx"), "convert", "compile_onnx", *on_cpu)
-    for plan in PLAN_TARGETS:
-        if config.bench.enabled and f"compile_{plan}" in made:
-            node = Node(f"{stages}.bench_{plan}", config.bench, target=plan)
-            run(f"bench_{plan}", node, "convert", f"compile_{plan}")
-    run("package", Node(f"{stages}.package", config.package, check_inputs=True), *made)
-    return made
+        line.run("tune_cuda", config.compile, "convert", "compile_cuda", target="cuda")
+
+
+def _verify(config: VerifyConfig, targets: Sequence[str], line: _Line[R]) -> None:
+    """The reference, by which each engine that this runtime runs is checked; the CPU's with it."""
+    on_cpu = ("compile",) if "cpu" in targets else ()
+    line.run("verify", config, "fetch", "convert", *on_cpu, target="cpu")
+    for target in _run_here(targets):
+        line.run(f"verify_{target}", config, "convert", f"compile_{target}", "verify", target=target)
+
+
+def _bench(config: BenchConfig, targets: Sequence[str], line: _Line[R]) -> None:
+    on_cpu = ("compile",) if "cpu" in targets else ()
+    if on_cpu:
+        line.run("bench", config, "convert", "draft", "compile", target="cpu")
+    beside = {"cuda": ("draft",), "onnx": on_cpu}
+    for target in _run_here(targets):
+        inputs = ("convert", f"compile_{target}", *beside.get(target, ()))
+        line.run(f"bench_{target}", config, *inputs, target=target)
+
+
+def _run_here(targets: Sequence[str]) -> list[str]:
+    """Those, but the CPU's, whose engines this runtime runs where the machine can."""
+    return [target for target in targets if target not in ("cpu", "tensorrt_llm")]
 
 
 def run_publish(config: BuildConfig, runner: Runs[R], package: R, stages: str = STAGES) -> dict[str, R]:
