@@ -7,12 +7,12 @@ from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
 from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
-from plugins.linear.plain import PlainLinear
 from plugins.linear.two_part import TwoPartLinear
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
 from runtime.model.decoder import LayerWeights as DecoderLayer
+from runtime.model.few_rows import row_major_linears, wanted_rows
 from runtime.spec import ModelSpec
 
 ARCHS = ("sm_90a", "sm_100")  # with clusters, and as much shared memory in a block as the layers are cut for
@@ -62,9 +62,7 @@ class LayerSteps:
             batch.token_ids, batch.positions, batch.cache_positions, batch.query_starts, batch.context_lens,
             batch.block_tables, batch.ancestors,
         )  # fmt: skip
-        if len(batch.logit_rows) == len(batch.token_ids):  # then they are all rows, in order
-            return DecoderOutput(logits, hidden)
-        return DecoderOutput(logits[batch.logit_rows], hidden[batch.logit_rows])
+        return wanted_rows(batch, logits, hidden)
 
 
 def _weights(decoder: Decoder) -> LayerWeights:
@@ -82,9 +80,7 @@ def _weights(decoder: Decoder) -> LayerWeights:
 
 
 def _tensors(layer: DecoderLayer) -> LayerTensors:
-    linears = (layer.qkv, layer.dense, layer.gate_up, layer.down)
-    assert all(isinstance(linear, PlainLinear) for linear in linears), "the kernels read row-major weights"
-    qkv, dense, gate_up, down = (linear for linear in linears if isinstance(linear, PlainLinear))
+    qkv, dense, gate_up, down = row_major_linears(layer)
     return LayerTensors(
         layer.input_norm, qkv.weight, qkv.bias, layer.q_norm, layer.k_norm, dense.weight, layer.post_norm,
         gate_up.weight, down.weight,

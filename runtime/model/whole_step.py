@@ -7,11 +7,11 @@ from plugins.cuda.source import KernelSource
 from plugins.decoder_step.cuda import DecoderStep, step_source
 from plugins.decoder_step.plan import SHARED_BYTES, plan_step, supports
 from plugins.decoder_step.weights import StepLayer, StepSpec, StepWeights
-from plugins.linear.plain import PlainLinear
 from plugins.linear.two_part import TwoPartLinear
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput, LayerWeights
+from runtime.model.few_rows import row_major_linears, wanted_rows
 from runtime.spec import ModelSpec
 
 ARCHS = ("sm_90a", "sm_100")  # whose blocks may have as much shared memory as the kernel is laid out for
@@ -60,9 +60,7 @@ class WholeStep:
             batch.token_ids, batch.positions, batch.query_starts, batch.context_lens, batch.block_tables,
             batch.ancestors, logits, hidden,
         )  # fmt: skip
-        if len(batch.logit_rows) == num_rows:  # then they are all rows, in order
-            return DecoderOutput(logits, hidden)
-        return DecoderOutput(logits[batch.logit_rows], hidden[batch.logit_rows])
+        return wanted_rows(batch, logits, hidden)
 
 
 def _step_weights(decoder: Decoder) -> StepWeights:
@@ -80,9 +78,7 @@ def _step_weights(decoder: Decoder) -> StepWeights:
 
 
 def _step_layer(layer: LayerWeights) -> StepLayer:
-    linears = (layer.qkv, layer.dense, layer.gate_up, layer.down)
-    assert all(isinstance(linear, PlainLinear) for linear in linears), "the whole step reads row-major weights"
-    qkv, dense, gate_up, down = (linear for linear in linears if isinstance(linear, PlainLinear))
+    qkv, dense, gate_up, down = row_major_linears(layer)
     fc, gate = gate_up.weight.chunk(2)
     return StepLayer(
         layer.input_norm, qkv.weight, qkv.bias, layer.q_norm, layer.k_norm, dense.weight, layer.post_norm, fc, gate,
