@@ -17,6 +17,7 @@ from runtime.benchmark.ceilings import read_bandwidth
 from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
+from runtime.spec import ModelSpec
 
 PROMPT, NEW_TOKENS = 128, 128
 EAGER_STEPS = 12
@@ -25,7 +26,11 @@ _REPLAYS = 100  # of a graph, between two looks at the clock
 
 def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] = ()) -> Iterator[Line]:
     """Greedy tokens per second after the first, through the engine; 128 tokens before and 128 after."""
-    spec = SHAPES[model]
+    transformers_baseline.start_up()
+    return _decode(SHAPES[model], batch_sizes, energy_at)
+
+
+def _decode(spec: ModelSpec, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...]) -> Iterator[Line]:
     yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth(torch.device("cuda"))}
     yield {"metric": "streamed_bytes", "unit": "bytes", "value": streamed_bytes(spec)}
     checkpoint = RandomCheckpoint(spec)
@@ -45,10 +50,13 @@ def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] 
 
 def compiled(model: str) -> Iterator[Line]:
     """transformers over a static cache, compiled, at batch 1; what the compilation takes is its first line."""
-    baseline = transformers_baseline.load(SHAPES[model])
-    steps = transformers_baseline.compiled_steps(baseline, 1, PROMPT, 200)
-    yield {"metric": "compilation", "system": COMPILED, "repeat": 0, "unit": "s", "value": next(steps)}
-    seconds = [next(steps) for _ in range(30)]
+    steps = transformers_baseline.compiled_steps(transformers_baseline.load(SHAPES[model]), 1, PROMPT, 200)
+    return _compiled(next(steps), steps)
+
+
+def _compiled(compilation_s: float, steps: Iterator[float]) -> Iterator[Line]:
+    yield {"metric": "compilation", "system": COMPILED, "repeat": 0, "unit": "s", "value": compilation_s}
+    seconds = [next(steps) for _ in range(40)][10:]
     for repeat in range(REPEATS):
         part = sorted(seconds[repeat * 10 : repeat * 10 + 10])
         yield decode_line(COMPILED, 1, repeat, 1 / part[len(part) // 2])

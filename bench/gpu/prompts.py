@@ -12,6 +12,7 @@ from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import uniform_workload
 from runtime.engine import Engine
 from runtime.sampling import SamplingParams
+from runtime.spec import ModelSpec
 
 PREFILL_LENS = (128, 512, 2048, 8192)
 LONG_PROMPTS = engine_plan(max_batch_size=8, max_seq_len=9216, max_num_tokens=8192, num_blocks=3000)
@@ -19,7 +20,11 @@ LONG_PROMPTS = engine_plan(max_batch_size=8, max_seq_len=9216, max_num_tokens=81
 
 def prefill(model: str) -> Iterator[Line]:
     """Milliseconds until the first token of one request is on the host."""
-    spec = SHAPES[model]
+    transformers_baseline.start_up()
+    return _prefill(SHAPES[model])
+
+
+def _prefill(spec: ModelSpec) -> Iterator[Line]:
     engine = Engine(make_backend(RandomCheckpoint(spec), LONG_PROMPTS), prefix_reuse=False)
     baseline = transformers_baseline.load(spec)
     for length in PREFILL_LENS:

@@ -2,7 +2,7 @@
 
 import json
 
-from bench.gpu.__main__ import is_complete
+from bench.gpu.files import is_complete
 from bench.gpu.report import joined, medians, read_rows, table
 from bench.gpu.rows import ROWS as ROW_FUNCTIONS
 from bench.gpu.sections import sections, stacks
