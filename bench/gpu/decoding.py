@@ -4,22 +4,31 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 from bench.gpu import transformers_baseline
 from bench.gpu.device import median_seconds
 from bench.gpu.energy import measure_energy
-from bench.gpu.lines import COMPILED, EAGER, EAGER_AS_IS, NAIVE, OURS, REPEATS, Line, decode_line, free, make_backend
+from bench.gpu.lines import (
+    COMPILED,
+    EAGER,
+    EAGER_AS_IS,
+    NAIVE,
+    OURS,
+    REPEATS,
+    Line,
+    ceiling_lines,
+    decode_line,
+    free,
+    make_backend,
+)
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.naive import NaiveGraph
-from bench.gpu.shapes import SHAPES, streamed_bytes
-from runtime.benchmark.ceilings import read_bandwidth
+from bench.gpu.roofline import DECODE_CONTEXT, NEW_TOKENS, PROMPT
+from bench.gpu.shapes import SHAPES
 from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
 from runtime.spec import ModelSpec
 
-PROMPT, NEW_TOKENS = 128, 128
 EAGER_STEPS = 12
 _REPLAYS = 100  # of a graph, between two looks at the clock
 
@@ -31,8 +40,7 @@ def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] 
 
 
 def _decode(spec: ModelSpec, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...]) -> Iterator[Line]:
-    yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth(torch.device("cuda"))}
-    yield {"metric": "streamed_bytes", "unit": "bytes", "value": streamed_bytes(spec)}
+    yield from ceiling_lines()
     checkpoint = RandomCheckpoint(spec)
     yield from _ours(checkpoint, batch_sizes, energy_at)
     free()
@@ -40,7 +48,7 @@ def _decode(spec: ModelSpec, batch_sizes: tuple[int, ...], energy_at: tuple[int,
         yield from _naive(checkpoint, batch_size, batch_size in energy_at)
         free()
     baseline = transformers_baseline.load(spec)
-    for batch_size in dict.fromkeys((batch_sizes[0], *energy_at, batch_sizes[-1])):
+    for batch_size in batch_sizes:
         yield from _eager(baseline, batch_size, batch_size in energy_at)
     for repeat, seconds in enumerate(
         transformers_baseline.eager_step_seconds(baseline, batch_sizes[0], PROMPT, EAGER_STEPS, as_is=True)
@@ -79,7 +87,7 @@ def _tokens_of(system: EngineSystem, work: Workload) -> int:
 
 
 def _naive(checkpoint: RandomCheckpoint, batch_size: int, with_energy: bool) -> Iterator[Line]:
-    naive = NaiveGraph(checkpoint, batch_size, PROMPT + NEW_TOKENS)
+    naive = NaiveGraph(checkpoint, batch_size, DECODE_CONTEXT)
     for repeat in range(REPEATS):
         yield decode_line(NAIVE, batch_size, repeat, batch_size / median_seconds(naive.step, 3, 20))
 

@@ -3,8 +3,10 @@
 import time
 from collections.abc import Iterator
 
+import torch
+
 from bench.gpu import transformers_baseline
-from bench.gpu.lines import EAGER, OURS, REPEATS, Line, engine_plan, make_backend, prefill_line
+from bench.gpu.lines import EAGER, OURS, REPEATS, Line, ceiling_lines, engine_plan, free, make_backend, prefill_line
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.shapes import SHAPES
 from runtime.benchmark.arrivals import run_burst
@@ -25,6 +27,8 @@ def prefill(model: str) -> Iterator[Line]:
 
 
 def _prefill(spec: ModelSpec) -> Iterator[Line]:
+    yield from ceiling_lines(torch.bfloat16)
+    free()
     engine = Engine(make_backend(RandomCheckpoint(spec), LONG_PROMPTS), prefix_reuse=False)
     baseline = transformers_baseline.load(spec)
     for length in PREFILL_LENS:

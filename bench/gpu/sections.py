@@ -50,17 +50,18 @@ def _over_baselines(rows: dict[str, Lines]) -> str:
 
 
 def _verify(rows: dict[str, Lines]) -> str:
-    """What a pass over more rows takes beside one over a single row."""
-    cells, columns = [], ["model"]
+    """What a pass over more rows takes beside our own over a single row."""
+    cells, columns = [], ["model", "through"]
     for name, lines in rows.items():
-        values: dict[int, list[float]] = {}
+        values: dict[str, dict[int, list[float]]] = {}
         for line in (line for line in lines if line.get("metric") == "verify"):
-            values.setdefault(line["rows"], []).append(line["value"])
-        if 1 in values:
-            columns = ["model", *(f"{count} row{'s' if count > 1 else ''}" for count in values)]
-            one = median(values[1])
-            told = [f"{median(each):,.0f} us, {median(each) / one:.2f}x" for each in values.values()]
-            cells.append([name.removeprefix("verify-"), *told])
+            values.setdefault(line["system"], {}).setdefault(line["rows"], []).append(line["value"])
+        if 1 in values.get(OURS, {}):
+            columns = ["model", "through", *(f"{count} row{'s' if count > 1 else ''}" for count in values[OURS])]
+            one = median(values[OURS][1])
+            for system, counts in values.items():
+                told = [f"{median(each):,.0f} us, {median(each) / one:.2f}x" for each in counts.values()]
+                cells.append([name.removeprefix("verify-"), system, *told])
     return _table("A pass over a draft tree", columns, cells)
 
 
