@@ -11,7 +11,7 @@ from bench.gpu.models import RandomCheckpoint
 from bench.gpu.shapes import SHAPES
 from runtime.benchmark.arrivals import run_burst
 from runtime.benchmark.systems import EngineSystem
-from runtime.benchmark.workloads import uniform_workload
+from runtime.benchmark.workloads import burst_workload, uniform_workload
 from runtime.engine import Engine
 from runtime.sampling import SamplingParams
 from runtime.spec import ModelSpec
@@ -55,6 +55,26 @@ def reuse(model: str) -> Iterator[Line]:
     for sample in run_burst(backend, spec.vocab_size, REPEATS, lambda done, text: None):
         yield {"metric": "burst", "system": "reuse" if sample.prefix_reuse else "none", "repeat": sample.repeat,
                "request": sample.request, "unit": "ms", "value": sample.ttft_s * 1e3}  # fmt: skip
+    yield from _warm_burst(Engine(backend), spec.vocab_size)
+
+
+def _warm_burst(engine: Engine, vocab_size: int) -> Iterator[Line]:
+    """The same eight requests at once, over a prefix that an earlier request has left."""
+    work = burst_workload(8, 8192, 64, vocab_size)
+    for repeat in range(-1, REPEATS):
+        prompts = [[*prompt[:8192], repeat + 2, *prompt[8193:]] for prompt in work.prompts]  # else all of it is there
+        _ttft(engine, prompts[0][:8192] + [1] * 64)
+        start = time.perf_counter()
+        requests = [engine.add(prompt, SamplingParams(max_tokens=1, ignore_eos=True)) for prompt in prompts]
+        ends: dict[int, float] = {}
+        while engine.has_work:
+            engine.step()
+            for index, request in enumerate(requests):
+                if request.output_ids:
+                    ends.setdefault(index, time.perf_counter())
+        for index, end in ends.items() if repeat >= 0 else ():
+            yield {"metric": "burst", "system": "warm", "repeat": repeat, "request": index, "unit": "ms",
+                   "value": (end - start) * 1e3}  # fmt: skip
 
 
 def _ttft(engine: Engine, prompt: list[int]) -> float:

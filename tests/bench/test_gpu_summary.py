@@ -107,12 +107,25 @@ def test_trees_and_prefixes_are_told_by_their_ratios():
     reuse = [{"metric": "reuse", "system": system, "unit": "ms", "value": value}
              for system, value in (("cold", 40.0), ("warm", 2.0))]  # fmt: skip
     burst = [{"metric": "burst", "system": system, "request": request, "unit": "ms", "value": value}
-             for system, request, value in (("none", 0, 1.0), ("none", 1, 90.0), ("reuse", 0, 1.0), ("reuse", 1, 30.0))
-             ]  # fmt: skip
+             for system, request, value in (("none", 0, 1.0), ("none", 1, 90.0), ("reuse", 0, 1.0), ("reuse", 1, 30.0),
+                                            ("warm", 1, 9.0))]  # fmt: skip
     text = sections({"verify-m": verify, "reuse-m": [*reuse, *burst]})
     assert "| m | enginewright | 100 us, 1.00x | 110 us, 1.10x |" in text
-    assert "| m | reuse | 40.0 | 2.00 | 20.0x |" in text
-    assert "| m | burst | 90.0 | 30.00 | 3.0x |" in text
+    assert "| m | one request | 40.0 | 2.00 | 20.0x |" in text
+    assert "| m | eight at once | 90.0 | 30.00 | 3.0x |" in text
+    assert "| m | eight at once, prefix computed | 90.0 | 9.00 | 10.0x |" in text
+
+
+def test_attention_is_told_beside_every_kernel_that_was_measured():
+    def line(system, value):
+        return {"metric": "attention", "shape": "decode b1 1024", "system": system, "value": value}
+
+    sizes = [{"metric": f"attention_{of}", "shape": "decode b1 1024", "value": value}
+             for of, value in (("bytes", 4e6), ("flop", 2e7))]  # fmt: skip
+    read = {"metric": "read_bandwidth", "unit": "bytes/s", "value": 3.2e12}
+    lines = [DEVICE, read, line("enginewright", 5.0), line("torch SDPA", 10.0), line("FlashInfer", 6.0), *sizes]
+    said = "| decode b1 1024 | 5.0 | torch SDPA 10.0, 2.00x; FlashInfer 6.0, 1.20x | 0.80 | 25% | 4 |"
+    assert said in sections({"attention-d128": lines})
 
 
 def test_losslessness_is_told_kernel_by_kernel():
