@@ -29,6 +29,7 @@ from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
 from runtime.spec import ModelSpec
 
+ENERGY_PROMPT, ENERGY_TOKENS = 64, 256  # the same context on average, with little of it a prompt's
 EAGER_STEPS = 12
 _REPLAYS = 100  # of a graph, between two looks at the clock
 
@@ -79,7 +80,8 @@ def _ours(checkpoint: RandomCheckpoint, batch_sizes: tuple[int, ...], energy_at:
             timings = system.run(work)
             yield decode_line(OURS, batch_size, repeat, batch_size * (NEW_TOKENS - 1) / sum(timings.step_s))
         if batch_size in energy_at:
-            yield measure_energy(OURS, batch_size, partial(_tokens_of, system, work))
+            longer = uniform_workload(batch_size, ENERGY_PROMPT, ENERGY_TOKENS, checkpoint.spec.vocab_size)
+            yield measure_energy(OURS, batch_size, partial(_tokens_of, system, longer))
 
 
 def _tokens_of(system: EngineSystem, work: Workload) -> int:
