@@ -22,8 +22,8 @@ PLAN = EnginePlan(
     target="cuda", dtype="bfloat16", linear="torch", max_batch_size=16, max_seq_len=512, max_num_tokens=256,
     block_size=32, num_blocks=160,
 )  # fmt: skip
-# Logits are off by about 2^-9 sqrt(8 L) = 0.008 of their spread in bfloat16, L being 2 layers, and by an eighth of it in
-# float16. The token that is emitted may fall short of the best by the difference of two such errors, which over some
+# Logits are off by about 2^-9 sqrt(8 L) = 0.008 of their spread in bfloat16, L being 2 layers, and by an eighth of it
+# in float16. The token that is emitted may fall short of the best by the difference of two such errors, which over some
 # thousand tokens stays below eight of its deviations; a wrong key or weight costs about 1.
 SHORT_BY = {"bfloat16": 0.09, "float16": 0.0113}
 HEADS = {"grouped heads of 64": (4, 2, 64), "one K/V head of 128": (3, 1, 128)}
