@@ -9,9 +9,9 @@ from plugins.layer_step.layout import Tiling
 from tests.plugins import test_decoder_step as whole_step
 from tests.plugins import test_layer_step as layer_steps
 from tests.plugins.test_decoder_step import TOLERANCE, TREE, Case, Request, distance, implementation, random_weights
-from tests.plugins.test_layer_step import check
+from tests.plugins.test_layer_step import check, step_device
 
-__all__ = ["implementation"]  # a fixture
+__all__ = ["implementation", "step_device"]  # fixtures
 DTYPES = {torch.bfloat16: TOLERANCE, torch.float16: TOLERANCE / 4}
 REQUESTS = [Request(40), Request(20, 9, TREE)]
 
@@ -36,12 +36,10 @@ def test_a_whole_step_of_larger_heads(head_dim, qk_norm, implementation):
     assert distance(cache.cpu()[written], expected_cache[written]) < TOLERANCE
 
 
+@pytest.mark.parametrize("step_device", [Tiling(2, 2)], ids=str, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("head_dim", "qk_norm"), [(64, True), (96, False), (128, True), (128, False), (256, False)])
-def test_layers_of_larger_heads(kernel_device, monkeypatch, head_dim, qk_norm, dtype):
-    if kernel_device == "cpu":
-        monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
-    monkeypatch.setattr("plugins.layer_step.cuda.tiling", lambda outputs, columns: Tiling(2, 2))  # the model is tiny
-    actual, expected = layer_steps.run(spec_of(head_dim, qk_norm, 256), REQUESTS, kernel_device, dtype)
+def test_layers_of_larger_heads(step_device, head_dim, qk_norm, dtype):
+    actual, expected = layer_steps.run(spec_of(head_dim, qk_norm, 256), REQUESTS, step_device, dtype)
     for ours, exact in zip(actual, expected, strict=True):
         check(ours, exact, DTYPES[dtype])
