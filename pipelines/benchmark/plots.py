@@ -71,21 +71,31 @@ def draw_burst(samples: Sequence[BurstSample], subtitle: str) -> Figure:
 
 
 def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
-    """Three curves over the budget of prompt tokens per step: throughput, time to first token, p99 between tokens."""
+    """Three curves over the budget of prompt tokens per step: throughput, time to first token, p99 between tokens.
+
+    Rows with an `itl_ratio` have no place on that axis: each is a dotted line across.
+    """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(f"A {rows[0].prompt_len}-token prompt arrives while others decode\n{subtitle}",
                     fontsize=11, color=INK, x=0.01, ha="left")  # fmt: skip
-    budgets = [row.budget for row in rows]
+    fixed = [row for row in rows if row.itl_ratio is None]
+    budgets = [row.budget for row in fixed]
     ours, faint = COLOURS["enginewright"], COLOURS["transformers"]
-    curves = (
-        ("throughput, tokens/s (higher is better)", [([row.tokens_per_s for row in rows], ours, "prompt and decodes")]),
-        ("time to first token, ms (lower is better)", [([row.ttft_ms for row in rows], ours, "the prompt's")]),
-        ("p99 between tokens, ms (lower is better)", [([row.busy_p99_ms for row in rows], ours, "during the prefill"),
-                                                      ([row.idle_p99_ms for row in rows], faint, "idle")]),
+    panels: tuple[tuple[str, dict[str, tuple[str, str]]], ...] = (
+        ("throughput, tokens/s (higher is better)", {"tokens_per_s": (ours, "prompt and decodes")}),
+        ("time to first token, ms (lower is better)", {"ttft_ms": (ours, "the prompt's")}),
+        ("p99 between tokens, ms (lower is better)", {"busy_p99_ms": (ours, "during the prefill"),
+                                                      "idle_p99_ms": (faint, "idle")}),
     )  # fmt: skip
-    for axes, (label, lines) in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        for values, colour, name in lines:
-            axes.plot(budgets, values, marker="o", color=colour, label=name, zorder=3)
+    for axes, (label, lines) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for field, (colour, name) in lines.items():
+            axes.plot(budgets, [getattr(row, field) for row in fixed], marker="o", color=colour, label=name, zorder=3)
+        for row in rows:
+            if row.itl_ratio is not None:
+                value = getattr(row, next(iter(lines)))
+                axes.axhline(value, color=MUTED, linestyle=":", linewidth=1, zorder=1)
+                name = f"itl_ratio {row.itl_ratio:g}"
+                axes.annotate(name, (budgets[-1], value), (0, 2), textcoords="offset points", fontsize=7, ha="right")
         axes.set_xscale("log", base=2)
         axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=9)
         axes.set_xlabel("prompt tokens per step", fontsize=9, color=INK)

@@ -86,6 +86,13 @@ def test_chunk_plot_shows_three_curves_and_the_idle_latency():
     assert [list(line.get_ydata()) for line in latency.lines] == [[20.0, 35.0], [10.0, 10.0]]
 
 
+def test_chunk_plot_has_a_line_across_for_every_ratio():
+    rows = [ChunkRow(64, 512, 100.0, 900.0, 20.0, 10.0), ChunkRow(2048, 512, 80.0, 800.0, 15.0, 10.0, 1.5)]
+    heights = [list(axes.lines[-1].get_ydata()) for axes in draw_chunks(rows, "tiny").axes]
+    assert heights == [[80.0, 80.0], [800.0, 800.0], [15.0, 15.0]]
+    assert all("itl_ratio 1.5" in [text.get_text() for text in axes.texts] for axes in draw_chunks(rows, "tiny").axes)
+
+
 def test_a_waterfall_has_a_bar_per_stage_from_where_the_stage_before_was():
     def row(stage, total_s, gain):
         return StackRow(stage, total_s, gain, total_s * 10, 1.0, total_s, 10.0)
