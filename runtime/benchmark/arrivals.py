@@ -59,6 +59,7 @@ class ChunkRow:
     """All repeats of one budget or ratio.
 
     tokens_per_s: of the prompt and the decodes together, until the prompt's first token.
+    step_tokens: of the prompt, in the mean step.
     Inter-token latencies of the running decodes are pooled over repeats, with the prompt and without.
     """
 
@@ -68,6 +69,7 @@ class ChunkRow:
     ttft_ms: float
     busy_p99_ms: float
     idle_p99_ms: float
+    step_tokens: float
     itl_ratio: float | None = None
 
 
@@ -148,7 +150,8 @@ def summarise_chunks(samples: Iterable[ChunkSample]) -> list[ChunkRow]:
         rows.append(
             ChunkRow(
                 way[0], chosen[0].prompt_len, median(rates), median(sample.ttft_s for sample in chosen) * 1e3,
-                percentile(busy, 0.99) * 1e3, percentile(idle, 0.99) * 1e3, way[1],
+                percentile(busy, 0.99) * 1e3, percentile(idle, 0.99) * 1e3,
+                sum(sample.prompt_len for sample in chosen) / len(busy), way[1],
             )
         )  # fmt: skip
     return rows

@@ -76,6 +76,7 @@ def test_rows_pool_the_steps_and_take_medians_of_the_rest():
     (row,) = summarise_chunks(samples)
     assert (row.tokens_per_s, row.ttft_ms) == pytest.approx(((104 / 0.2 + 102 / 0.4) / 2, 300))
     assert (row.busy_p99_ms, row.idle_p99_ms) == pytest.approx((400, 20))
+    assert row.step_tokens == pytest.approx(200 / 3)
 
 
 def test_percentile_is_the_nearest_rank():
