@@ -90,7 +90,11 @@ def test_two_drafters_together_change_nothing(checkpoint):
 
 
 def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
-    """Chi-square over the second token of many seeds, against the exact distribution of a model with 12 tokens."""
+    """Chi-square over many seeds, against the exact distribution of a model with 12 tokens.
+
+    Over the first two tokens, the second of which is drawn at a tree's root, and over the second and the third, which
+    is drawn at an accepted node of the same tree more often than not.
+    """
     checkpoint = make_checkpoint(tmp_path, replace(SPEC, vocab_size=12), seed=2)
     limits = {"max_batch_size": 64, "max_num_tokens": 256, "num_blocks": 256}
     drafter = model_drafter(checkpoint, vocab_size=12, **limits)
@@ -102,23 +106,33 @@ def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
     ]
     while engine.has_work:
         engine.step()
-    counts = torch.zeros(12, 12)
+    counts = torch.zeros(12, 12, 12)
     for request in requests:
-        counts[request.output_ids[0], request.output_ids[1]] += 1
-    expected = torch.zeros(12, 12)
-    first = torch.softmax(score(engine, prompt, first=len(prompt) - 1)[-1] / 1.3, dim=0)
-    for token in range(12):
-        second = torch.softmax(score(engine, [*prompt, token], first=len(prompt))[-1] / 1.3, dim=0)
-        expected[token] = draws * first[token] * second
+        counts[tuple(request.output_ids)] += 1
+    expected = torch.empty(12, 12, 12)
+    for first in range(12):
+        for second in range(12):
+            logits = score(engine, [*prompt, first, second], first=len(prompt) - 1)
+            chances = torch.softmax(logits / 1.3, dim=-1)
+            expected[first, second] = draws * chances[0, first] * chances[1, second] * chances[2]
+    assert engine.speculation.snapshot().num_accepted_tokens > draws / 2
+    assert expected.sum() == pytest.approx(draws)
+    assert_drawn_from(counts.sum(dim=2), expected.sum(dim=2))
+    assert_drawn_from(counts.sum(dim=0), expected.sum(dim=0))
+    with pytest.raises(AssertionError):  # another distribution is told apart
+        assert_drawn_from(counts.sum(dim=0), expected.sum(dim=0).roll(1, dims=1))
+
+
+def assert_drawn_from(counts, expected):
+    """Chi-square over cells that 5 draws or more are expected of, and one for all others."""
     likely = expected >= 5
     observed = torch.cat([counts[likely], counts[~likely].sum().view(1)])
     wanted = torch.cat([expected[likely], expected[~likely].sum().view(1)])
     chi_square = float(((observed - wanted) ** 2 / wanted).sum())
     degrees = len(wanted) - 1
-    assert engine.speculation.snapshot().num_accepted_tokens > draws / 2
+    assert degrees > 20
     # Wilson and Hilferty: the cube root of chi-square / degrees is nearly normal; 4 sigma, and the seeds are fixed.
-    bound = degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
-    assert chi_square < bound
+    assert chi_square < degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
 
 
 def test_candidates_that_are_the_same_for_all_requests_are_laid_out_for_kernels(monkeypatch):
