@@ -1,0 +1,295 @@
+// Attention of a step of few rows, without a plan: what there is to read is asked for before the launch is waited for
+// whose queries, keys and values are new.
+//
+// q, out (T, N, D) with strides; k_cache, v_cache (num_blocks, N_kv, block_size, D) contiguous; all 16-byte aligned.
+// A tile is S::ROWS packed rows of one request and one K/V head, as in attention.cuh. A block of 8 warps has one tile.
+// It goes over the keys in visits of S::KEYS. Of a visit's keys a warp has S::SLOTS chunks of 16 and multiplies them with
+// all rows; the largest scores of the rows meet in shared memory, and so do the weights, of which every warp takes all
+// for its columns of the values. So nothing is left to fold between warps, and a thread's results are few registers.
+//
+// Visit v belongs to part v % PARTS. Parts have a softmax each and are folded in order. The blocks of a cluster have
+// equal shares of the parts; those of the others come to the first one's shared memory. So which keys meet in which order
+// depends on their index alone, and a row's result is the same bit for bit whatever rows, requests, tiles and clusters
+// there are. Shared memory: S::SHARED_BYTES.
+#pragma once
+
+#include "async_copy.cuh"
+#include "attention.cuh"
+#include "cluster.cuh"
+#include "grid.cuh"
+#include "math.cuh"
+#include "mma.cuh"
+
+#include "few_trace.cuh"
+
+struct FewParams {
+    const void* q;
+    const void* k_cache;
+    const void* v_cache;
+    void* out;
+    const long long* query_starts;  // (B + 1,)
+    const long long* context_lens;  // (B,)
+    const long long* block_tables;  // (B, max_blocks)
+    const long long* ancestors;     // (B, num_nodes), or null
+    long long q_token_stride;       // elements, as all strides
+    long long q_head_stride;
+    long long out_token_stride;
+    long long out_head_stride;
+    unsigned long long group_inverse;  // see AttentionParams
+    int group;
+    int num_kv_heads;
+    int num_requests;
+    int block_shift;
+    int max_blocks;
+    int num_nodes;
+    int window;
+    float log2_scale;
+    int trace;  // a number from 1 on where the launch is traced
+    int unused;
+};
+static_assert(sizeof(FewParams) == 8 * 8 + 5 * 8 + 10 * 4, "mirrored in few_rows.py");
+
+constexpr int FEW_WARPS = 8;
+constexpr int FEW_THREADS = 32 * FEW_WARPS;
+constexpr int PARTS = 4;
+
+template <class Element, int HEAD_DIM_, int ROW_TILES_, int SLOTS_, int STAGES_>
+struct FewConfig {
+    using T = Element;
+    static constexpr int D = HEAD_DIM_;
+    static constexpr int ROW_TILES = ROW_TILES_;
+    static constexpr int SLOTS = SLOTS_;
+    static constexpr int STAGES = STAGES_;
+    static constexpr int ROWS = 16 * ROW_TILES;
+    static constexpr int KEYS = 16 * FEW_WARPS * SLOTS;  // of a visit
+    static constexpr int K_STEPS = D / 16;
+    static constexpr int PIECES = D / 8;  // of 16 bytes, per row; tiles of columns too
+    static constexpr int COLUMNS = (PIECES + FEW_WARPS - 1) / FEW_WARPS;  // tiles that a warp has
+    static constexpr int ROW_BYTES = 2 * D + 16;
+    static constexpr int STAGE_BYTES = 2 * KEYS * ROW_BYTES;  // keys, then values
+    static constexpr int WEIGHT_BYTES = 2 * KEYS + 16;  // of a row
+    static constexpr int VALUE_BYTES = COLUMNS * ROW_TILES * FEW_THREADS * 16;
+    static constexpr int PART_BYTES = VALUE_BYTES + ROWS * 8;
+    static_assert(D % 16 == 0, "whole fragments");
+};
+
+template <class S>
+struct FewShared {
+    unsigned char* ring;     // (STAGES, 2, KEYS, ROW_BYTES)
+    unsigned char* queries;  // (ROWS, ROW_BYTES)
+    unsigned char* weights;  // (ROWS, WEIGHT_BYTES)
+    float* maxima;           // (ROWS, FEW_WARPS)
+    Mbarrier* arrived;       // the other blocks' parts
+    unsigned char* parts;    // (parts of the other blocks, PART_BYTES)
+
+    __device__ __forceinline__ FewShared() {
+        ring = shared_memory();
+        queries = ring + S::STAGES * S::STAGE_BYTES;
+        weights = queries + S::ROWS * S::ROW_BYTES;
+        maxima = reinterpret_cast<float*>(weights + S::ROWS * S::WEIGHT_BYTES);
+        arrived = reinterpret_cast<Mbarrier*>(maxima + S::ROWS * FEW_WARPS);
+        parts = reinterpret_cast<unsigned char*>(arrived) + 16;
+    }
+};
+
+// The tile of this block's cluster; without rows where there are fewer tiles.
+template <class S>
+__device__ __forceinline__ AttentionTask find_task(const FewParams& params, int tile) {
+    AttentionTask task = {};
+    task.kv_head = static_cast<int>(blockIdx.y);
+    const int lane = lane_id();
+    for (int first = 0; first < params.num_requests; first += 32) {
+        const int request = first + lane;
+        int start = 0, rows = 0, context = 0, root_bits = 0;
+        if (request < params.num_requests) {
+            start = static_cast<int>(params.query_starts[request]);
+            rows = static_cast<int>(params.query_starts[request + 1]) - start;
+            const long long most = static_cast<long long>(params.max_blocks) << params.block_shift;
+            const long long keys = params.context_lens[request];
+            context = static_cast<int>(keys < most ? keys : most);
+            if (params.ancestors != nullptr)
+                root_bits = params.ancestors[static_cast<long long>(request) * params.num_nodes] != 0;
+        }
+        const int tiles = (rows * params.group + S::ROWS - 1) / S::ROWS;
+        int until = tiles;  // tiles of the requests up to this one
+#pragma unroll
+        for (int delta = 1; delta < 32; delta *= 2) {
+            const int before = shfl_up(until, delta);
+            if (lane >= delta) until += before;
+        }
+        const unsigned reach = warp_ballot(until > tile);
+        if (reach != 0) {
+            const int found = __ffs(reach) - 1;
+            task.item.request = first + found;
+            task.item.context = shfl(context, found);
+            task.item.rows = shfl(rows, found);
+            task.item.is_tree = shfl(root_bits, found);
+            task.item.first_token = shfl(start, found);
+            task.item.tile = tile - shfl(until - tiles, found);
+            task.first_row = task.item.tile * S::ROWS;
+            task.num_rows = min(task.item.rows * params.group - task.first_row, S::ROWS);
+            return task;
+        }
+        tile -= shfl(until, 31);
+    }
+    return task;
+}
+
+// The visits of this block: its parts one after another, each in order of its keys.
+struct Walk {
+    int visit, part;
+    int first, end, last_part;  // visits of the task; the block's last part
+
+    __device__ __forceinline__ Walk(int first_, int end_, int first_part, int last_part_)
+        : part(first_part), first(first_), end(end_), last_part(last_part_) {
+        visit = first_of(part);
+        settle();
+    }
+
+    __device__ __forceinline__ int first_of(int which) const {
+        return first + (which - first % PARTS + PARTS) % PARTS;
+    }
+
+    __device__ __forceinline__ void settle() {
+        while (visit >= end && part < last_part) visit = first_of(++part);
+    }
+
+    __device__ __forceinline__ bool is_done() const { return visit >= end; }
+
+    __device__ __forceinline__ void go_on() {
+        visit += PARTS;
+        settle();
+    }
+};
+
+enum Which { OLD_KEYS, NEW_KEYS, ALL_KEYS };
+
+// Copies of keys and values into the ring: a warp's own chunks.
+template <class S>
+struct FewCopies {
+    const FewParams& params;
+    const AttentionTask& task;
+    unsigned char* ring;
+    int key_begin, key_end, root;  // keys outside are not read; those from root on are this step's
+
+    __device__ __forceinline__ int first_key(int visit, int slot) const {
+        return visit * S::KEYS + (slot * FEW_WARPS + static_cast<int>(warp_id())) * SLICE_KEYS;
+    }
+
+    // The block that a chunk lies in; any where it is not read.
+    __device__ __forceinline__ int page_of(int visit, int slot) const {
+        const int key = first_key(visit, slot);
+        if (key >= key_end || key + SLICE_KEYS <= key_begin) return 0;
+        const long long entry = static_cast<long long>(task.item.request) * params.max_blocks;
+        return static_cast<int>(params.block_tables[entry + (key >> params.block_shift)]);
+    }
+
+    template <Which WHICH>
+    __device__ __forceinline__ void copy(int visit, int slot, int page, int stage) const {
+        const int first = first_key(visit, slot), lane = lane_id();
+        const bool is_new = first + SLICE_KEYS > root && first < key_end;
+        if (WHICH == NEW_KEYS && !is_new) return;
+        const int offset = first & ((1 << params.block_shift) - 1);
+        const long long row_of_cache =
+            ((static_cast<long long>(page) * params.num_kv_heads + task.kv_head) << params.block_shift) + offset;
+        const char* k_lane = static_cast<const char*>(params.k_cache) + row_of_cache * (2 * S::D) + lane * 16;
+        const char* v_lane = static_cast<const char*>(params.v_cache) + row_of_cache * (2 * S::D) + lane * 16;
+        unsigned char* chunk =
+            ring + stage * S::STAGE_BYTES + (slot * FEW_WARPS + static_cast<int>(warp_id())) * (SLICE_KEYS * S::ROW_BYTES);
+#pragma unroll
+        for (int i = 0; i < SLICE_KEYS * S::PIECES / 32; ++i) {
+            const int index = i * 32 + lane, row = index / S::PIECES, piece = index % S::PIECES, key = first + row;
+            const bool is_row_new = key >= root && key < key_end;
+            if (WHICH != ALL_KEYS && is_row_new != (WHICH == NEW_KEYS)) continue;
+            const bool valid = key >= key_begin && key < key_end;
+            unsigned char* to = chunk + row * S::ROW_BYTES + piece * 16;
+            copy_async16_or_zero(to, k_lane + i * 512, valid);
+            copy_async16_or_zero(to + S::KEYS * S::ROW_BYTES, v_lane + i * 512, valid);
+        }
+    }
+};
+
+// Softmax over some keys, of this warp's columns of all rows, in the layout of the products' results.
+template <class S>
+struct FewFolded {
+    float base[S::ROW_TILES][2];
+    float sum[S::ROW_TILES][2];
+    float values[S::COLUMNS][S::ROW_TILES][4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                base[m][half] = MINUS_INFINITY;
+                sum[m][half] = 0;
+            }
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) values[j][m][i] = 0;
+            }
+        }
+    }
+
+    // Add what other keys gave. A part that saw nothing changes nothing.
+    __device__ __forceinline__ void add(const FewFolded& other) {
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float now = fmaxf(base[m][half], other.base[m][half]), finite = finite_base(now);
+                const float mine = exp2_fast(base[m][half] - finite), theirs = exp2_fast(other.base[m][half] - finite);
+                base[m][half] = now;
+                sum[m][half] = fmaf(other.sum[m][half], theirs, sum[m][half] * mine);
+#pragma unroll
+                for (int j = 0; j < S::COLUMNS; ++j) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i)
+                        values[j][m][i] = fmaf(other.values[j][m][i], theirs, values[j][m][i] * mine);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void store(unsigned char* part) const {
+        const int lane = lane_id();
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j) {
+                const float(&v)[4] = values[j][m];
+                store16(part + ((j * S::ROW_TILES + m) * FEW_THREADS + threadIdx.x) * 16,
+                        {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])});
+            }
+            if (warp_id() != 0 || lane % 4 != 0) continue;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float2* stats = reinterpret_cast<float2*>(part + S::VALUE_BYTES) + m * 16 + half * 8 + lane / 4;
+                *stats = make_float2(base[m][half], sum[m][half]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load(const unsigned char* part) {
+        const int lane = lane_id();
+#pragma unroll
+        for (int m = 0; m < S::ROW_TILES; ++m) {
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j) {
+                const uint4 v = load16(part + ((j * S::ROW_TILES + m) * FEW_THREADS + threadIdx.x) * 16);
+                values[j][m][0] = __uint_as_float(v.x);
+                values[j][m][1] = __uint_as_float(v.y);
+                values[j][m][2] = __uint_as_float(v.z);
+                values[j][m][3] = __uint_as_float(v.w);
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float2 stats =
+                    reinterpret_cast<const float2*>(part + S::VALUE_BYTES)[m * 16 + half * 8 + lane / 4];
+                base[m][half] = stats.x;
+                sum[m][half] = stats.y;
+            }
+        }
+    }
+};
