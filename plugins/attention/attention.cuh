@@ -158,6 +158,15 @@ struct TreeKeys {
         const unsigned node = static_cast<unsigned>(key - root);
         return (key >= low && key < high) || (node < 64 && (nodes >> node & 1));
     }
+
+    // Bit i: whether it sees key first_key + i, for SLICE_KEYS keys; without a branch.
+    __device__ __forceinline__ unsigned seen_in(int first_key) const {
+        const auto below = [](int key) { return (1u << min(max(key, 0), SLICE_KEYS)) - 1; };
+        const int node = first_key - root;
+        const unsigned long long later = node < 64 ? nodes >> max(node, 0) : 0;
+        const unsigned from_tree = static_cast<unsigned>(node < 0 ? nodes << min(-node, 63) : later);
+        return (below(high - first_key) & ~below(max(low, 0) - first_key)) | from_tree;
+    }
 };
 
 template <>

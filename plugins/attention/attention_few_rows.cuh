@@ -72,9 +72,12 @@ struct FewRows {
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                const int key = first_key + i / 4 * 8 + lane % 4 * 2 + i % 2;
-                if (!visible[m][i / 2 % 2].sees(key, params)) scores[m][slot][i / 4][i % 4] = MINUS_INFINITY;
+            for (int half = 0; half < 2; ++half) {
+                const unsigned seen = visible[m][half].seen_in(first_key) >> lane % 4 * 2;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    if (!(seen >> (i / 2 * 8 + i % 2) & 1)) scores[m][slot][i / 2][2 * half + i % 2] = MINUS_INFINITY;
+                }
             }
         }
     }
