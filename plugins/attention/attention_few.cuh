@@ -162,9 +162,16 @@ struct Walk {
     }
 };
 
+// Where a lane's share of a chunk of 16 keys, and of its values, lies and goes.
+struct ChunkCopy {
+    long long from;     // bytes, in either cache
+    unsigned char* to;  // of the keys
+    int first;          // key
+};
+
 enum Which { OLD_KEYS, NEW_KEYS, ALL_KEYS };
 
-// Copies of keys and values into the ring: a warp's own chunks.
+// Copies into the ring: a warp's own chunks. Of 8 chunks in a row it has one, so at most one that is new.
 template <class S>
 struct FewCopies {
     const FewParams& params;
@@ -176,6 +183,8 @@ struct FewCopies {
         return visit * S::KEYS + (slot * FEW_WARPS + static_cast<int>(warp_id())) * SLICE_KEYS;
     }
 
+    __device__ __forceinline__ bool is_new(int key) const { return key + SLICE_KEYS > root && key < key_end; }
+
     // The block that a chunk lies in; any where it is not read.
     __device__ __forceinline__ int page_of(int visit, int slot) const {
         const int key = first_key(visit, slot);
@@ -184,27 +193,56 @@ struct FewCopies {
         return static_cast<int>(params.block_tables[entry + (key >> params.block_shift)]);
     }
 
-    template <Which WHICH>
-    __device__ __forceinline__ void copy(int visit, int slot, int page, int stage) const {
+    __device__ __forceinline__ ChunkCopy describe(int visit, int slot, int page, int stage) const {
         const int first = first_key(visit, slot), lane = lane_id();
-        const bool is_new = first + SLICE_KEYS > root && first < key_end;
-        if (WHICH == NEW_KEYS && !is_new) return;
         const int offset = first & ((1 << params.block_shift) - 1);
-        const long long row_of_cache =
-            ((static_cast<long long>(page) * params.num_kv_heads + task.kv_head) << params.block_shift) + offset;
-        const char* k_lane = static_cast<const char*>(params.k_cache) + row_of_cache * (2 * S::D) + lane * 16;
-        const char* v_lane = static_cast<const char*>(params.v_cache) + row_of_cache * (2 * S::D) + lane * 16;
-        unsigned char* chunk =
-            ring + stage * S::STAGE_BYTES + (slot * FEW_WARPS + static_cast<int>(warp_id())) * (SLICE_KEYS * S::ROW_BYTES);
+        const long long row = ((static_cast<long long>(page) * params.num_kv_heads + task.kv_head) << params.block_shift) + offset;
+        unsigned char* chunk = ring + stage * S::STAGE_BYTES +
+                               (slot * FEW_WARPS + static_cast<int>(warp_id())) * (SLICE_KEYS * S::ROW_BYTES);
+        return {row * (2 * S::D) + lane * 16, chunk, first};
+    }
+
+    template <Which WHICH>
+    __device__ __forceinline__ void copy(const ChunkCopy& chunk) const {
+        const int lane = lane_id();
+        const char* keys = static_cast<const char*>(params.k_cache) + chunk.from;
+        const char* values = static_cast<const char*>(params.v_cache) + chunk.from;
 #pragma unroll
         for (int i = 0; i < SLICE_KEYS * S::PIECES / 32; ++i) {
-            const int index = i * 32 + lane, row = index / S::PIECES, piece = index % S::PIECES, key = first + row;
+            const int index = i * 32 + lane, row = index / S::PIECES, key = chunk.first + row;
             const bool is_row_new = key >= root && key < key_end;
             if (WHICH != ALL_KEYS && is_row_new != (WHICH == NEW_KEYS)) continue;
             const bool valid = key >= key_begin && key < key_end;
-            unsigned char* to = chunk + row * S::ROW_BYTES + piece * 16;
-            copy_async16_or_zero(to, k_lane + i * 512, valid);
-            copy_async16_or_zero(to + S::KEYS * S::ROW_BYTES, v_lane + i * 512, valid);
+            unsigned char* to = chunk.to + row * S::ROW_BYTES + index % S::PIECES * 16;
+            copy_async16_or_zero(to, keys + i * 512, valid);
+            copy_async16_or_zero(to + S::KEYS * S::ROW_BYTES, values + i * 512, valid);
+        }
+    }
+};
+
+// A thread's copies of the tile's queries; rows that do not exist become zeros.
+template <class S>
+struct QueryCopies {
+    static constexpr int COPIES = (S::ROWS * S::PIECES + FEW_THREADS - 1) / FEW_THREADS;
+    long long from[COPIES];  // bytes
+
+    __device__ __forceinline__ QueryCopies(const FewParams& params, const AttentionTask& task) {
+#pragma unroll
+        for (int i = 0; i < COPIES; ++i) {
+            const int index = i * FEW_THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
+            const int packed = task.first_row + min(row, task.num_rows - 1);
+            const int token = token_of(packed, params), head = task.kv_head * params.group + packed - token * params.group;
+            from[i] = 2 * ((task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride) + piece * 16;
+        }
+    }
+
+    __device__ __forceinline__ void copy(const FewParams& params, const AttentionTask& task, unsigned char* to) const {
+#pragma unroll
+        for (int i = 0; i < COPIES; ++i) {
+            const int index = i * FEW_THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
+            if (row < S::ROWS)
+                copy_async16_or_zero(to + row * S::ROW_BYTES + piece * 16, static_cast<const char*>(params.q) + from[i],
+                                     row < task.num_rows);
         }
     }
 };

@@ -126,10 +126,13 @@ struct FewRows {
                                  exp2_fast(fmaf(pair[1], params.log2_scale, -base)));
                 }
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    sums[m][i / 2][2 * half + i % 2] *= rescale;
+                for (int odd = 0; odd < 2; ++odd) {
+                    sums[m][odd][2 * half] *= rescale;  // all that is read of them
 #pragma unroll
-                    for (int j = 0; j < S::COLUMNS; ++j) acc[j][m][i / 2][2 * half + i % 2] *= rescale;
+                    for (int j = 0; j < S::COLUMNS; ++j) {
+                        acc[j][m][odd][2 * half] *= rescale;
+                        acc[j][m][odd][2 * half + 1] *= rescale;
+                    }
                 }
             }
         }
@@ -185,20 +188,6 @@ struct FewRows {
         }
     }
 };
-
-template <class S>
-__device__ __forceinline__ void load_queries(const FewParams& params, const AttentionTask& task, unsigned char* to) {
-    for (int index = threadIdx.x; index < S::ROWS * S::PIECES; index += FEW_THREADS) {
-        const int row = index / S::PIECES, piece = index % S::PIECES;
-        const bool valid = row < task.num_rows;
-        const int packed = task.first_row + (valid ? row : 0);
-        const int token = token_of(packed, params), head = task.kv_head * params.group + packed - token * params.group;
-        const long long element =
-            (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride + piece * 8;
-        copy_async16_or_zero(to + row * S::ROW_BYTES + piece * 16, static_cast<const char*>(params.q) + element * 2,
-                             valid);
-    }
-}
 
 template <class S>
 __device__ __forceinline__ void write_rows(const FewParams& params, const AttentionTask& task,
@@ -269,10 +258,10 @@ struct FewParts {
 template <class S>
 __device__ __forceinline__ void attend_few(const FewParams& params) {
     trace_few(params.trace, 0);
+    grid_dependency_launch();
     const FewShared<S> shared;
     const FewParts<S> parts(shared);
     const AttentionTask task = find_task<S>(params, static_cast<int>(blockIdx.x) / parts.cluster);
-    grid_dependency_launch();
     if (task.num_rows <= 0) return;
     const int root = task.item.context - task.item.rows;
     const int key_begin = max(root + 1 - params.window, 0), key_end = task.item.context;
@@ -290,22 +279,24 @@ __device__ __forceinline__ void attend_few(const FewParams& params) {
     }
 #pragma unroll
     for (int slot = 0; slot < S::SLOTS; ++slot) next_pages[slot] = copies.page_of(ahead.visit, slot);
+    ChunkCopy fresh = {0, nullptr, 0};
 #pragma unroll
     for (int i = 0; i < S::STAGES * S::SLOTS; ++i) {
         const int stage = i / S::SLOTS, slot = i % S::SLOTS;
-        if (visits[stage] < walk.end) copies.template copy<OLD_KEYS>(visits[stage], slot, pages[stage][slot], stage);
+        if (visits[stage] >= walk.end) continue;
+        const ChunkCopy chunk = copies.describe(visits[stage], slot, pages[stage][slot], stage);
+        copies.template copy<OLD_KEYS>(chunk);
+        if (copies.is_new(chunk.first)) fresh = chunk;
     }
+    const QueryCopies<S> queries(params, task);
     FewRows<S> rows(params, task, shared);
     rows.clear();
     trace_few(params.trace, 1);
-    grid_dependency_wait_after(min(next_pages[0] + rows.visible[0][0].high, 0x7ffffffe));
+    const unsigned known = next_pages[0] ^ rows.visible[0][0].high ^ static_cast<unsigned>(fresh.from ^ queries.from[0]);
+    grid_dependency_wait_after(known & 0x3fffffff);
     trace_few(params.trace, 2);
-    load_queries<S>(params, task, shared.queries);
-#pragma unroll
-    for (int i = 0; i < S::STAGES * S::SLOTS; ++i) {
-        const int stage = i / S::SLOTS, slot = i % S::SLOTS;
-        if (visits[stage] < walk.end) copies.template copy<NEW_KEYS>(visits[stage], slot, pages[stage][slot], stage);
-    }
+    queries.copy(params, task, shared.queries);
+    if (fresh.to != nullptr) copies.template copy<NEW_KEYS>(fresh);
     copy_async_commit();
     copy_async_wait<0>();
     if (parts.cluster > 1) cluster_wait();
@@ -331,7 +322,8 @@ __device__ __forceinline__ void attend_few(const FewParams& params) {
         block_sync();  // and nobody reads the stage before any more
         if (last_stage >= 0 && !ahead.is_done()) {
 #pragma unroll
-            for (int slot = 0; slot < S::SLOTS; ++slot) copies.template copy<ALL_KEYS>(ahead.visit, slot, next_pages[slot], last_stage);
+            for (int slot = 0; slot < S::SLOTS; ++slot) 
+                copies.template copy<ALL_KEYS>(copies.describe(ahead.visit, slot, next_pages[slot], last_stage));
             ahead.go_on();
 #pragma unroll
             for (int slot = 0; slot < S::SLOTS; ++slot) next_pages[slot] = copies.page_of(ahead.visit, slot);
