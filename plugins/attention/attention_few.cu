@@ -4,7 +4,7 @@
 
 extern "C" __device__ const unsigned attention_few_params_bytes = sizeof(FewParams);
 
-extern "C" __global__ void __launch_bounds__(FEW_THREADS)
+extern "C" __global__ void __launch_bounds__(FEW_THREADS, 2)
     attention_few_16_kernel(__grid_constant__ const FewParams params) {
     attend_few<FewConfig<ELEMENT, HEAD_DIM, 1, VISIT_SLOTS, RING_STAGES>>(params);
 }

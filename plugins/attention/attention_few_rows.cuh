@@ -110,12 +110,15 @@ struct FewRows {
 
     // Share 2^(score - base) of the row; older sums and values are rescaled where the base moves.
     __device__ __forceinline__ void share_weights(const Scores& scores) {
+        float highest[S::ROW_TILES][2];
+#pragma unroll
+        for (int i = 0; i < 2 * S::ROW_TILES; ++i) highest[i / 2][i % 2] = highest_of(i * 8 + lane / 4);
 #pragma unroll
         for (int m = 0; m < S::ROW_TILES; ++m) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = m * 16 + half * 8 + lane / 4;
-                const float rescale = move_base(row_base[m][half], highest_of(row) * params.log2_scale);
+                const float rescale = move_base(row_base[m][half], highest[m][half] * params.log2_scale);
                 const float base = finite_base(row_base[m][half]);
                 unsigned char* to = shared.weights + row * S::WEIGHT_BYTES + (warp * SLICE_KEYS + lane % 4 * 2) * 2;
 #pragma unroll
