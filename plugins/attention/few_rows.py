@@ -35,7 +35,12 @@ class _Params(ctypes.Structure):
 def few_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     """What is compiled for a cache of that dtype and head_dim, which is one of FEW_HEAD_DIMS."""
     slots, stages = _ring(head_dim)
-    defines = (("ELEMENT", ELEMENTS[dtype]), ("HEAD_DIM", str(head_dim)), ("VISIT_SLOTS", str(slots)), ("RING_STAGES", str(stages)))
+    defines = (
+        ("ELEMENT", ELEMENTS[dtype]),
+        ("HEAD_DIM", str(head_dim)),
+        ("VISIT_SLOTS", str(slots)),
+        ("RING_STAGES", str(stages)),
+    )
     return KernelSource("attention_few", "attention/attention_few.cu", defines)
 
 

@@ -72,7 +72,9 @@ def test_head_dims_and_dtypes(kernel_device, head_dim, dtype):
     check(make_case([1, 9, 12], [270, 9, 150], **sizes))
 
 
-@pytest.mark.parametrize(("heads", "block_size"), [((4, 4), 16), ((3, 1), 32), ((9, 3), 128), ((14, 2), 16), ((8, 1), 64)])
+@pytest.mark.parametrize(
+    ("heads", "block_size"), [((4, 4), 16), ((3, 1), 32), ((9, 3), 128), ((14, 2), 16), ((8, 1), 64)]
+)
 def test_any_group_and_block_size(kernel_device, heads, block_size):
     sizes = SIZES | {"num_heads": heads[0], "num_kv_heads": heads[1], "block_size": block_size}
     check(make_case([1, 12, 3], [12, 300, 140], **sizes, device=kernel_device))
