@@ -2,13 +2,12 @@
 
 import ctypes
 import math
-import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from plugins.attention.cuda_checks import ELEMENTS, check_indices, check_shape
-from plugins.cuda.run import processors, run_kernel
+from plugins.cuda.run import run_kernel
 from plugins.cuda.source import KernelSource
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class FewRowsAttention:
             check_indices(tensor, size, query_starts.device)
         group = shape.num_heads // shape.num_kv_heads
         self._shape, self._keep = shape, (query_starts, context_lens, block_tables, ancestors)
-        self._rows, self._tiles, self._cluster = _cut(shape, num_requests, num_tokens, query_starts.device)
+        self._rows, self._tiles, self._cluster = _cut(shape, num_requests, num_tokens)
         self._params = _Params(
             query_starts=query_starts.data_ptr(), context_lens=context_lens.data_ptr(),
             block_tables=block_tables.data_ptr(), ancestors=None if ancestors is None else ancestors.data_ptr(),
@@ -109,10 +108,9 @@ class FewRowsAttention:
         )  # fmt: skip
 
 
-def _cut(shape: "AttentionShape", num_requests: int, num_tokens: int, device: torch.device) -> tuple[int, int, int]:
+def _cut(shape: "AttentionShape", num_requests: int, num_tokens: int) -> tuple[int, int, int]:
     """Rows of a tile, tiles at most, and blocks that share a tile. Does not change a row's result."""
-    packed = num_tokens * shape.num_heads // shape.num_kv_heads
-    rows = int(os.environ.get("FEW_ROWS", 16))
-    tiles = packed // rows + min(num_requests, num_tokens)
-    cluster = int(os.environ.get("FEW_CLUSTER", 2))
-    return rows, tiles, cluster
+    rows = 16
+    tiles = num_tokens * (shape.num_heads // shape.num_kv_heads) // rows + min(num_requests, num_tokens)
+    blocks = tiles * shape.num_kv_heads
+    return rows, tiles, 4 if blocks <= 44 else 2 if blocks <= 72 else 1

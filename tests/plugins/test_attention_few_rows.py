@@ -20,7 +20,7 @@ def cut(request, monkeypatch):
 
 
 def use_cut(monkeypatch, rows, cluster):
-    def cut(shape, num_requests, num_tokens, device):
+    def cut(shape, num_requests, num_tokens):
         tile = rows if shape.head_dim == 64 else min(rows, 32)  # more find no room in a block
         return tile, num_tokens * shape.num_heads // shape.num_kv_heads // tile + num_requests, cluster
 
