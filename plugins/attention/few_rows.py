@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 FEW_HEAD_DIMS = (64, 96, 128)
-_WARPS, _THREADS, _PARTS = 8, 256, 4  # attention_few.cuh
+_GROUP_WARPS, _TILE_ROWS, _SUBS, _PARTS = 4, 16, 4, 4  # attention_few.cuh
 _MOST_KEYS = 2**31 - 1
 
 
@@ -31,31 +31,40 @@ class _Params(ctypes.Structure):
     )
 
 
+class FewCut(NamedTuple):
+    """FewConfig of attention_few.cuh. A row's result depends on `slots` alone."""
+
+    slots: int  # chunks of 16 keys that a warp has of a visit
+    groups: int  # of warps, in a block
+    stages: int  # visits that a group has under way
+
+    @property
+    def threads(self) -> int:
+        return 32 * _GROUP_WARPS * self.groups
+
+    def shared_bytes(self, head_dim: int, cluster: int) -> int:
+        """Shared memory of a block: FewShared of attention_few.cuh."""
+        keys, row_bytes = 16 * _GROUP_WARPS * self.slots, 2 * head_dim + 16
+        group = self.stages * 2 * keys * row_bytes + _TILE_ROWS * (2 * keys + 16 + 4 * _GROUP_WARPS)
+        quads = head_dim // 8 * 32
+        sub = 16 * quads + 4 * _TILE_ROWS * (_GROUP_WARPS + 1)
+        part = 16 * quads + 8 * _TILE_ROWS
+        return self.groups * group + _TILE_ROWS * row_bytes + 16 + _SUBS * sub + (_PARTS - _PARTS // cluster) * part
+
+
+def few_cut(head_dim: int) -> FewCut:
+    """How a block is cut for heads of that size."""
+    return FewCut(2, 4, 1) if head_dim == 64 else FewCut(1, 4, 1)
+
+
 def few_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     """What is compiled for a cache of that dtype and head_dim, which is one of FEW_HEAD_DIMS."""
-    slots, stages = _ring(head_dim)
-    defines = (
-        ("ELEMENT", ELEMENTS[dtype]),
-        ("HEAD_DIM", str(head_dim)),
-        ("VISIT_SLOTS", str(slots)),
-        ("RING_STAGES", str(stages)),
+    cut = few_cut(head_dim)
+    defines = {"ELEMENT": ELEMENTS[dtype], "HEAD_DIM": head_dim, "VISIT_SLOTS": cut.slots}
+    defines |= {"GROUPS_OF_WARPS": cut.groups, "RING_STAGES": cut.stages}
+    return KernelSource(
+        "attention_few", "attention/attention_few.cu", tuple((name, str(value)) for name, value in defines.items())
     )
-    return KernelSource("attention_few", "attention/attention_few.cu", defines)
-
-
-def _ring(head_dim: int) -> tuple[int, int]:
-    """Chunks of 16 keys that a warp has of a visit, and visits under way."""
-    return 1, 2
-
-
-def shared_bytes(head_dim: int, rows: int, cluster: int) -> int:
-    """Shared memory of a block whose tile has so many rows: FewShared of attention_few.cuh."""
-    slots, stages = _ring(head_dim)
-    keys, row_bytes = 16 * _WARPS * slots, 2 * head_dim + 16
-    own = stages * 2 * keys * row_bytes + rows * (row_bytes + 2 * keys + 16 + 4 * _WARPS) + 16
-    columns = -(-head_dim // (8 * _WARPS))
-    part = columns * rows // 16 * _THREADS * 16 + rows * 8
-    return own + (_PARTS - _PARTS // cluster) * part
 
 
 class FewRowsAttention:
@@ -81,7 +90,7 @@ class FewRowsAttention:
             check_indices(tensor, size, query_starts.device)
         group = shape.num_heads // shape.num_kv_heads
         self._shape, self._keep = shape, (query_starts, context_lens, block_tables, ancestors)
-        self._rows, self._tiles, self._cluster = _cut(shape, num_requests, num_tokens)
+        self._tiles, self._cluster = _tiles(shape, num_requests, num_tokens)
         self._params = _Params(
             query_starts=query_starts.data_ptr(), context_lens=context_lens.data_ptr(),
             block_tables=block_tables.data_ptr(), ancestors=None if ancestors is None else ancestors.data_ptr(),
@@ -101,16 +110,15 @@ class FewRowsAttention:
         params.q_token_stride, params.q_head_stride = q.stride(0), q.stride(1)
         params.out_token_stride, params.out_head_stride = out.stride(0), out.stride(1)
         params.log2_scale = scale * math.log2(math.e)
+        cut, cluster = few_cut(shape.head_dim), self._cluster
         run_kernel(
-            few_source(q.dtype, shape.head_dim), f"attention_few_{self._rows}_kernel",
-            (self._tiles * self._cluster, shape.num_kv_heads), _THREADS, params,
-            shared_bytes(shape.head_dim, self._rows, self._cluster), cluster=self._cluster,
+            few_source(q.dtype, shape.head_dim), "attention_few_kernel", (self._tiles * cluster, shape.num_kv_heads),
+            cut.threads, params, cut.shared_bytes(shape.head_dim, cluster), cluster=cluster,
         )  # fmt: skip
 
 
-def _cut(shape: "AttentionShape", num_requests: int, num_tokens: int) -> tuple[int, int, int]:
-    """Rows of a tile, tiles at most, and blocks that share a tile. Does not change a row's result."""
-    rows = 16
-    tiles = num_tokens * (shape.num_heads // shape.num_kv_heads) // rows + min(num_requests, num_tokens)
+def _tiles(shape: "AttentionShape", num_requests: int, num_tokens: int) -> tuple[int, int]:
+    """Tiles of a K/V head at most, and blocks that share one, which does not change a row's result."""
+    tiles = num_tokens * (shape.num_heads // shape.num_kv_heads) // _TILE_ROWS + min(num_requests, num_tokens)
     blocks = tiles * shape.num_kv_heads
-    return rows, tiles, 4 if blocks <= 44 else 2 if blocks <= 72 else 1
+    return tiles, 4 if blocks <= 44 else 2 if blocks <= 72 else 1
