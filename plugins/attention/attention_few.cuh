@@ -2,16 +2,16 @@
 // whose queries, keys and values are new.
 //
 // q, out (T, N, D) with strides; k_cache, v_cache (num_blocks, N_kv, block_size, D) contiguous; all 16-byte aligned.
-// A tile is 16 packed rows of one request and one K/V head, as in attention.cuh. A block has one tile, and S::GROUPS
-// groups of 4 warps. A group goes over its keys in visits of S::KEYS. Of a visit's keys a warp has S::SLOTS chunks of 16
-// and multiplies them with all rows; the rows' largest scores meet in shared memory, and so do the weights, of which
-// every warp takes all for its columns of the values. So nothing is left to fold between a group's warps.
+// A tile is 16 packed rows of one request and one K/V head, as in attention.cuh. A block of 8 warps has one tile and goes
+// over its keys in visits of 128. A warp multiplies 16 of them with all rows; the rows' largest scores meet in shared
+// memory, and so do the weights, of which every warp takes all for its columns of the values. So nothing is left to fold
+// between warps, and a thread's results are few registers.
 //
-// SUBS visits after each other are a sweep, and sweep w belongs to part w % PARTS. Each visit of a sweep has a softmax of
-// its own over the part's sweeps; a part's are folded in order, and then the parts. The blocks of a cluster have equal
-// shares of the parts; those of the others come to the first one's shared memory. So which keys meet in which order
+// Visit v belongs to part v % PARTS. Parts have a softmax each and are folded in order. The blocks of a cluster have
+// equal shares of the parts; those of the others come to the first one's shared memory. So which keys meet in which order
 // depends on their index alone, and a row's result is the same bit for bit whatever rows, requests and clusters there
-// are. Shared memory: S::SHARED_BYTES.
+// are. What counts for a few hundred keys is the number of instructions between the wait and the end, at some 5 cycles
+// each: what can be is computed before. Shared memory: see FewShared.
 #pragma once
 
 #include "async_copy.cuh"
@@ -50,55 +50,44 @@ struct FewParams {
 };
 static_assert(sizeof(FewParams) == 8 * 8 + 5 * 8 + 10 * 4, "mirrored in few_rows.py");
 
-constexpr int GROUP_WARPS = 4;
-constexpr int GROUP_THREADS = 32 * GROUP_WARPS;
+constexpr int FEW_WARPS = 8;
+constexpr int FEW_THREADS = 32 * FEW_WARPS;
 constexpr int TILE_ROWS = 16;
-constexpr int SUBS = 4;   // visits of a sweep
-constexpr int PARTS = 4;  // of the sweeps
+constexpr int VISIT_KEYS = SLICE_KEYS * FEW_WARPS;
+constexpr int PARTS = 4;
 
-template <class Element, int HEAD_DIM_, int SLOTS_, int GROUPS_, int STAGES_>
+template <class Element, int HEAD_DIM_, int STAGES_>
 struct FewConfig {
     using T = Element;
     static constexpr int D = HEAD_DIM_;
-    static constexpr int SLOTS = SLOTS_;
-    static constexpr int GROUPS = GROUPS_;
-    static constexpr int STAGES = STAGES_;  // visits that a group has under way
-    static constexpr int THREADS = GROUP_THREADS * GROUPS;
-    static constexpr int KEYS = SLICE_KEYS * GROUP_WARPS * SLOTS;  // of a visit
+    static constexpr int STAGES = STAGES_;  // visits under way
     static constexpr int K_STEPS = D / 16;
-    static constexpr int PIECES = D / 8;  // of 16 bytes, per row
-    static constexpr int COLUMNS = PIECES / GROUP_WARPS;  // tiles of 8 columns that a warp has
+    static constexpr int PIECES = D / 8;  // of 16 bytes, per row; tiles of 8 columns too
+    static constexpr int COLUMNS = (PIECES + FEW_WARPS - 1) / FEW_WARPS;  // tiles that a warp has
     static constexpr int ROW_BYTES = 2 * D + 16;
-    static constexpr int STAGE_BYTES = 2 * KEYS * ROW_BYTES;  // keys, then values
-    static constexpr int RING_BYTES = STAGES * STAGE_BYTES;   // of a group
-    static constexpr int WEIGHT_BYTES = 2 * KEYS + 16;        // of a row
-    static constexpr int QUADS = COLUMNS * GROUP_THREADS;     // of results: two rows by two columns
-    static constexpr int SUB_BYTES = QUADS * 16 + TILE_ROWS * (GROUP_WARPS + 1) * 4;
-    static constexpr int PART_BYTES = QUADS * 16 + TILE_ROWS * 8;
-    static constexpr int MAXIMA_BYTES = TILE_ROWS * GROUP_WARPS * 4;
-    static constexpr int GROUP_BYTES = RING_BYTES + TILE_ROWS * WEIGHT_BYTES + MAXIMA_BYTES;
-    static_assert(D % 32 == 0 && KEYS % 64 == 0, "whole fragments and batches");
-    static_assert(SUBS % GROUPS == 0, "groups have equal shares");
+    static constexpr int STAGE_BYTES = 2 * VISIT_KEYS * ROW_BYTES;  // keys, then values
+    static constexpr int WEIGHT_BYTES = 2 * VISIT_KEYS + 16;        // of a row
+    static constexpr int COLUMN_BYTES = 32 * 16;                    // of a tile of columns, of all rows
+    static constexpr int PART_BYTES = PIECES * COLUMN_BYTES + TILE_ROWS * 8;
+    static_assert(D % 32 == 0, "whole fragments");
 };
 
 template <class S>
 struct FewShared {
-    unsigned char* ring;     // (STAGES, 2, KEYS, ROW_BYTES), of this group
-    unsigned char* weights;  // (TILE_ROWS, WEIGHT_BYTES), likewise
-    float* maxima;           // (TILE_ROWS, GROUP_WARPS), likewise
+    unsigned char* ring;     // (STAGES, 2, VISIT_KEYS, ROW_BYTES)
     unsigned char* queries;  // (TILE_ROWS, ROW_BYTES)
+    unsigned char* weights;  // (TILE_ROWS, WEIGHT_BYTES)
+    float* maxima;           // (TILE_ROWS, FEW_WARPS)
     Mbarrier* arrived;       // the other blocks' parts
-    unsigned char* subs;     // (SUBS, SUB_BYTES)
     unsigned char* parts;    // (parts of the other blocks, PART_BYTES)
 
-    __device__ __forceinline__ explicit FewShared(int group) {
-        ring = shared_memory() + group * S::GROUP_BYTES;
-        weights = ring + S::RING_BYTES;
+    __device__ __forceinline__ FewShared() {
+        ring = shared_memory();
+        queries = ring + S::STAGES * S::STAGE_BYTES;
+        weights = queries + TILE_ROWS * S::ROW_BYTES;
         maxima = reinterpret_cast<float*>(weights + TILE_ROWS * S::WEIGHT_BYTES);
-        queries = shared_memory() + S::GROUPS * S::GROUP_BYTES;
-        arrived = reinterpret_cast<Mbarrier*>(queries + TILE_ROWS * S::ROW_BYTES);
-        subs = reinterpret_cast<unsigned char*>(arrived) + 16;
-        parts = subs + SUBS * S::SUB_BYTES;
+        arrived = reinterpret_cast<Mbarrier*>(maxima + TILE_ROWS * FEW_WARPS);
+        parts = reinterpret_cast<unsigned char*>(arrived) + 16;
     }
 };
 
@@ -144,45 +133,29 @@ __device__ __forceinline__ AttentionTask find_task(const FewParams& params, int 
     return task;
 }
 
-// The visits of a group: part after part, of each its subs, of each its sweeps in order.
-template <class S>
+// The visits of this block: its parts one after another, each in order of its keys.
 struct Walk {
-    int group, sub, part, sweep;
+    int visit, part;
     int first, end, last_part;  // visits of the task; the block's last part
 
-    __device__ __forceinline__ Walk(int group_, int first_, int end_, int first_part, int last_part_)
-        : group(group_), sub(group_), part(first_part), first(first_), end(end_), last_part(last_part_) {
-        begin();
+    __device__ __forceinline__ Walk(int first_, int end_, int first_part, int last_part_)
+        : part(first_part), first(first_), end(end_), last_part(last_part_) {
+        visit = first_of(part);
         settle();
     }
 
-    __device__ __forceinline__ int visit() const { return sweep * SUBS + sub; }
-    __device__ __forceinline__ bool is_done() const { return visit() >= end; }
-
-    // The first sweep of a part that the task has.
     __device__ __forceinline__ int first_of(int which) const {
-        const int first_sweep = first / SUBS;
-        return first_sweep + (which - first_sweep % PARTS + PARTS) % PARTS;
-    }
-
-    __device__ __forceinline__ void begin() {
-        sweep = first_of(part);
-        if (visit() < first) sweep += PARTS;
+        return first + (which - first % PARTS + PARTS) % PARTS;
     }
 
     __device__ __forceinline__ void settle() {
-        while (is_done() && (sub + S::GROUPS < SUBS || part < last_part)) {
-            sub += S::GROUPS;
-            if (sub >= SUBS) {
-                sub = group;
-                ++part;
-            }
-            begin();
-        }
+        while (visit >= end && part < last_part) visit = first_of(++part);
     }
 
+    __device__ __forceinline__ bool is_done() const { return visit >= end; }
+
     __device__ __forceinline__ void go_on() {
-        sweep += PARTS;
+        visit += PARTS;
         settle();
     }
 };
@@ -196,35 +169,35 @@ struct ChunkCopy {
 
 enum Which { OLD_KEYS, NEW_KEYS, ALL_KEYS };
 
-// Copies into the ring: a warp's own chunks.
+// Copies into the ring: a warp's own chunks. Of 8 chunks in a row it has one, so at most one that is new.
 template <class S>
 struct FewCopies {
     const FewParams& params;
     const AttentionTask& task;
     unsigned char* ring;
-    int warp;                      // of the group
     int key_begin, key_end, root;  // keys outside are not read; those from root on are this step's
 
-    __device__ __forceinline__ int first_key(int visit, int slot) const {
-        return visit * S::KEYS + (slot * GROUP_WARPS + warp) * SLICE_KEYS;
+    __device__ __forceinline__ int first_key(int visit) const {
+        return visit * VISIT_KEYS + static_cast<int>(warp_id()) * SLICE_KEYS;
     }
 
     __device__ __forceinline__ bool is_new(int key) const { return key + SLICE_KEYS > root && key < key_end; }
 
     // The block that a chunk lies in; any where it is not read.
-    __device__ __forceinline__ int page_of(int visit, int slot) const {
-        const int key = first_key(visit, slot);
+    __device__ __forceinline__ int page_of(int visit) const {
+        const int key = first_key(visit);
         if (key >= key_end || key + SLICE_KEYS <= key_begin) return 0;
         const long long entry = static_cast<long long>(task.item.request) * params.max_blocks;
         return static_cast<int>(params.block_tables[entry + (key >> params.block_shift)]);
     }
 
-    __device__ __forceinline__ ChunkCopy describe(int visit, int slot, int page, int stage) const {
-        const int first = first_key(visit, slot), lane = lane_id();
+    __device__ __forceinline__ ChunkCopy describe(int visit, int page, int stage) const {
+        const int first = first_key(visit), lane = lane_id();
         const int offset = first & ((1 << params.block_shift) - 1);
-        const long long row = ((static_cast<long long>(page) * params.num_kv_heads + task.kv_head) << params.block_shift) + offset;
-        unsigned char* chunk = ring + stage * S::STAGE_BYTES +
-                               (slot * GROUP_WARPS + warp) * (SLICE_KEYS * S::ROW_BYTES);
+        const long long head = static_cast<long long>(page) * params.num_kv_heads + task.kv_head;
+        const long long row = (head << params.block_shift) + offset;
+        unsigned char* chunk =
+            ring + stage * S::STAGE_BYTES + static_cast<int>(warp_id()) * (SLICE_KEYS * S::ROW_BYTES);
         return {row * (2 * S::D) + lane * 16, chunk, first};
     }
 
@@ -241,7 +214,7 @@ struct FewCopies {
             const bool valid = key >= key_begin && key < key_end;
             unsigned char* to = chunk.to + row * S::ROW_BYTES + index % S::PIECES * 16;
             copy_async16_or_zero(to, keys + i * 512, valid);
-            copy_async16_or_zero(to + S::KEYS * S::ROW_BYTES, values + i * 512, valid);
+            copy_async16_or_zero(to + VISIT_KEYS * S::ROW_BYTES, values + i * 512, valid);
         }
     }
 };
@@ -249,26 +222,109 @@ struct FewCopies {
 // A thread's copies of the tile's queries; rows that do not exist become zeros.
 template <class S>
 struct QueryCopies {
-    static constexpr int COPIES = (TILE_ROWS * S::PIECES + S::THREADS - 1) / S::THREADS;
+    static constexpr int COPIES = (TILE_ROWS * S::PIECES + FEW_THREADS - 1) / FEW_THREADS;
     long long from[COPIES];  // bytes
 
     __device__ __forceinline__ QueryCopies(const FewParams& params, const AttentionTask& task) {
 #pragma unroll
         for (int i = 0; i < COPIES; ++i) {
-            const int index = i * S::THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
+            const int index = i * FEW_THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
             const int packed = task.first_row + min(row, task.num_rows - 1);
-            const int token = token_of(packed, params), head = task.kv_head * params.group + packed - token * params.group;
-            from[i] = 2 * ((task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride) + piece * 16;
+            const int token = token_of(packed, params);
+            const int head = task.kv_head * params.group + packed - token * params.group;
+            const long long at = (task.item.first_token + token) * params.q_token_stride + head * params.q_head_stride;
+            from[i] = 2 * at + piece * 16;
         }
     }
 
     __device__ __forceinline__ void copy(const FewParams& params, const AttentionTask& task, unsigned char* to) const {
 #pragma unroll
         for (int i = 0; i < COPIES; ++i) {
-            const int index = i * S::THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
+            const int index = i * FEW_THREADS + threadIdx.x, row = index / S::PIECES, piece = index % S::PIECES;
             if (row < TILE_ROWS)
                 copy_async16_or_zero(to + row * S::ROW_BYTES + piece * 16, static_cast<const char*>(params.q) + from[i],
                                      row < task.num_rows);
+        }
+    }
+};
+
+// Softmax over some keys, of this warp's columns of all rows, in the layout of the products' results.
+template <class S>
+struct FewFolded {
+    float base[2];  // of rows lane / 4 and lane / 4 + 8
+    float sum[2];
+    float values[S::COLUMNS][4];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            base[half] = MINUS_INFINITY;
+            sum[half] = 0;
+        }
+#pragma unroll
+        for (int i = 0; i < 4 * S::COLUMNS; ++i) values[i / 4][i % 4] = 0;
+    }
+
+    // Add what other keys gave. A part that saw nothing changes nothing.
+    __device__ __forceinline__ void add(const FewFolded& other) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float now = fmaxf(base[half], other.base[half]), finite = finite_base(now);
+            const float mine = exp2_fast(base[half] - finite), theirs = exp2_fast(other.base[half] - finite);
+            base[half] = now;
+            sum[half] = fmaf(other.sum[half], theirs, sum[half] * mine);
+#pragma unroll
+            for (int j = 0; j < S::COLUMNS; ++j) {
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; ++i)
+                    values[j][i] = fmaf(other.values[j][i], theirs, values[j][i] * mine);
+            }
+        }
+    }
+
+    // Whether this warp's tile of columns j exists.
+    static __device__ __forceinline__ bool has_column(int j) {
+        return (j + 1) * FEW_WARPS <= S::PIECES || j * FEW_WARPS + static_cast<int>(warp_id()) < S::PIECES;
+    }
+
+    static __device__ __forceinline__ int column_at(int j) {
+        return (j * FEW_WARPS + static_cast<int>(warp_id())) * S::COLUMN_BYTES;
+    }
+
+    static __device__ __forceinline__ float2* stats(unsigned char* part) {
+        return reinterpret_cast<float2*>(part + S::PIECES * S::COLUMN_BYTES);
+    }
+
+    __device__ __forceinline__ void store(unsigned char* part) const {
+        const int lane = lane_id();
+#pragma unroll
+        for (int j = 0; j < S::COLUMNS; ++j) {
+            const float(&v)[4] = values[j];
+            if (has_column(j))
+                store16(part + column_at(j) + lane * 16, {__float_as_uint(v[0]), __float_as_uint(v[1]),
+                                                          __float_as_uint(v[2]), __float_as_uint(v[3])});
+        }
+        if (warp_id() != 0 || lane % 4 != 0) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) stats(part)[half * 8 + lane / 4] = make_float2(base[half], sum[half]);
+    }
+
+    __device__ __forceinline__ void load(unsigned char* part) {
+        const int lane = lane_id();
+#pragma unroll
+        for (int j = 0; j < S::COLUMNS; ++j) {
+            uint4 v = {};
+            if (has_column(j)) v = load16(part + column_at(j) + lane * 16);
+            values[j][0] = __uint_as_float(v.x);
+            values[j][1] = __uint_as_float(v.y);
+            values[j][2] = __uint_as_float(v.z);
+            values[j][3] = __uint_as_float(v.w);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float2 pair = stats(part)[half * 8 + lane / 4];
+            base[half] = pair.x;
+            sum[half] = pair.y;
         }
     }
 };

@@ -2,7 +2,7 @@
 
 import ctypes
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 FEW_HEAD_DIMS = (64, 96, 128)
-_GROUP_WARPS, _TILE_ROWS, _SUBS, _PARTS = 4, 16, 4, 4  # attention_few.cuh
+_WARPS, _TILE_ROWS, _VISIT_KEYS, _PARTS = 8, 16, 128, 4  # attention_few.cuh
 _MOST_KEYS = 2**31 - 1
 
 
@@ -31,40 +31,24 @@ class _Params(ctypes.Structure):
     )
 
 
-class FewCut(NamedTuple):
-    """FewConfig of attention_few.cuh. A row's result depends on `slots` alone."""
-
-    slots: int  # chunks of 16 keys that a warp has of a visit
-    groups: int  # of warps, in a block
-    stages: int  # visits that a group has under way
-
-    @property
-    def threads(self) -> int:
-        return 32 * _GROUP_WARPS * self.groups
-
-    def shared_bytes(self, head_dim: int, cluster: int) -> int:
-        """Shared memory of a block: FewShared of attention_few.cuh."""
-        keys, row_bytes = 16 * _GROUP_WARPS * self.slots, 2 * head_dim + 16
-        group = self.stages * 2 * keys * row_bytes + _TILE_ROWS * (2 * keys + 16 + 4 * _GROUP_WARPS)
-        quads = head_dim // 8 * 32
-        sub = 16 * quads + 4 * _TILE_ROWS * (_GROUP_WARPS + 1)
-        part = 16 * quads + 8 * _TILE_ROWS
-        return self.groups * group + _TILE_ROWS * row_bytes + 16 + _SUBS * sub + (_PARTS - _PARTS // cluster) * part
-
-
-def few_cut(head_dim: int) -> FewCut:
-    """How a block is cut for heads of that size."""
-    return FewCut(2, 4, 1) if head_dim == 64 else FewCut(1, 4, 1)
-
-
 def few_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     """What is compiled for a cache of that dtype and head_dim, which is one of FEW_HEAD_DIMS."""
-    cut = few_cut(head_dim)
-    defines = {"ELEMENT": ELEMENTS[dtype], "HEAD_DIM": head_dim, "VISIT_SLOTS": cut.slots}
-    defines |= {"GROUPS_OF_WARPS": cut.groups, "RING_STAGES": cut.stages}
-    return KernelSource(
-        "attention_few", "attention/attention_few.cu", tuple((name, str(value)) for name, value in defines.items())
-    )
+    defines = (("ELEMENT", ELEMENTS[dtype]), ("HEAD_DIM", str(head_dim)), ("RING_STAGES", str(few_stages(head_dim))))
+    return KernelSource("attention_few", "attention/attention_few.cu", defines)
+
+
+def few_stages(head_dim: int) -> int:
+    """Visits of a block that are under way at once."""
+    return 3 if head_dim == 64 else 2
+
+
+def shared_bytes(head_dim: int, cluster: int) -> int:
+    """Shared memory of a block: FewShared of attention_few.cuh."""
+    row_bytes = 2 * head_dim + 16
+    ring = few_stages(head_dim) * 2 * _VISIT_KEYS * row_bytes
+    part = head_dim // 8 * 512 + 8 * _TILE_ROWS
+    rows = _TILE_ROWS * (row_bytes + 2 * _VISIT_KEYS + 16 + 4 * _WARPS)
+    return ring + rows + 16 + (_PARTS - _PARTS // cluster) * part
 
 
 class FewRowsAttention:
@@ -110,10 +94,10 @@ class FewRowsAttention:
         params.q_token_stride, params.q_head_stride = q.stride(0), q.stride(1)
         params.out_token_stride, params.out_head_stride = out.stride(0), out.stride(1)
         params.log2_scale = scale * math.log2(math.e)
-        cut, cluster = few_cut(shape.head_dim), self._cluster
         run_kernel(
-            few_source(q.dtype, shape.head_dim), "attention_few_kernel", (self._tiles * cluster, shape.num_kv_heads),
-            cut.threads, params, cut.shared_bytes(shape.head_dim, cluster), cluster=cluster,
+            few_source(q.dtype, shape.head_dim), "attention_few_kernel",
+            (self._tiles * self._cluster, shape.num_kv_heads), 32 * _WARPS, params,
+            shared_bytes(shape.head_dim, self._cluster), cluster=self._cluster,
         )  # fmt: skip
 
 
