@@ -129,10 +129,11 @@ __device__ __forceinline__ void attend_few(const FewParams& params) {
     const FewOutput<S> output(params, task);
     rows.clear();
     trace_few(params.trace, 1);
-    const unsigned long long known =
-        fresh.from ^ queries.from[0] ^ reinterpret_cast<unsigned long long>(output.rows[0]) ^
-        reinterpret_cast<unsigned long long>(output.rows[1]);
-    grid_dependency_wait_after((static_cast<unsigned>(known) ^ visits.next_page ^ visits.seen) & 0x3fffffff);
+    // Multiples of 4 all, which the compiler does not know: never INT_MAX.
+    const unsigned long long known = fresh.from ^ queries.from[0] ^ reinterpret_cast<unsigned long long>(output.rows[0]) ^
+                                     reinterpret_cast<unsigned long long>(output.rows[1]);
+    const unsigned others = static_cast<unsigned>(known >> 32) ^ visits.next_page ^ visits.seen;
+    grid_dependency_wait_after(static_cast<int>(static_cast<unsigned>(known) + (others << 2)));
     trace_few(params.trace, 2);
     queries.copy(params, task, shared.queries);
     if (fresh.to != nullptr) copies.template copy<NEW_KEYS>(fresh);
