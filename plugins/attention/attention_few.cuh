@@ -10,8 +10,10 @@
 // Visit v belongs to part v % PARTS. Parts have a softmax each and are folded in order. The blocks of a cluster have
 // equal shares of the parts; those of the others come to the first one's shared memory. So which keys meet in which order
 // depends on their index alone, and a row's result is the same bit for bit whatever rows, requests and clusters there
-// are. What counts for a few hundred keys is the number of instructions between the wait and the end, at some 5 cycles
-// each: what can be is computed before. Shared memory: see FewShared.
+// are. Shared memory: see FewShared.
+//
+// What counts for a few hundred keys is the number of instructions between the wait and the end, at some 5 cycles each:
+// what can be is computed before.
 #pragma once
 
 #include "async_copy.cuh"
@@ -21,7 +23,7 @@
 #include "math.cuh"
 #include "mma.cuh"
 
-#include "few_trace.cuh"
+#include "attention_few_trace.cuh"
 
 struct FewParams {
     const void* q;
@@ -244,87 +246,6 @@ struct QueryCopies {
             if (row < TILE_ROWS)
                 copy_async16_or_zero(to + row * S::ROW_BYTES + piece * 16, static_cast<const char*>(params.q) + from[i],
                                      row < task.num_rows);
-        }
-    }
-};
-
-// Softmax over some keys, of this warp's columns of all rows, in the layout of the products' results.
-template <class S>
-struct FewFolded {
-    float base[2];  // of rows lane / 4 and lane / 4 + 8
-    float sum[2];
-    float values[S::COLUMNS][4];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            base[half] = MINUS_INFINITY;
-            sum[half] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < 4 * S::COLUMNS; ++i) values[i / 4][i % 4] = 0;
-    }
-
-    // Add what other keys gave. A part that saw nothing changes nothing.
-    __device__ __forceinline__ void add(const FewFolded& other) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float now = fmaxf(base[half], other.base[half]), finite = finite_base(now);
-            const float mine = exp2_fast(base[half] - finite), theirs = exp2_fast(other.base[half] - finite);
-            base[half] = now;
-            sum[half] = fmaf(other.sum[half], theirs, sum[half] * mine);
-#pragma unroll
-            for (int j = 0; j < S::COLUMNS; ++j) {
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; ++i)
-                    values[j][i] = fmaf(other.values[j][i], theirs, values[j][i] * mine);
-            }
-        }
-    }
-
-    // Whether this warp's tile of columns j exists.
-    static __device__ __forceinline__ bool has_column(int j) {
-        return (j + 1) * FEW_WARPS <= S::PIECES || j * FEW_WARPS + static_cast<int>(warp_id()) < S::PIECES;
-    }
-
-    static __device__ __forceinline__ int column_at(int j) {
-        return (j * FEW_WARPS + static_cast<int>(warp_id())) * S::COLUMN_BYTES;
-    }
-
-    static __device__ __forceinline__ float2* stats(unsigned char* part) {
-        return reinterpret_cast<float2*>(part + S::PIECES * S::COLUMN_BYTES);
-    }
-
-    __device__ __forceinline__ void store(unsigned char* part) const {
-        const int lane = lane_id();
-#pragma unroll
-        for (int j = 0; j < S::COLUMNS; ++j) {
-            const float(&v)[4] = values[j];
-            if (has_column(j))
-                store16(part + column_at(j) + lane * 16, {__float_as_uint(v[0]), __float_as_uint(v[1]),
-                                                          __float_as_uint(v[2]), __float_as_uint(v[3])});
-        }
-        if (warp_id() != 0 || lane % 4 != 0) return;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) stats(part)[half * 8 + lane / 4] = make_float2(base[half], sum[half]);
-    }
-
-    __device__ __forceinline__ void load(unsigned char* part) {
-        const int lane = lane_id();
-#pragma unroll
-        for (int j = 0; j < S::COLUMNS; ++j) {
-            uint4 v = {};
-            if (has_column(j)) v = load16(part + column_at(j) + lane * 16);
-            values[j][0] = __uint_as_float(v.x);
-            values[j][1] = __uint_as_float(v.y);
-            values[j][2] = __uint_as_float(v.z);
-            values[j][3] = __uint_as_float(v.w);
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const float2 pair = stats(part)[half * 8 + lane / 4];
-            base[half] = pair.x;
-            sum[half] = pair.y;
         }
     }
 };

@@ -1,7 +1,7 @@
 // The softmax of one part of attention_few.cuh under way.
 #pragma once
 
-#include "attention_few.cuh"
+#include "attention_few_fold.cuh"
 
 template <class S>
 struct FewRows {
@@ -115,9 +115,9 @@ struct FewRows {
                 shared.weights + (half * 8 + lane / 4) * S::WEIGHT_BYTES + (warp * SLICE_KEYS + lane % 4 * 2) * 2;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                const float* pair = &scores[i][2 * half];
-                *reinterpret_cast<unsigned*>(to + i * 16) = pack2<T>(exp2_fast(fmaf(pair[0], params.log2_scale, -base)),
-                                                                     exp2_fast(fmaf(pair[1], params.log2_scale, -base)));
+                const float low = exp2_fast(fmaf(scores[i][2 * half], params.log2_scale, -base));
+                const float high = exp2_fast(fmaf(scores[i][2 * half + 1], params.log2_scale, -base));
+                *reinterpret_cast<unsigned*>(to + i * 16) = pack2<T>(low, high);
             }
         }
 #pragma unroll
@@ -146,7 +146,7 @@ struct FewRows {
                 if (i % 2 == 1) continue;
 #pragma unroll
                 for (int j = 0; j < S::COLUMNS; ++j) {
-                    if (FewFolded<S>::has_column(j))
+                    if (Columns<S>::exists(j))
                         ldmatrix_x4_trans(columns[i / 2][j],
                                           rows + (first + i * 16) * S::ROW_BYTES + j * (FEW_WARPS * 16));
                 }
@@ -156,7 +156,7 @@ struct FewRows {
 #pragma unroll
                 for (int j = 0; j < S::COLUMNS; ++j) {
                     const unsigned(&pairs)[4] = columns[i / 2][j];
-                    if (FewFolded<S>::has_column(j))
+                    if (Columns<S>::exists(j))
                         mma_16x8x16<T>(acc[j][i % 2], fragments[i], {pairs[i % 2 * 2], pairs[i % 2 * 2 + 1]});
                 }
                 mma_16x8x16<T>(sums[i % 2], fragments[i], ones);
@@ -171,37 +171,7 @@ struct FewRows {
             part.sum[half] = sums[0][2 * half] + sums[1][2 * half];
         }
 #pragma unroll
-        for (int i = 0; i < 4 * S::COLUMNS; ++i) part.values[i / 4][i % 4] = acc[i / 4][0][i % 4] + acc[i / 4][1][i % 4];
-    }
-};
-
-// Where a thread's results go; null where the row does not exist.
-template <class S>
-struct FewOutput {
-    using T = typename S::T;
-    T* rows[2];
-
-    __device__ __forceinline__ FewOutput(const FewParams& params, const AttentionTask& task) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = half * 8 + static_cast<int>(lane_id()) / 4, column = warp_id() * 8 + lane_id() % 4 * 2;
-            rows[half] = static_cast<T*>(params.out) + out_offset(params, task, min(row, task.num_rows - 1)) + column;
-            if (row >= task.num_rows) rows[half] = nullptr;
-        }
-    }
-
-    __device__ __forceinline__ void write(const FewFolded<S>& folded) const {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (rows[half] == nullptr) continue;
-            const float inverse = folded.sum[half] > 0.0f ? 1.0f / folded.sum[half] : 0.0f;  // no key: zero
-#pragma unroll
-            for (int j = 0; j < S::COLUMNS; ++j) {
-                const float* pair = &folded.values[j][2 * half];
-                if (FewFolded<S>::has_column(j))
-                    *reinterpret_cast<unsigned*>(rows[half] + j * (FEW_WARPS * 8)) =
-                        pack2<T>(pair[0] * inverse, pair[1] * inverse);
-            }
-        }
+        for (int i = 0; i < 4 * S::COLUMNS; ++i)
+            part.values[i / 4][i % 4] = acc[i / 4][0][i % 4] + acc[i / 4][1][i % 4];
     }
 };
