@@ -1,8 +1,12 @@
 """A decoder's pass over up to 64 rows: five launches a layer, on the current stream."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.attention.few_rows import FEW_HEAD_DIMS, FewRowsAttention
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.layout import (
@@ -54,7 +58,7 @@ class LayerStep:
         weights, cache = self._weights, self._cache
         spec, rows, dtype = weights.spec, len(token_ids), cache.dtype
         shape = AttentionShape(spec.num_heads, spec.num_kv_heads, cache.shape[3], spec.sliding_window, spec.head_dim)
-        plan = plan_attention(shape, query_starts, context_lens, block_tables, dtype, ancestors, rows)
+        attend = _attention(shape, query_starts, context_lens, block_tables, dtype, ancestors, rows)
         stream = _Stream(self, token_ids, positions, cache_positions, query_starts, block_tables)
         context = cache.new_empty(rows, spec.num_heads, spec.head_dim)
         query = torch.empty_like(context)
@@ -62,12 +66,28 @@ class LayerStep:
         for index, layer in enumerate(weights.layers):
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
             stream.queries(layer, k_cache, v_cache, query)
-            attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
+            attend(query, k_cache, v_cache, scale=spec.head_dim**-0.5, out=context)
             stream.add(context, layer.dense, layer.post_norm)
             stream.gated(layer.gate_up, activated)
             is_last = index + 1 == len(weights.layers)
             stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
         return stream.logits()
+
+
+def _attention(
+    shape: AttentionShape,
+    query_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    block_tables: torch.Tensor,
+    dtype: torch.dtype,
+    ancestors: torch.Tensor | None,
+    rows: int,
+) -> Callable[..., object]:
+    """`attention` of this step; the kernel for few rows where there is one."""
+    if shape.head_dim in FEW_HEAD_DIMS:
+        return FewRowsAttention(shape, query_starts, context_lens, block_tables, ancestors, rows)
+    plan = plan_attention(shape, query_starts, context_lens, block_tables, dtype, ancestors, rows)
+    return partial(attention, plan=plan)
 
 
 class _Stream:

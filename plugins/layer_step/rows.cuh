@@ -36,8 +36,9 @@ __device__ __forceinline__ long long cache_row(const RowsParams& params, int row
 template <class T>
 __device__ __forceinline__ void rows_begin(const RowsParams& params) {
     const int row = static_cast<int>(blockIdx.x), width = params.hidden_size;
-    grid_dependency_launch();
+    // In this order: what was written before the step is then there for all of its launches, before they wait.
     grid_dependency_wait();
+    grid_dependency_launch();
     const T* embedding = static_cast<const T*>(params.embedding) + params.token_ids[row] * width;
     const T* norm = static_cast<const T*>(params.norm);
     float squares = 0;

@@ -2,6 +2,7 @@
 
 import torch
 
+from plugins.attention.few_rows import FEW_HEAD_DIMS, few_source
 from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
@@ -36,7 +37,10 @@ def usual_rows(spec: ModelSpec) -> int:
 
 def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled for a model; for the architectures of `ARCHS`."""
-    return [linear_source(dtype), rows_source(dtype)] if most_rows(spec, dtype) else []
+    if most_rows(spec, dtype) == 0:
+        return []
+    attention = [few_source(dtype, spec.head_dim)] if spec.head_dim in FEW_HEAD_DIMS else []
+    return [linear_source(dtype), rows_source(dtype), *attention]
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:
