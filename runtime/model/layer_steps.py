@@ -6,6 +6,7 @@ from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
 from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
+from plugins.layer_step.small import is_small, small_source
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
 from plugins.linear.two_part import TwoPartLinear
 from runtime.batch import Batch
@@ -36,7 +37,11 @@ def usual_rows(spec: ModelSpec) -> int:
 
 def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled for a model; for the architectures of `ARCHS`."""
-    return [linear_source(dtype), rows_source(dtype)] if most_rows(spec, dtype) else []
+    if not most_rows(spec, dtype):
+        return []
+    sizes = layer_spec(spec)
+    small = [small_source(sizes, dtype)] if is_small(sizes) else []
+    return [linear_source(dtype), rows_source(dtype), *small]
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:

@@ -28,10 +28,14 @@ def layer_weights(weights: StepWeights, device: str, dtype: torch.dtype) -> Laye
     return LayerWeights(LayerSpec(*weights.spec), layers, embedding, final_norm, *rest)
 
 
-@pytest.fixture(params=[Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
+@pytest.fixture(params=["small", Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
 def step_device(request, kernel_device, monkeypatch):
+    """Through the kernels of small models, where they take this one, and through the others so cut."""
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+    if request.param == "small":
+        return kernel_device
+    monkeypatch.setattr("plugins.layer_step.cuda.is_small", lambda spec: False)
     row_warps, cluster = request.param
 
     def tiling(outputs: int, columns: int) -> Tiling:

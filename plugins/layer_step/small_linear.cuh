@@ -1,0 +1,309 @@
+// A linear layer of a small model over few rows, with all that comes before and after it: as linear.cuh, with all sizes
+// known when it is compiled, so that what follows the wait for the launch before is a few loads and products.
+//
+// A block has `TILES` tiles of 16 outputs and 8 `ROW_BLOCKS` rows (blockIdx.y); its warps split the columns. A warp's
+// weights and rows go to registers, where their products need them: weights before the wait, rows after it, in one round
+// trip together with all else that the launch before wrote. The order of k inside a product is free, so a thread's 16
+// contiguous bytes of both operands are two products. The warps' sums meet in shared memory and are added in their order.
+//
+// Shared memory: (WARPS, TILES x ROW_BLOCKS, 2, 8, PITCH) floats of sums, (8 ROW_BLOCKS) factors.
+#pragma once
+
+#include "element.cuh"
+#include "grid.cuh"
+#include "math.cuh"
+#include "mma.cuh"
+#include "relaxed.cuh"
+
+#include "params.cuh"
+#include "trace.cuh"
+
+__device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// The most warps, up to 12, that can have equally many steps; small.py has the same.
+__device__ constexpr int warps_for(int columns) {
+    int warps = 12;
+    while (columns / 32 % warps != 0) --warps;
+    return warps;
+}
+
+template <Mode MODE_, int OUTPUTS_, int COLUMNS_, int TILES_, int ROW_BLOCKS_>
+struct Shape {
+    static constexpr Mode MODE = MODE_;
+    static constexpr int OUTPUTS = OUTPUTS_, COLUMNS = COLUMNS_, TILES = TILES_, ROW_BLOCKS = ROW_BLOCKS_;
+    static constexpr int ROWS = 8 * ROW_BLOCKS;
+    static constexpr int ALL_TILES = OUTPUTS / 16;
+    static constexpr int WARPS = warps_for(COLUMNS), THREADS = 32 * WARPS;
+    static constexpr int STEPS = COLUMNS / 32 / WARPS;  // of a warp, 32 columns each
+    static constexpr int BLOCKS = TILES * ROW_BLOCKS;   // of 16 outputs and 8 rows
+    static constexpr int ITEMS = ceil_div(64 * BLOCKS, THREADS);
+    static constexpr int PITCH = 12;  // floats of a row's 8 outputs: so a warp's writes hit different banks
+    static constexpr int HALF = 8 * PITCH;
+    static constexpr int SQUARES = ceil_div(HIDDEN / 16, 32);         // of a row's parts, that a lane adds
+    static constexpr int FACTOR_ROWS = ceil_div(ROWS, WARPS);         // of a warp
+    static_assert(OUTPUTS % 16 == 0 && COLUMNS % 32 == 0, "checked by small.py");
+
+    // Two outputs that one thread has: rows i and i + 8 of operand A.
+    __device__ static int low_output(int tile, int i) {
+        if (MODE == GATED) return 8 * tile + i;
+        if (MODE == QKV) return tile / (HEAD_DIM / 16) * HEAD_DIM + tile % (HEAD_DIM / 16) * 8 + i;
+        return 16 * tile + i;
+    }
+    static constexpr int TO_HIGH = MODE == GATED ? OUTPUTS / 2 : MODE == QKV ? HEAD_DIM / 2 : 8;
+};
+
+// What a thread finishes: two outputs of one row.
+template <class T, class S>
+struct SmallItem {
+    int sums;    // where the warps' sums are
+    int row;     // among the block's
+    int at_row;  // in memory
+    int low_output;
+    bool is_real;
+    float low_bias, high_bias;
+    float low, high;           // RESIDUAL: the stream
+    T low_weight, high_weight;  // RESIDUAL: the next norm's; QKV: cos and sin
+    long long place;            // QKV: of keys and values, the row in the cache
+
+    __device__ int head() const { return low_output / HEAD_DIM; }
+    __device__ int dimension() const { return low_output % HEAD_DIM; }
+    __device__ bool is_query() const { return head() < NUM_HEADS; }
+    __device__ bool is_value() const { return head() >= NUM_HEADS + NUM_KV_HEADS; }
+
+    // All that no other launch writes. Neighbouring threads have neighbouring outputs.
+    __device__ void describe(const LayerLinearParams& params, int index) {
+        const int block = index / 64, tile = static_cast<int>(blockIdx.x) * S::TILES + block / S::ROW_BLOCKS;
+        const int i = index % 8, block_row = index / 8 % 8;
+        sums = block * 2 * S::HALF + block_row * S::PITCH + i;
+        row = block % S::ROW_BLOCKS * 8 + block_row;
+        at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
+        low_output = S::low_output(tile, i);
+        is_real = index < 64 * S::BLOCKS && tile < S::ALL_TILES && at_row < params.rows;
+        low_bias = high_bias = 0;
+        if (!is_real) return;
+        if constexpr (S::MODE == RESIDUAL) {
+            low_weight = static_cast<const T*>(params.norm)[low_output];
+            high_weight = static_cast<const T*>(params.norm)[low_output + S::TO_HIGH];
+        }
+        if (S::MODE != QKV || params.bias == nullptr) return;
+        low_bias = to_float(static_cast<const T*>(params.bias)[low_output]);
+        high_bias = to_float(static_cast<const T*>(params.bias)[low_output + S::TO_HIGH]);
+    }
+
+    __device__ void load(const LayerLinearParams& params) {
+        if (!is_real) return;
+        if constexpr (S::MODE == RESIDUAL) {
+            const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + at_row * S::OUTPUTS + low_output;
+            low = __uint_as_float(load_relaxed(hidden));
+            high = __uint_as_float(load_relaxed(hidden + S::TO_HIGH));
+        }
+        if constexpr (S::MODE == QKV) {
+            const int angle = at_row * HEAD_DIM + dimension();
+            low_weight = static_cast<const T*>(params.cos)[angle];
+            high_weight = static_cast<const T*>(params.sin)[angle + HEAD_DIM / 2];
+            place = params.kv_rows[at_row];
+        }
+    }
+
+    // Write what the sums become; returns the squares of the new stream.
+    __device__ float finish(const LayerLinearParams& params, float first, float second, float scale) const {
+        if constexpr (S::MODE == QKV) {
+            store_head(params, first + low_bias, second + high_bias);
+        } else if constexpr (S::MODE == GATED) {
+            constexpr float LOG2_E = 1.4426950408889634f;
+            const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
+            static_cast<T*>(params.y)[at_row * (S::OUTPUTS / 2) + low_output] = from_float<T>(activated);
+        } else {
+            const float a = low + first, b = high + second;
+            float* hidden = params.hidden + at_row * S::OUTPUTS + low_output;
+            hidden[0] = a;
+            hidden[S::TO_HIGH] = b;
+            T* y = static_cast<T*>(params.y) + at_row * S::OUTPUTS + low_output;
+            y[0] = from_float<T>(a * to_float(low_weight) * scale);
+            y[S::TO_HIGH] = from_float<T>(b * to_float(high_weight) * scale);
+            return a * a + b * b;
+        }
+        return 0;
+    }
+
+    __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
+        const float cos = is_value() ? 1 : to_float(low_weight), sin = is_value() ? 0 : to_float(high_weight);
+        const int kv_head = head() - NUM_HEADS - (is_value() ? NUM_KV_HEADS : 0);
+        const long long target =
+            is_query() ? at_row * NUM_HEADS + head() : place + static_cast<long long>(kv_head) * params.block_size;
+        void* y = is_query() ? params.y : is_value() ? params.v_cache : params.k_cache;
+        T* at_target = static_cast<T*>(y) + target * HEAD_DIM + dimension();
+        at_target[0] = from_float<T>(first * cos - second * sin);
+        at_target[HEAD_DIM / 2] = from_float<T>(second * cos + first * sin);
+    }
+};
+
+// 1 / rms of rows, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. A warp to a row.
+template <class T, class S>
+struct SmallFactors {
+    static constexpr bool NEEDED = S::MODE != RESIDUAL || SCALES_ROWS<T>;
+    unsigned parts[S::FACTOR_ROWS][S::SQUARES];
+    unsigned scales[S::FACTOR_ROWS];
+
+    __device__ static int own_row(int i) { return i * S::WARPS + static_cast<int>(warp_id()); }
+
+    __device__ void load(const LayerLinearParams& params) {
+        if constexpr (!NEEDED) return;
+#pragma unroll
+        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
+            const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
+            const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares;
+#pragma unroll
+            for (int part = 0; part < S::SQUARES; ++part) {
+                const int at = part * 32 + static_cast<int>(lane_id());
+                parts[i][part] = at < params.num_squares ? load_relaxed(squares + at) : 0;
+            }
+            if constexpr (SCALES_ROWS<T> && S::MODE != RESIDUAL)
+                scales[i] = load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + row);
+        }
+    }
+
+    __device__ void finish(const LayerLinearParams& params, float* factors) const {
+        if constexpr (!NEEDED) return;
+#pragma unroll
+        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
+            float sum = 0;
+#pragma unroll
+            for (int part = 0; part < S::SQUARES; ++part) sum += __uint_as_float(parts[i][part]);
+            float factor = rsqrt_fast(warp_sum(sum) * (1.0f / HIDDEN) + params.eps);
+            const int row = own_row(i);
+            if (lane_id() != 0 || row >= S::ROWS) continue;
+            if constexpr (SCALES_ROWS<T> && S::MODE == RESIDUAL) {
+                factor = row_scale(factor);
+                const int at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
+                if (blockIdx.x == 0 && at_row < params.rows) params.scales_out[at_row] = factor;
+            } else if constexpr (SCALES_ROWS<T>) {
+                factor /= __uint_as_float(scales[i]);
+            }
+            factors[row] = factor;
+        }
+    }
+};
+
+// A warp's weights, and its rows of x: its columns, in registers.
+template <class T, class S>
+struct SmallOperands {
+    uint4 weights[S::TILES][S::STEPS][2];
+    uint4 rows[S::ROW_BLOCKS][S::STEPS];
+
+    __device__ static int column() { return static_cast<int>(warp_id()) * S::STEPS * 32 + lane_id() % 4 * 8; }
+
+    __device__ void load_weights(const LayerLinearParams& params) {
+#pragma unroll
+        for (int m = 0; m < S::TILES; ++m) {
+            const int tile = min(static_cast<int>(blockIdx.x) * S::TILES + m, S::ALL_TILES - 1);
+            const int low = S::low_output(tile, lane_id() / 4);
+            const T* weight = static_cast<const T*>(params.weight) + low * S::COLUMNS + column();
+#pragma unroll
+            for (int step = 0; step < S::STEPS; ++step) {
+                weights[m][step][0] = load_stream16(weight + step * 32);
+                weights[m][step][1] = load_stream16(weight + S::TO_HIGH * S::COLUMNS + step * 32);
+            }
+        }
+    }
+
+    __device__ void load_rows(const LayerLinearParams& params) {
+#pragma unroll
+        for (int n = 0; n < S::ROW_BLOCKS; ++n) {
+            const int row = static_cast<int>(blockIdx.y) * S::ROWS + 8 * n + lane_id() / 4;
+            const T* x = static_cast<const T*>(params.x) + min(row, params.rows - 1) * S::COLUMNS + column();
+#pragma unroll
+            for (int step = 0; step < S::STEPS; ++step)
+                rows[n][step] = load_relaxed16(reinterpret_cast<const unsigned*>(x + step * 32));
+        }
+    }
+
+    __device__ void multiply(float* shared) const {
+        float acc[S::TILES][S::ROW_BLOCKS][4] = {};
+#pragma unroll
+        for (int step = 0; step < S::STEPS; ++step)
+#pragma unroll
+            for (int m = 0; m < S::TILES; ++m)
+#pragma unroll
+                for (int n = 0; n < S::ROW_BLOCKS; ++n) {
+                    const uint4 low = weights[m][step][0], high = weights[m][step][1], b = rows[n][step];
+                    mma_16x8x16<T>(acc[m][n], {low.x, high.x, low.y, high.y}, {b.x, b.y});
+                    mma_16x8x16<T>(acc[m][n], {low.z, high.z, low.w, high.w}, {b.z, b.w});
+                }
+        float* target = shared + warp_id() * S::BLOCKS * 2 * S::HALF + lane_id() % 4 * 2 * S::PITCH + lane_id() / 4;
+#pragma unroll
+        for (int m = 0; m < S::TILES; ++m)
+#pragma unroll
+            for (int n = 0; n < S::ROW_BLOCKS; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    target[((m * S::ROW_BLOCKS + n) * 2 + i / 2) * S::HALF + i % 2 * S::PITCH] = acc[m][n][i];
+    }
+};
+
+template <class T, class S>
+__device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
+    float* sums = reinterpret_cast<float*>(shared_memory());
+    float* factors = sums + S::WARPS * S::BLOCKS * 2 * S::HALF;
+    trace(params, 0);
+    grid_dependency_launch();
+    SmallOperands<T, S> operands;
+    operands.load_weights(params);
+    SmallItem<T, S> items[S::ITEMS];
+    int described = 0;
+#pragma unroll
+    for (int i = 0; i < S::ITEMS; ++i) {
+        items[i].describe(params, i * S::THREADS + static_cast<int>(threadIdx.x));
+        described = max(described, items[i].low_output + items[i].at_row + items[i].sums);
+    }
+    trace(params, 1);
+    SmallFactors<T, S> squares;
+#ifdef WARM_CODE
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+        if (pass == 1) grid_dependency_wait_after(described);
+        else block_sync();
+#else
+    {
+        constexpr int pass = 1;
+        grid_dependency_wait_after(described);
+#endif
+        trace(params, 2);
+        operands.load_rows(params);
+        squares.load(params);
+#pragma unroll
+        for (int i = 0; i < S::ITEMS; ++i) items[i].load(params);
+        trace(params, 3);
+        operands.multiply(sums);
+        squares.finish(params, factors);
+        trace(params, 4);
+        block_sync();
+        trace(params, 5);
+#pragma unroll
+        for (int i = 0; i < S::ITEMS; ++i) {
+            if (i * S::THREADS + static_cast<int>(threadIdx.x) >= 64 * S::BLOCKS) break;  // whole warps
+            const SmallItem<T, S>& item = items[i];
+            float low = 0, high = 0;
+#pragma unroll
+            for (int warp = 0; warp < S::WARPS; ++warp) {
+                low += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums];
+                high += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums + S::HALF];
+            }
+            float scale = 1;
+            if constexpr (SmallFactors<T, S>::NEEDED && S::MODE == RESIDUAL) scale = factors[item.row];
+            if constexpr (S::MODE != RESIDUAL) {
+                low *= factors[item.row];
+                high *= factors[item.row];
+            }
+            float new_squares = 0;
+            if (pass == 1 && item.is_real) new_squares = item.finish(params, low, high, scale);
+            if constexpr (S::MODE == RESIDUAL) {
+#pragma unroll
+                for (int mask = 4; mask > 0; mask /= 2) new_squares += shfl_xor(new_squares, mask);
+                if (pass == 1 && item.is_real && threadIdx.x % 8 == 0)
+                    params.squares_out[item.at_row * S::ALL_TILES + item.low_output / 16] = new_squares;
+            }
+        }
+    }
+    trace(params, 7);
+}
