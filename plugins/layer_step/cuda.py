@@ -5,6 +5,7 @@ import torch
 from plugins.attention import AttentionShape, attention, plan_attention
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
+from plugins.layer_step.head import run_head, takes_head
 from plugins.layer_step.layout import (
     STAGES,
     THREADS,
@@ -22,6 +23,11 @@ from plugins.rope_kv_write import rope_kv_write
 
 _ROW_THREADS = 256
 _BLOCK_SUM_BYTES = 32
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the device runs sm_90a's code."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def linear_source(element: torch.dtype) -> KernelSource:
@@ -87,6 +93,7 @@ class _Stream:
         weights, cache = step._weights, step._cache
         self._weights, self._rows = weights, len(token_ids)
         self._is_small = is_small(weights.spec)
+        self._streams_head = takes_head(weights.spec) and has_wgmma(cache.device)
         self._block_size = cache.shape[3]
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
@@ -153,6 +160,13 @@ class _Stream:
         """(R, V) and (R, H) float32: the logits, and the stream after the last norm."""
         weights = self._weights
         normed = torch.empty_like(self._hidden)
+        if self._streams_head:
+            logits = self._hidden.new_empty(self._rows, weights.spec.vocab_size)
+            run_head(
+                self._hidden, weights.final_norm, weights.head, normed, logits, weights.spec,
+                processors(self._hidden.device),
+            )  # fmt: skip
+            return logits, normed
         parts = self._scaled.new_empty(2, *self._hidden.shape)
         params = self._rows_params(weights.final_norm)
         params.scaled, params.squares = parts.data_ptr(), normed.data_ptr()

@@ -5,6 +5,7 @@ import torch
 from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
+from plugins.layer_step.head import head_source, takes_head
 from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
 from plugins.layer_step.small import is_small, small_source
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
@@ -17,6 +18,7 @@ from runtime.model.few_rows import row_major_linears, wanted_rows
 from runtime.spec import ModelSpec
 
 ARCHS = ("sm_90a", "sm_100")  # with clusters, and as much shared memory in a block as the layers are cut for
+HEAD_ARCHS = ("sm_90a",)  # with the head's products
 
 
 def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
@@ -42,6 +44,12 @@ def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     sizes = layer_spec(spec)
     small = [small_source(sizes, dtype)] if is_small(sizes) else []
     return [linear_source(dtype), rows_source(dtype), *small]
+
+
+def head_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
+    """What is compiled for the head of a model that has one of its own; for the architectures of `HEAD_ARCHS`."""
+    sizes = layer_spec(spec)
+    return [head_source(sizes, dtype)] if most_rows(spec, dtype) and takes_head(sizes) else []
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:
