@@ -52,89 +52,108 @@ struct Shape {
     static constexpr int TO_HIGH = MODE == GATED ? OUTPUTS / 2 : MODE == QKV ? HEAD_DIM / 2 : 8;
 };
 
+__device__ __forceinline__ unsigned long long address(const void* pointer) {
+    return reinterpret_cast<unsigned long long>(pointer);
+}
+
 // What a thread finishes: two outputs of one row.
 template <class T, class S>
 struct SmallItem {
-    int sums;    // where the warps' sums are
-    int row;     // among the block's
-    int at_row;  // in memory
-    int low_output;
+    int sums;  // where the warps' sums are
+    int row;   // among the block's
     bool is_real;
-    float low_bias, high_bias;
-    float low, high;           // RESIDUAL: the stream
-    T low_weight, high_weight;  // RESIDUAL: the next norm's; QKV: cos and sin
-    long long place;            // QKV: of keys and values, the row in the cache
-
-    __device__ int head() const { return low_output / HEAD_DIM; }
-    __device__ int dimension() const { return low_output % HEAD_DIM; }
-    __device__ bool is_query() const { return head() < NUM_HEADS; }
-    __device__ bool is_value() const { return head() >= NUM_HEADS + NUM_KV_HEADS; }
+    bool is_turned = true;         // QKV: queries and keys
+    float low_bias = 0, high_bias = 0;
+    float low, high;               // RESIDUAL: the stream
+    T low_weight, high_weight;     // RESIDUAL: the next norm's; QKV: cos and sin
+    long long place = 0;           // QKV: of keys and values, the row in the cache
+    T* target;                     // the first output's, in y or, without its place, in the cache
+    float* hidden = nullptr;       // RESIDUAL: likewise
+    float* squares = nullptr;      // RESIDUAL: of these 16 outputs
+    const T* cos = nullptr;        // QKV
+    const T* sin = nullptr;
+    const long long* place_from = nullptr;
 
     // All that no other launch writes. Neighbouring threads have neighbouring outputs.
     __device__ void describe(const LayerLinearParams& params, int index) {
-        const int block = index / 64, tile = static_cast<int>(blockIdx.x) * S::TILES + block / S::ROW_BLOCKS;
-        const int i = index % 8, block_row = index / 8 % 8;
+        const int block = index / 64, i = index % 8, block_row = index / 8 % 8;
+        const int tile = static_cast<int>(blockIdx.x) * S::TILES + block / S::ROW_BLOCKS;
+        const int low_output = S::low_output(tile, i);
         sums = block * 2 * S::HALF + block_row * S::PITCH + i;
         row = block % S::ROW_BLOCKS * 8 + block_row;
-        at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
-        low_output = S::low_output(tile, i);
+        const int at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
         is_real = index < 64 * S::BLOCKS && tile < S::ALL_TILES && at_row < params.rows;
-        low_bias = high_bias = 0;
+        target = static_cast<T*>(params.y);
         if (!is_real) return;
-        if constexpr (S::MODE == RESIDUAL) {
+        if constexpr (S::MODE == QKV) {
+            describe_head(params, at_row, low_output);
+        } else if constexpr (S::MODE == GATED) {
+            target += at_row * (S::OUTPUTS / 2) + low_output;
+        } else {
+            target += at_row * S::OUTPUTS + low_output;
+            hidden = params.hidden + at_row * S::OUTPUTS + low_output;
+            squares = params.squares_out + at_row * S::ALL_TILES + tile;
             low_weight = static_cast<const T*>(params.norm)[low_output];
             high_weight = static_cast<const T*>(params.norm)[low_output + S::TO_HIGH];
         }
-        if (S::MODE != QKV || params.bias == nullptr) return;
+    }
+
+    __device__ void describe_head(const LayerLinearParams& params, int at_row, int low_output) {
+        const int head = low_output / HEAD_DIM, dimension = low_output % HEAD_DIM, key = head - NUM_HEADS;
+        is_turned = key < NUM_KV_HEADS;
+        cos = static_cast<const T*>(params.cos) + at_row * HEAD_DIM + dimension;
+        sin = static_cast<const T*>(params.sin) + at_row * HEAD_DIM + dimension + HEAD_DIM / 2;
+        if (key < 0) {
+            target += at_row * NUM_HEADS * HEAD_DIM + low_output;
+        } else {
+            const int kv_head = is_turned ? key : key - NUM_KV_HEADS;
+            target = static_cast<T*>(is_turned ? params.k_cache : params.v_cache);
+            target += kv_head * params.block_size * HEAD_DIM + dimension;
+            place_from = params.kv_rows + at_row;
+        }
+        if (params.bias == nullptr) return;
         low_bias = to_float(static_cast<const T*>(params.bias)[low_output]);
         high_bias = to_float(static_cast<const T*>(params.bias)[low_output + S::TO_HIGH]);
     }
 
-    __device__ void load(const LayerLinearParams& params) {
+    __device__ unsigned long long addresses() const {
+        return address(target) | address(hidden) | address(squares) | address(cos) | address(sin) | address(place_from);
+    }
+
+    __device__ void load() {
         if (!is_real) return;
         if constexpr (S::MODE == RESIDUAL) {
-            const unsigned* hidden = reinterpret_cast<const unsigned*>(params.hidden) + at_row * S::OUTPUTS + low_output;
-            low = __uint_as_float(load_relaxed(hidden));
-            high = __uint_as_float(load_relaxed(hidden + S::TO_HIGH));
+            low = __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(hidden)));
+            high = __uint_as_float(load_relaxed(reinterpret_cast<const unsigned*>(hidden) + S::TO_HIGH));
         }
         if constexpr (S::MODE == QKV) {
-            const int angle = at_row * HEAD_DIM + dimension();
-            low_weight = static_cast<const T*>(params.cos)[angle];
-            high_weight = static_cast<const T*>(params.sin)[angle + HEAD_DIM / 2];
-            place = params.kv_rows[at_row];
+            low_weight = *cos;
+            high_weight = *sin;
+            if (place_from != nullptr) place = *place_from;
         }
     }
 
     // Write what the sums become; returns the squares of the new stream.
-    __device__ float finish(const LayerLinearParams& params, float first, float second, float scale) const {
+    __device__ float finish(float first, float second, float scale) const {
         if constexpr (S::MODE == QKV) {
-            store_head(params, first + low_bias, second + high_bias);
+            const float turn = is_turned ? to_float(low_weight) : 1, across = is_turned ? to_float(high_weight) : 0;
+            first += low_bias;
+            second += high_bias;
+            T* at = target + place * HEAD_DIM;
+            at[0] = from_float<T>(first * turn - second * across);
+            at[HEAD_DIM / 2] = from_float<T>(second * turn + first * across);
         } else if constexpr (S::MODE == GATED) {
             constexpr float LOG2_E = 1.4426950408889634f;
-            const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
-            static_cast<T*>(params.y)[at_row * (S::OUTPUTS / 2) + low_output] = from_float<T>(activated);
+            target[0] = from_float<T>(first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second);
         } else {
             const float a = low + first, b = high + second;
-            float* hidden = params.hidden + at_row * S::OUTPUTS + low_output;
             hidden[0] = a;
             hidden[S::TO_HIGH] = b;
-            T* y = static_cast<T*>(params.y) + at_row * S::OUTPUTS + low_output;
-            y[0] = from_float<T>(a * to_float(low_weight) * scale);
-            y[S::TO_HIGH] = from_float<T>(b * to_float(high_weight) * scale);
+            target[0] = from_float<T>(a * to_float(low_weight) * scale);
+            target[S::TO_HIGH] = from_float<T>(b * to_float(high_weight) * scale);
             return a * a + b * b;
         }
         return 0;
-    }
-
-    __device__ void store_head(const LayerLinearParams& params, float first, float second) const {
-        const float cos = is_value() ? 1 : to_float(low_weight), sin = is_value() ? 0 : to_float(high_weight);
-        const int kv_head = head() - NUM_HEADS - (is_value() ? NUM_KV_HEADS : 0);
-        const long long target =
-            is_query() ? at_row * NUM_HEADS + head() : place + static_cast<long long>(kv_head) * params.block_size;
-        void* y = is_query() ? params.y : is_value() ? params.v_cache : params.k_cache;
-        T* at_target = static_cast<T*>(y) + target * HEAD_DIM + dimension();
-        at_target[0] = from_float<T>(first * cos - second * sin);
-        at_target[HEAD_DIM / 2] = from_float<T>(second * cos + first * sin);
     }
 };
 
@@ -144,22 +163,34 @@ struct SmallFactors {
     static constexpr bool NEEDED = S::MODE != RESIDUAL || SCALES_ROWS<T>;
     unsigned parts[S::FACTOR_ROWS][S::SQUARES];
     unsigned scales[S::FACTOR_ROWS];
+    const unsigned* squares[S::FACTOR_ROWS];  // this lane's first
+    int left;                                 // parts of a row from there on
 
     __device__ static int own_row(int i) { return i * S::WARPS + static_cast<int>(warp_id()); }
+
+    __device__ unsigned long long find(const LayerLinearParams& params) {
+        unsigned long long addresses = 0;
+        left = params.num_squares - static_cast<int>(lane_id());
+#pragma unroll
+        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
+            const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
+            squares[i] = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares + lane_id();
+            addresses |= address(squares[i]);
+        }
+        return NEEDED ? addresses : 0;
+    }
 
     __device__ void load(const LayerLinearParams& params) {
         if constexpr (!NEEDED) return;
 #pragma unroll
         for (int i = 0; i < S::FACTOR_ROWS; ++i) {
-            const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
-            const unsigned* squares = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares;
 #pragma unroll
-            for (int part = 0; part < S::SQUARES; ++part) {
-                const int at = part * 32 + static_cast<int>(lane_id());
-                parts[i][part] = at < params.num_squares ? load_relaxed(squares + at) : 0;
-            }
-            if constexpr (SCALES_ROWS<T> && S::MODE != RESIDUAL)
+            for (int part = 0; part < S::SQUARES; ++part)
+                parts[i][part] = 32 * part < left ? load_relaxed(squares[i] + 32 * part) : 0;
+            if constexpr (SCALES_ROWS<T> && S::MODE != RESIDUAL) {
+                const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
                 scales[i] = load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + row);
+            }
         }
     }
 
@@ -190,6 +221,7 @@ template <class T, class S>
 struct SmallOperands {
     uint4 weights[S::TILES][S::STEPS][2];
     uint4 rows[S::ROW_BLOCKS][S::STEPS];
+    const T* x[S::ROW_BLOCKS];
 
     __device__ static int column() { return static_cast<int>(warp_id()) * S::STEPS * 32 + lane_id() % 4 * 8; }
 
@@ -207,15 +239,23 @@ struct SmallOperands {
         }
     }
 
-    __device__ void load_rows(const LayerLinearParams& params) {
+    __device__ unsigned long long find_rows(const LayerLinearParams& params) {
+        unsigned long long addresses = 0;
 #pragma unroll
         for (int n = 0; n < S::ROW_BLOCKS; ++n) {
             const int row = static_cast<int>(blockIdx.y) * S::ROWS + 8 * n + lane_id() / 4;
-            const T* x = static_cast<const T*>(params.x) + min(row, params.rows - 1) * S::COLUMNS + column();
+            x[n] = static_cast<const T*>(params.x) + min(row, params.rows - 1) * S::COLUMNS + column();
+            addresses |= address(x[n]);
+        }
+        return addresses;
+    }
+
+    __device__ void load_rows() {
+#pragma unroll
+        for (int n = 0; n < S::ROW_BLOCKS; ++n)
 #pragma unroll
             for (int step = 0; step < S::STEPS; ++step)
-                rows[n][step] = load_relaxed16(reinterpret_cast<const unsigned*>(x + step * 32));
-        }
+                rows[n][step] = load_relaxed16(reinterpret_cast<const unsigned*>(x[n] + step * 32));
     }
 
     __device__ void multiply(float* shared) const {
@@ -250,29 +290,29 @@ __device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
     SmallOperands<T, S> operands;
     operands.load_weights(params);
     SmallItem<T, S> items[S::ITEMS];
-    int described = 0;
+    SmallFactors<T, S> squares;
+    unsigned long long addresses = operands.find_rows(params) | squares.find(params);
 #pragma unroll
     for (int i = 0; i < S::ITEMS; ++i) {
         items[i].describe(params, i * S::THREADS + static_cast<int>(threadIdx.x));
-        described = max(described, items[i].low_output + items[i].at_row + items[i].sums);
+        addresses |= items[i].addresses();
     }
     trace(params, 1);
-    SmallFactors<T, S> squares;
 #ifdef WARM_CODE
 #pragma unroll 1
     for (int pass = 0; pass < 2; ++pass) {
-        if (pass == 1) grid_dependency_wait_after(described);
+        if (pass == 1) grid_dependency_wait_after(static_cast<int>(addresses >> 32));
         else block_sync();
 #else
     {
         constexpr int pass = 1;
-        grid_dependency_wait_after(described);
+        grid_dependency_wait_after(static_cast<int>(addresses >> 32));
 #endif
         trace(params, 2);
-        operands.load_rows(params);
+        operands.load_rows();
         squares.load(params);
 #pragma unroll
-        for (int i = 0; i < S::ITEMS; ++i) items[i].load(params);
+        for (int i = 0; i < S::ITEMS; ++i) items[i].load();
         trace(params, 3);
         operands.multiply(sums);
         squares.finish(params, factors);
@@ -296,12 +336,11 @@ __device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
                 high *= factors[item.row];
             }
             float new_squares = 0;
-            if (pass == 1 && item.is_real) new_squares = item.finish(params, low, high, scale);
+            if (pass == 1 && item.is_real) new_squares = item.finish(low, high, scale);
             if constexpr (S::MODE == RESIDUAL) {
 #pragma unroll
                 for (int mask = 4; mask > 0; mask /= 2) new_squares += shfl_xor(new_squares, mask);
-                if (pass == 1 && item.is_real && threadIdx.x % 8 == 0)
-                    params.squares_out[item.at_row * S::ALL_TILES + item.low_output / 16] = new_squares;
+                if (pass == 1 && item.is_real && threadIdx.x % 8 == 0) *item.squares = new_squares;
             }
         }
     }
