@@ -1,4 +1,4 @@
-"""The launches of small models, each alone: against float64, and rows that depend on neither their number nor the cut."""
+"""The launches of small models, each alone: against float64, and rows the same in any cut and among any number."""
 
 import pytest
 import torch
@@ -18,7 +18,9 @@ CUTS = {
     "gate_up": [SmallCut(2, 8), SmallCut(3, 8), SmallCut(3, 16)],
     "down": [SmallCut(1, 8), SmallCut(1, 16)],
 }
-CASES = [pytest.param(layer, cut, id=f"{layer} {cut.tiles} x {cut.rows}") for layer, cuts in CUTS.items() for cut in cuts]
+CASES = [
+    pytest.param(layer, cut, id=f"{layer} {cut.tiles} x {cut.rows}") for layer, cuts in CUTS.items() for cut in cuts
+]
 
 
 class Case:
