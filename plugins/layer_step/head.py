@@ -52,7 +52,7 @@ def run_head(
         boxes, hidden.data_ptr(), norm.data_ptr(), normed.data_ptr(), logits.data_ptr(), rows, outputs, tiles,
         spec.norm_eps,
     )  # fmt: skip
-    source, entry = head_source(spec, weight.dtype), f"head_{bucket}_kernel"
+    source, entry = head_source(spec, weight.dtype), f"layer_head_{bucket}_kernel"
     run_kernel(source, entry, min(tiles, num_processors), _THREADS, params, _shared_bytes(columns, bucket))
 
 

@@ -71,5 +71,5 @@ def run_small(layer: str, params: LayerLinearParams, spec: LayerSpec, dtype: tor
     groups = -(-params.rows // cut.rows)
     tiles = params.outputs // 16
     num_bytes = warps * cut.tiles * (cut.rows // 8) * _SUM_BYTES + 4 * cut.rows
-    entry = f"small_{layer}_{cut.tiles}_{cut.rows}_kernel"
+    entry = f"layer_small_{layer}_{cut.tiles}_{cut.rows}_kernel"
     run_kernel(small_source(spec, dtype), entry, (-(-tiles // cut.tiles), groups), 32 * warps, params, num_bytes)

@@ -14,61 +14,61 @@ template <int TILES, int ROWS>
 using Down = Shape<RESIDUAL, HIDDEN, INTERMEDIATE, TILES, ROWS / 8>;
 
 extern "C" __global__ void __launch_bounds__(Qkv<1, 8>::THREADS, 2)
-    small_qkv_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_qkv_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Qkv<1, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Qkv<1, 16>::THREADS, 2)
-    small_qkv_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_qkv_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Qkv<1, 16>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Qkv<1, 32>::THREADS, 2)
-    small_qkv_1_32_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_qkv_1_32_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Qkv<1, 32>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Dense<1, 8>::THREADS, 2)
-    small_dense_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_dense_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Dense<1, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Dense<1, 16>::THREADS, 2)
-    small_dense_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_dense_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Dense<1, 16>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(GateUp<1, 8>::THREADS, 2)
-    small_gate_up_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_gate_up_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, GateUp<1, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(GateUp<2, 8>::THREADS, 2)
-    small_gate_up_2_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_gate_up_2_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, GateUp<2, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(GateUp<3, 8>::THREADS, 2)
-    small_gate_up_3_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_gate_up_3_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, GateUp<3, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(GateUp<2, 16>::THREADS, 2)
-    small_gate_up_2_16_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_gate_up_2_16_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, GateUp<2, 16>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(GateUp<3, 16>::THREADS, 2)
-    small_gate_up_3_16_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_gate_up_3_16_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, GateUp<3, 16>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Down<1, 8>::THREADS, 2)
-    small_down_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_down_1_8_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Down<1, 8>>(params);
 }
 
 extern "C" __global__ void __launch_bounds__(Down<1, 16>::THREADS, 2)
-    small_down_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
+    layer_small_down_1_16_kernel(__grid_constant__ const LayerLinearParams params) {
     small_linear<ELEMENT, Down<1, 16>>(params);
 }

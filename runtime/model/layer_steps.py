@@ -30,9 +30,11 @@ def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
 def usual_rows(spec: ModelSpec) -> int:
     """Rows up to which these launches took less time than the ops on an H100, fitted to SmolLM2-135M and Llama-3.2-1B.
 
-    They save about 16 us a layer, and lose some with each row, the more the larger the layers are. `runtime.tuning`
-    measures it.
+    They save about 16 us a layer, and lose some with each row, the more the larger the layers are; those of small
+    models lose nothing. `runtime.tuning` measures it.
     """
+    if is_small(layer_spec(spec)):
+        return MOST_ROWS
     layer_mb = 2 * spec.num_parameters / spec.num_layers / 1e6
     return int(16.0 / (0.25 + 0.012 * layer_mb))
 
