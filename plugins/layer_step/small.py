@@ -59,8 +59,9 @@ def small_source(spec: LayerSpec, element: torch.dtype) -> KernelSource:
         "NUM_KV_HEADS": spec.num_kv_heads, "HEAD_DIM": spec.head_dim,
     }  # fmt: skip
     defines = (("ELEMENT", ELEMENTS[element]), *((name, str(size)) for name, size in sizes.items()))
-    if os.environ.get("WARM_CODE"):
-        defines += (("WARM_CODE", "1"),)
+    for switch in ("WARM_CODE", "LATE_TRIGGER"):
+        if os.environ.get(switch):
+            defines += ((switch, "1"),)
     return KernelSource("small_linear", "layer_step/small_linear.cu", defines)
 
 

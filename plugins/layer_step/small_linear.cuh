@@ -37,6 +37,7 @@ struct Shape {
     static constexpr int STEPS = COLUMNS / 32 / WARPS;  // of a warp, 32 columns each
     static constexpr int BLOCKS = TILES * ROW_BLOCKS;   // of 16 outputs and 8 rows
     static constexpr int ITEMS = ceil_div(64 * BLOCKS, THREADS);
+    static constexpr int CHAINS = MODE == GATED ? 1 : 2;  // of products that wait for each other; the same in every cut
     static constexpr int PITCH = 12;  // floats of a row's 8 outputs: so a warp's writes hit different banks
     static constexpr int HALF = 8 * PITCH;
     static constexpr int SQUARES = ceil_div(HIDDEN / 16, 32);         // of a row's parts, that a lane adds
@@ -259,7 +260,7 @@ struct SmallOperands {
     }
 
     __device__ void multiply(float* shared) const {
-        float acc[S::TILES][S::ROW_BLOCKS][4] = {};
+        float acc[S::TILES][S::ROW_BLOCKS][S::CHAINS][4] = {};
 #pragma unroll
         for (int step = 0; step < S::STEPS; ++step)
 #pragma unroll
@@ -267,8 +268,8 @@ struct SmallOperands {
 #pragma unroll
                 for (int n = 0; n < S::ROW_BLOCKS; ++n) {
                     const uint4 low = weights[m][step][0], high = weights[m][step][1], b = rows[n][step];
-                    mma_16x8x16<T>(acc[m][n], {low.x, high.x, low.y, high.y}, {b.x, b.y});
-                    mma_16x8x16<T>(acc[m][n], {low.z, high.z, low.w, high.w}, {b.z, b.w});
+                    mma_16x8x16<T>(acc[m][n][0], {low.x, high.x, low.y, high.y}, {b.x, b.y});
+                    mma_16x8x16<T>(acc[m][n][S::CHAINS - 1], {low.z, high.z, low.w, high.w}, {b.z, b.w});
                 }
         float* target = shared + warp_id() * S::BLOCKS * 2 * S::HALF + lane_id() % 4 * 2 * S::PITCH + lane_id() / 4;
 #pragma unroll
@@ -276,8 +277,10 @@ struct SmallOperands {
 #pragma unroll
             for (int n = 0; n < S::ROW_BLOCKS; ++n)
 #pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    target[((m * S::ROW_BLOCKS + n) * 2 + i / 2) * S::HALF + i % 2 * S::PITCH] = acc[m][n][i];
+                for (int i = 0; i < 4; ++i) {
+                    const float sum = S::CHAINS == 1 ? acc[m][n][0][i] : acc[m][n][0][i] + acc[m][n][1][i];
+                    target[((m * S::ROW_BLOCKS + n) * 2 + i / 2) * S::HALF + i % 2 * S::PITCH] = sum;
+                }
     }
 };
 
@@ -286,7 +289,9 @@ __device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
     float* sums = reinterpret_cast<float*>(shared_memory());
     float* factors = sums + S::WARPS * S::BLOCKS * 2 * S::HALF;
     trace(params, 0);
+#ifndef LATE_TRIGGER
     grid_dependency_launch();
+#endif
     SmallOperands<T, S> operands;
     operands.load_weights(params);
     SmallItem<T, S> items[S::ITEMS];
@@ -307,6 +312,9 @@ __device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
     {
         constexpr int pass = 1;
         grid_dependency_wait_after(static_cast<int>(addresses >> 32));
+#endif
+#ifdef LATE_TRIGGER
+        if (pass == 1) grid_dependency_launch();
 #endif
         trace(params, 2);
         operands.load_rows();
