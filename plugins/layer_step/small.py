@@ -61,7 +61,7 @@ def small_source(spec: LayerSpec, element: torch.dtype) -> KernelSource:
     defines = (("ELEMENT", ELEMENTS[element]), *((name, str(size)) for name, size in sizes.items()))
     for switch in ("WARM_CODE", "LATE_TRIGGER"):
         if os.environ.get(switch):
-            defines += ((switch, "1"),)
+            defines += ((switch, switch.lower()),)
     return KernelSource("small_linear", "layer_step/small_linear.cu", defines)
 
 
