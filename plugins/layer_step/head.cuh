@@ -1,12 +1,12 @@
 // The last norm and the LM head over up to 64 rows: logits (R, V) = norm(hidden) . weight (V, H)^T, weights read once.
 //
-// The weights are operand A of wgmma, 64 outputs to a tile, and the rows are B. A normed row is the nearest of the weights'
-// type and what that leaves, which together have about twice its bits; both are multiplied. A block norms all rows for itself
-// while the first weights are under way: a warp fills a ring of boxes of 64 outputs x 64 columns, before it is known that
-// the stream is complete, and two warpgroups take the block's tiles in turns.
+// The weights are operand A of wgmma, 64 outputs to a warpgroup and 128 to a tile, and the rows are B. A normed row is the
+// nearest of the weights' type and what that leaves, which together have about twice its bits; both are multiplied. A block
+// norms all rows for itself while the first weights are under way: a warp fills a ring of boxes of 128 outputs x 64 columns
+// before it is known that the stream is complete.
 //
 // 1 block a processor, 288 threads: 8 warps that multiply and the one that copies. Shared memory: rows
-// (2, H / 64, 8 ROW_BLOCKS) of 128 bytes, swizzled | STAGES boxes of 8 KB | barriers. H is a multiple of 64.
+// (2, H / 64, 8 ROW_BLOCKS) of 128 bytes, swizzled | STAGES boxes of 16 KB | barriers. H is a multiple of 64.
 #pragma once
 
 #include "element.cuh"
@@ -17,13 +17,13 @@
 #include "wgmma.cuh"
 
 struct HeadParams {
-    TensorMap weight;    // (V, H), boxes of 64 rows
+    TensorMap weight;    // (V, H), boxes of 128 rows
     const float* hidden;  // (R, H), the stream
     const float* norm;    // (H,)
     float* normed;        // (R, H)
     float* logits;        // (R, V)
     int rows;
-    int outputs;  // V, 64 at least
+    int outputs;  // V, TILE at least
     int tiles;
     float eps;
     unsigned unused[4];
@@ -31,7 +31,8 @@ struct HeadParams {
 static_assert(sizeof(HeadParams) == 192, "mirrored in head.py");
 
 constexpr int HEAD_WARPS = 8, HEAD_THREADS = 32 * (HEAD_WARPS + 1);
-constexpr int BOX_BYTES = 64 * 128;
+constexpr int TILE = 128;  // outputs
+constexpr int BOX_BYTES = TILE * 128;
 constexpr int BOXES = HIDDEN / 64;
 constexpr int PIECES = HIDDEN / 8;                // of 8 columns
 constexpr int LANE_PIECES = (PIECES + 31) / 32;
@@ -61,7 +62,7 @@ __device__ __forceinline__ void stream_weights(const HeadParams& params, const S
     int stage = 0;
     unsigned parity = 1;  // of a ring that is empty at first
     for (int tile = static_cast<int>(blockIdx.x); tile < params.tiles; tile += static_cast<int>(gridDim.x)) {
-        const int row = min(64 * tile, params.outputs - 64);
+        const int row = min(TILE * tile, params.outputs - TILE);
         for (int box = 0; box < BOXES; ++box) {
             mbarrier_wait(shared.empty + stage, parity);
             mbarrier_arrive_expect(shared.full + stage, BOX_BYTES);
@@ -122,7 +123,7 @@ __device__ __forceinline__ void multiply_boxes(float (&acc)[ROW_BLOCKS][4], cons
     for (int box = 0; box < BOXES; ++box) {
         const unsigned at = first_box + box, stage = at % S::STAGES;
         mbarrier_wait(shared.full + stage, at / S::STAGES & 1);
-        const unsigned long long a = wgmma_descriptor(shared.ring + stage * BOX_BYTES);
+        const unsigned long long a = wgmma_descriptor(shared.ring + stage * BOX_BYTES + warp_id() / 4 * (BOX_BYTES / 2));
         const unsigned long long b = wgmma_descriptor(shared.rows + box * S::ROW_BOX_BYTES);
         wgmma_hold(acc);
         wgmma_fence();
@@ -144,8 +145,8 @@ __device__ __forceinline__ void multiply_boxes(float (&acc)[ROW_BLOCKS][4], cons
 
 template <int ROW_BLOCKS>
 __device__ __forceinline__ void store_logits(const HeadParams& params, const float (&acc)[ROW_BLOCKS][4], int tile) {
-    const int first = min(64 * tile, params.outputs - 64);
-    const int output = first + static_cast<int>(warp_id() % 4 * 16 + lane_id() / 4);
+    const int first = min(TILE * tile, params.outputs - TILE);
+    const int output = first + static_cast<int>(warp_id() * 16 + lane_id() / 4);
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
@@ -164,7 +165,7 @@ __device__ __forceinline__ void head(const HeadParams& params) {
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < STAGES; ++stage) {
             mbarrier_init(shared.full + stage, 1);
-            mbarrier_init(shared.empty + stage, 4);
+            mbarrier_init(shared.empty + stage, HEAD_WARPS);
         }
     }
     block_sync();
@@ -177,12 +178,11 @@ __device__ __forceinline__ void head(const HeadParams& params) {
     for (int row = static_cast<int>(warp_id()); row < S::ROWS; row += HEAD_WARPS) norm_row<T>(params, shared, row);
     bulk_copy_fence();
     named_sync(1, 32 * HEAD_WARPS);
-    const int group = static_cast<int>(warp_id()) / 4, blocks = static_cast<int>(gridDim.x);
-    for (int turn = group;; turn += 2) {
-        const int tile = static_cast<int>(blockIdx.x) + turn * blocks;
-        if (tile >= params.tiles) break;
+    int first_box = 0;
+    for (int tile = static_cast<int>(blockIdx.x); tile < params.tiles; tile += static_cast<int>(gridDim.x)) {
         float acc[ROW_BLOCKS][4];
-        multiply_boxes<T>(acc, shared, turn * BOXES);
+        multiply_boxes<T>(acc, shared, first_box);
         store_logits(params, acc, tile);
+        first_box += BOXES;
     }
 }

@@ -10,9 +10,9 @@ from plugins.cuda.tensor_map import MAP_BYTES, TILE_COLUMNS, encode_rows
 from plugins.layer_step.weights import LayerSpec
 
 _THREADS = 288
-_TILE = 64  # outputs
+_TILE = 128  # outputs
 _BOX_BYTES = _TILE * 2 * TILE_COLUMNS
-_STAGES = {8: 20, 16: 20, 32: 16, 64: 9}  # boxes of weights under way, by the rows that a kernel has room for
+_STAGES = {8: 10, 16: 10, 32: 8, 64: 4}  # boxes of weights under way, by the rows that a kernel has room for
 _MOST_SHARED_BYTES = 227 << 10
 
 
