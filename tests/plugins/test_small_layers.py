@@ -91,15 +91,18 @@ def check_heads(case: Case, result: dict[str, torch.Tensor], exact: torch.Tensor
     """Queries and keys turned by their angles (sin has its first half negated), and values as they are."""
     heads = (exact + case.bias.cpu().double()).view(case.rows, -1, SPEC.head_dim)
     cos, sin = (angle.cpu().double().unsqueeze(1) for angle in (case.cos, case.sin))
-    sin = torch.cat([-sin[..., 32:], sin[..., 32:]], -1)
-    cos = torch.cat([cos[..., :32], cos[..., :32]], -1)
-    turned = heads * cos + heads.roll(32, -1) * sin
-    off = slack.view(heads.shape)
-    off = off * cos.abs() + off.roll(32, -1) * sin.abs() + 2.0**-22 * (heads.abs() + heads.roll(32, -1).abs()) * 4
-    queries, keys = turned.split([SPEC.num_heads, 2 * SPEC.num_kv_heads], 1)
-    check(result["y"].view(queries.shape), queries, off[:, : SPEC.num_heads])
-    check(result["keys"].transpose(0, 1), keys[:, :1], off[:, 3:4])
-    check(result["values"].transpose(0, 1), heads[:, 4:], slack.view(heads.shape)[:, 4:] + 1e-5)
+    half = SPEC.head_dim // 2
+    sin = torch.cat([-sin[..., half:], sin[..., half:]], -1)
+    cos = torch.cat([cos[..., :half], cos[..., :half]], -1)
+    turned = heads * cos + heads.roll(half, -1) * sin
+    off = slack.view(heads.shape) + heads.abs() * 2.0**-21
+    off = off * (1 + cos.abs()) + off.roll(half, -1) * sin.abs()
+    sizes = [SPEC.num_heads, SPEC.num_kv_heads, SPEC.num_kv_heads]
+    (queries, keys, _), (_, _, values) = turned.split(sizes, 1), heads.split(sizes, 1)
+    queries_off, keys_off, values_off = off.split(sizes, 1)
+    check(result["y"].view(queries.shape), queries, queries_off)
+    check(result["keys"].transpose(0, 1), keys, keys_off)
+    check(result["values"].transpose(0, 1), values, values_off)
 
 
 @pytest.mark.parametrize("layer", CUTS)
