@@ -59,9 +59,6 @@ def small_source(spec: LayerSpec, element: torch.dtype) -> KernelSource:
         "NUM_KV_HEADS": spec.num_kv_heads, "HEAD_DIM": spec.head_dim,
     }  # fmt: skip
     defines = (("ELEMENT", ELEMENTS[element]), *((name, str(size)) for name, size in sizes.items()))
-    for switch in ("WARM_CODE", "LATE_TRIGGER"):
-        if os.environ.get(switch):
-            defines += ((switch, switch.lower()),)
     return KernelSource("small_linear", "layer_step/small_linear.cu", defines)
 
 
@@ -69,8 +66,16 @@ def run_small(layer: str, params: LayerLinearParams, spec: LayerSpec, dtype: tor
     """Launch one layer: qkv, dense, gate_up or down."""
     cut = small_cut(layer, params.rows)
     warps = small_warps(params.columns)
+    factor_warps = 1 if layer in ("qkv", "gate_up") or dtype == torch.float16 else 0
     groups = -(-params.rows // cut.rows)
     tiles = params.outputs // 16
     num_bytes = warps * cut.tiles * (cut.rows // 8) * _SUM_BYTES + 4 * cut.rows
     entry = f"layer_small_{layer}_{cut.tiles}_{cut.rows}_kernel"
-    run_kernel(small_source(spec, dtype), entry, (-(-tiles // cut.tiles), groups), 32 * warps, params, num_bytes)
+    run_kernel(
+        small_source(spec, dtype),
+        entry,
+        (-(-tiles // cut.tiles), groups),
+        32 * (warps + factor_warps),
+        params,
+        num_bytes,
+    )

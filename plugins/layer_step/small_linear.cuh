@@ -27,21 +27,23 @@ __device__ constexpr int warps_for(int columns) {
     return warps;
 }
 
-template <Mode MODE_, int OUTPUTS_, int COLUMNS_, int TILES_, int ROW_BLOCKS_>
+template <class T_, Mode MODE_, int OUTPUTS_, int COLUMNS_, int TILES_, int ROW_BLOCKS_>
 struct Shape {
+    using T = T_;
     static constexpr Mode MODE = MODE_;
     static constexpr int OUTPUTS = OUTPUTS_, COLUMNS = COLUMNS_, TILES = TILES_, ROW_BLOCKS = ROW_BLOCKS_;
     static constexpr int ROWS = 8 * ROW_BLOCKS;
     static constexpr int ALL_TILES = OUTPUTS / 16;
-    static constexpr int WARPS = warps_for(COLUMNS), THREADS = 32 * WARPS;
+    static constexpr bool HAS_FACTORS = MODE != RESIDUAL || SCALES_ROWS<T>;
+    static constexpr int WARPS = warps_for(COLUMNS);  // that multiply
+    static constexpr int THREADS = 32 * (WARPS + (HAS_FACTORS ? 1 : 0));
     static constexpr int STEPS = COLUMNS / 32 / WARPS;  // of a warp, 32 columns each
     static constexpr int BLOCKS = TILES * ROW_BLOCKS;   // of 16 outputs and 8 rows
     static constexpr int ITEMS = ceil_div(64 * BLOCKS, THREADS);
     static constexpr int CHAINS = MODE == GATED ? 1 : 2;  // of products that wait for each other; the same in every cut
     static constexpr int PITCH = 12;  // floats of a row's 8 outputs: so a warp's writes hit different banks
     static constexpr int HALF = 8 * PITCH;
-    static constexpr int SQUARES = ceil_div(HIDDEN / 16, 32);         // of a row's parts, that a lane adds
-    static constexpr int FACTOR_ROWS = ceil_div(ROWS, WARPS);         // of a warp
+    static constexpr int SQUARES = ceil_div(HIDDEN / 16, 4);  // of a row's parts, that a lane adds
     static_assert(OUTPUTS % 16 == 0 && COLUMNS % 32 == 0, "checked by small.py");
 
     // Two outputs that one thread has: rows i and i + 8 of operand A.
@@ -58,8 +60,9 @@ __device__ __forceinline__ unsigned long long address(const void* pointer) {
 }
 
 // What a thread finishes: two outputs of one row.
-template <class T, class S>
+template <class S>
 struct SmallItem {
+    using T = typename S::T;
     int sums;  // where the warps' sums are
     int row;   // among the block's
     bool is_real;
@@ -158,68 +161,69 @@ struct SmallItem {
     }
 };
 
-// 1 / rms of rows, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. A warp to a row.
-template <class T, class S>
+// 1 / rms of the block's rows, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. By
+// a warp of its own, beside the products: 4 lanes to a row.
+template <class S>
 struct SmallFactors {
-    static constexpr bool NEEDED = S::MODE != RESIDUAL || SCALES_ROWS<T>;
-    unsigned parts[S::FACTOR_ROWS][S::SQUARES];
-    unsigned scales[S::FACTOR_ROWS];
-    const unsigned* squares[S::FACTOR_ROWS];  // this lane's first
-    int left;                                 // parts of a row from there on
+    unsigned parts[S::ROW_BLOCKS][S::SQUARES];
+    unsigned scales[S::ROW_BLOCKS];
+    const unsigned* squares[S::ROW_BLOCKS];  // this lane's first
+    int left;                                // parts of a row from there on
 
-    __device__ static int own_row(int i) { return i * S::WARPS + static_cast<int>(warp_id()); }
+    __device__ static int own_row(int block) { return 8 * block + static_cast<int>(lane_id()) / 4; }
+    __device__ static int memory_row(const LayerLinearParams& params, int block) {
+        return min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(block), params.rows - 1);
+    }
 
     __device__ unsigned long long find(const LayerLinearParams& params) {
         unsigned long long addresses = 0;
-        left = params.num_squares - static_cast<int>(lane_id());
+        left = params.num_squares - static_cast<int>(lane_id()) % 4;
 #pragma unroll
-        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
-            const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
-            squares[i] = reinterpret_cast<const unsigned*>(params.squares) + row * params.num_squares + lane_id();
-            addresses |= address(squares[i]);
+        for (int block = 0; block < S::ROW_BLOCKS; ++block) {
+            squares[block] = reinterpret_cast<const unsigned*>(params.squares) +
+                             memory_row(params, block) * params.num_squares + lane_id() % 4;
+            addresses |= address(squares[block]);
         }
-        return NEEDED ? addresses : 0;
+        return addresses;
     }
 
     __device__ void load(const LayerLinearParams& params) {
-        if constexpr (!NEEDED) return;
 #pragma unroll
-        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
+        for (int block = 0; block < S::ROW_BLOCKS; ++block) {
 #pragma unroll
             for (int part = 0; part < S::SQUARES; ++part)
-                parts[i][part] = 32 * part < left ? load_relaxed(squares[i] + 32 * part) : 0;
-            if constexpr (SCALES_ROWS<T> && S::MODE != RESIDUAL) {
-                const int row = min(static_cast<int>(blockIdx.y) * S::ROWS + own_row(i), params.rows - 1);
-                scales[i] = load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + row);
-            }
+                parts[block][part] = 4 * part < left ? load_relaxed(squares[block] + 4 * part) : 0;
+            if constexpr (SCALES_ROWS<typename S::T> && S::MODE != RESIDUAL)
+                scales[block] = load_relaxed(reinterpret_cast<const unsigned*>(params.scales) + memory_row(params, block));
         }
     }
 
     __device__ void finish(const LayerLinearParams& params, float* factors) const {
-        if constexpr (!NEEDED) return;
 #pragma unroll
-        for (int i = 0; i < S::FACTOR_ROWS; ++i) {
+        for (int block = 0; block < S::ROW_BLOCKS; ++block) {
             float sum = 0;
 #pragma unroll
-            for (int part = 0; part < S::SQUARES; ++part) sum += __uint_as_float(parts[i][part]);
-            float factor = rsqrt_fast(warp_sum(sum) * (1.0f / HIDDEN) + params.eps);
-            const int row = own_row(i);
-            if (lane_id() != 0 || row >= S::ROWS) continue;
-            if constexpr (SCALES_ROWS<T> && S::MODE == RESIDUAL) {
+            for (int part = 0; part < S::SQUARES; ++part) sum += __uint_as_float(parts[block][part]);
+            sum += shfl_xor(sum, 1);
+            sum += shfl_xor(sum, 2);
+            float factor = rsqrt_fast(sum * (1.0f / HIDDEN) + params.eps);
+            if (lane_id() % 4 != 0) continue;
+            if constexpr (SCALES_ROWS<typename S::T> && S::MODE == RESIDUAL) {
                 factor = row_scale(factor);
-                const int at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
+                const int at_row = static_cast<int>(blockIdx.y) * S::ROWS + own_row(block);
                 if (blockIdx.x == 0 && at_row < params.rows) params.scales_out[at_row] = factor;
-            } else if constexpr (SCALES_ROWS<T>) {
-                factor /= __uint_as_float(scales[i]);
+            } else if constexpr (SCALES_ROWS<typename S::T>) {
+                factor /= __uint_as_float(scales[block]);
             }
-            factors[row] = factor;
+            factors[own_row(block)] = factor;
         }
     }
 };
 
 // A warp's weights, and its rows of x: its columns, in registers.
-template <class T, class S>
+template <class S>
 struct SmallOperands {
+    using T = typename S::T;
     uint4 weights[S::TILES][S::STEPS][2];
     uint4 rows[S::ROW_BLOCKS][S::STEPS];
     const T* x[S::ROW_BLOCKS];
@@ -284,73 +288,70 @@ struct SmallOperands {
     }
 };
 
-template <class T, class S>
+// A block's last step: the sums of all warps, and what they become.
+template <class S>
+__device__ __forceinline__ void finish_item(const SmallItem<S>& item, const float* sums, const float* factors) {
+    float low = 0, high = 0;
+#pragma unroll
+    for (int warp = 0; warp < S::WARPS; ++warp) {
+        low += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums];
+        high += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums + S::HALF];
+    }
+    const float factor = S::HAS_FACTORS ? factors[item.row] : 1;
+    if constexpr (S::MODE == RESIDUAL) {
+        float squares = item.is_real ? item.finish(low, high, factor) : 0;
+#pragma unroll
+        for (int mask = 4; mask > 0; mask /= 2) squares += shfl_xor(squares, mask);
+        if (item.is_real && threadIdx.x % 8 == 0) *item.squares = squares;
+    } else {
+        if (item.is_real) item.finish(low * factor, high * factor, 1);
+    }
+}
+
+template <class S>
 __device__ __forceinline__ void small_linear(const LayerLinearParams& params) {
     float* sums = reinterpret_cast<float*>(shared_memory());
     float* factors = sums + S::WARPS * S::BLOCKS * 2 * S::HALF;
+    const bool multiplies = warp_id() < S::WARPS;
     trace(params, 0);
-#ifndef LATE_TRIGGER
     grid_dependency_launch();
-#endif
-    SmallOperands<T, S> operands;
-    operands.load_weights(params);
-    SmallItem<T, S> items[S::ITEMS];
-    SmallFactors<T, S> squares;
-    unsigned long long addresses = operands.find_rows(params) | squares.find(params);
+    SmallOperands<S> operands;
+    SmallFactors<S> squares;
+    unsigned long long addresses = 0;
+    if (multiplies) {
+        operands.load_weights(params);
+        addresses = operands.find_rows(params);
+    } else {
+        addresses = squares.find(params);
+    }
+    SmallItem<S> items[S::ITEMS];
 #pragma unroll
     for (int i = 0; i < S::ITEMS; ++i) {
         items[i].describe(params, i * S::THREADS + static_cast<int>(threadIdx.x));
         addresses |= items[i].addresses();
     }
     trace(params, 1);
-#ifdef WARM_CODE
-#pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-        if (pass == 1) grid_dependency_wait_after(static_cast<int>(addresses >> 32));
-        else block_sync();
-#else
-    {
-        constexpr int pass = 1;
-        grid_dependency_wait_after(static_cast<int>(addresses >> 32));
-#endif
-#ifdef LATE_TRIGGER
-        if (pass == 1) grid_dependency_launch();
-#endif
-        trace(params, 2);
+    grid_dependency_wait_after(static_cast<int>(addresses >> 32));
+    trace(params, 2);
+    if (multiplies) {
         operands.load_rows();
-        squares.load(params);
 #pragma unroll
         for (int i = 0; i < S::ITEMS; ++i) items[i].load();
         trace(params, 3);
         operands.multiply(sums);
+    } else {
+        squares.load(params);
+#pragma unroll
+        for (int i = 0; i < S::ITEMS; ++i) items[i].load();
         squares.finish(params, factors);
-        trace(params, 4);
-        block_sync();
-        trace(params, 5);
+    }
+    trace(params, 4);
+    block_sync();
+    trace(params, 5);
 #pragma unroll
-        for (int i = 0; i < S::ITEMS; ++i) {
-            if (i * S::THREADS + static_cast<int>(threadIdx.x) >= 64 * S::BLOCKS) break;  // whole warps
-            const SmallItem<T, S>& item = items[i];
-            float low = 0, high = 0;
-#pragma unroll
-            for (int warp = 0; warp < S::WARPS; ++warp) {
-                low += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums];
-                high += sums[warp * S::BLOCKS * 2 * S::HALF + item.sums + S::HALF];
-            }
-            float scale = 1;
-            if constexpr (SmallFactors<T, S>::NEEDED && S::MODE == RESIDUAL) scale = factors[item.row];
-            if constexpr (S::MODE != RESIDUAL) {
-                low *= factors[item.row];
-                high *= factors[item.row];
-            }
-            float new_squares = 0;
-            if (pass == 1 && item.is_real) new_squares = item.finish(low, high, scale);
-            if constexpr (S::MODE == RESIDUAL) {
-#pragma unroll
-                for (int mask = 4; mask > 0; mask /= 2) new_squares += shfl_xor(new_squares, mask);
-                if (pass == 1 && item.is_real && threadIdx.x % 8 == 0) *item.squares = new_squares;
-            }
-        }
+    for (int i = 0; i < S::ITEMS; ++i) {
+        if (i * S::THREADS + static_cast<int>(threadIdx.x) >= 64 * S::BLOCKS) break;  // whole warps
+        finish_item(items[i], sums, factors);
     }
     trace(params, 7);
 }
