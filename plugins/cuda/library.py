@@ -1,7 +1,6 @@
 """The kernels of this process: images found in bundles' folders, or compiled on the spot, loaded once per device."""
 
 import ctypes
-import os
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -108,9 +107,6 @@ def _load_kernel(source: KernelSource, entry: str, params_type: type[ctypes.Stru
     handle = check(f"{source.id} has no kernel {entry}", cuda.cuLibraryGetKernel(library, entry.encode()))
     # The function, not the library's handle: loading at the first launch would break a graph capture.
     function = check(f"loading {entry} of {source.id}", cuda.cuKernelGetFunction(handle))
-    if os.environ.get("LIB_CARVEOUT"):
-        attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT
-        check("carve-out", cuda.cuFuncSetAttribute(function, attribute, int(os.environ["LIB_CARVEOUT"])))
     return Kernel(entry, function, device)
 
 

@@ -1,6 +1,5 @@
 """How the layers of a small model are cut: by sizes that its kernels are compiled for, see small_linear.cuh."""
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -42,9 +41,6 @@ def small_warps(columns: int) -> int:
 
 def small_cut(layer: str, rows: int) -> SmallCut:
     """The cut of a layer; a row's result does not depend on it."""
-    forced = os.environ.get(f"SMALL_{layer.upper()}")
-    if forced:
-        return SmallCut(*map(int, forced.split(",")))
     if layer == "gate_up":
         return SmallCut(2, 8) if rows <= 8 else SmallCut(3, 8 if rows <= 16 else 16)
     if layer == "qkv":
