@@ -13,7 +13,7 @@ _STEP = 32  # columns
 _MOST_WARPS = 12
 _SMALL_WEIGHTS = 3 << 20  # of a layer, whose blocks hold all of them in registers
 _MOST_STEPS = 4  # of a warp
-_SUM_BYTES = 2 * 8 * 12 * 4  # of a warp, for 16 outputs of 8 rows
+_SUM_BYTES = 2 * 8 * 8 * 4  # of a warp, for 16 outputs of 8 rows
 
 
 class SmallCut(NamedTuple):

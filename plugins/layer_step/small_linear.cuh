@@ -6,7 +6,7 @@
 // trip together with all else that the launch before wrote. The order of k inside a product is free, so a thread's 16
 // contiguous bytes of both operands are two products. The warps' sums meet in shared memory and are added in their order.
 //
-// Shared memory: (WARPS, TILES x ROW_BLOCKS, 2, 8, PITCH) floats of sums, (8 ROW_BLOCKS) factors.
+// Shared memory: (WARPS, TILES x ROW_BLOCKS, 2, 8, 8) floats of sums, (8 ROW_BLOCKS) factors.
 #pragma once
 
 #include "element.cuh"
@@ -41,10 +41,12 @@ struct Shape {
     static constexpr int BLOCKS = TILES * ROW_BLOCKS;   // of 16 outputs and 8 rows
     static constexpr int ITEMS = ceil_div(64 * BLOCKS, THREADS);
     static constexpr int CHAINS = MODE == GATED ? 1 : 2;  // of products that wait for each other; the same in every cut
-    static constexpr int PITCH = 12;  // floats of a row's 8 outputs: so a warp's writes hit different banks
-    static constexpr int HALF = 8 * PITCH;
+    static constexpr int HALF = 64;  // floats of 8 outputs of 8 rows
     static constexpr int SQUARES = ceil_div(HIDDEN / 16, 4);  // of a row's parts, that a lane adds
     static_assert(OUTPUTS % 16 == 0 && COLUMNS % 32 == 0, "checked by small.py");
+
+    // Where a row's 8 outputs lie among a block's: so that neither a warp's writes nor its reads share banks.
+    __device__ static int slot(int row) { return (row ^ row / 4) * 8; }
 
     // Two outputs that one thread has: rows i and i + 8 of operand A.
     __device__ static int low_output(int tile, int i) {
@@ -83,7 +85,7 @@ struct SmallItem {
         const int block = index / 64, i = index % 8, block_row = index / 8 % 8;
         const int tile = static_cast<int>(blockIdx.x) * S::TILES + block / S::ROW_BLOCKS;
         const int low_output = S::low_output(tile, i);
-        sums = block * 2 * S::HALF + block_row * S::PITCH + i;
+        sums = block * 2 * S::HALF + S::slot(block_row) + i;
         row = block % S::ROW_BLOCKS * 8 + block_row;
         const int at_row = static_cast<int>(blockIdx.y) * S::ROWS + row;
         is_real = index < 64 * S::BLOCKS && tile < S::ALL_TILES && at_row < params.rows;
@@ -275,7 +277,8 @@ struct SmallOperands {
                     mma_16x8x16<T>(acc[m][n][0], {low.x, high.x, low.y, high.y}, {b.x, b.y});
                     mma_16x8x16<T>(acc[m][n][S::CHAINS - 1], {low.z, high.z, low.w, high.w}, {b.z, b.w});
                 }
-        float* target = shared + warp_id() * S::BLOCKS * 2 * S::HALF + lane_id() % 4 * 2 * S::PITCH + lane_id() / 4;
+        float* target = shared + warp_id() * S::BLOCKS * 2 * S::HALF + lane_id() / 4;
+        const int slots[2] = {S::slot(lane_id() % 4 * 2), S::slot(lane_id() % 4 * 2 + 1)};
 #pragma unroll
         for (int m = 0; m < S::TILES; ++m)
 #pragma unroll
@@ -283,7 +286,7 @@ struct SmallOperands {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const float sum = S::CHAINS == 1 ? acc[m][n][0][i] : acc[m][n][0][i] + acc[m][n][1][i];
-                    target[((m * S::ROW_BLOCKS + n) * 2 + i / 2) * S::HALF + i % 2 * S::PITCH] = sum;
+                    target[((m * S::ROW_BLOCKS + n) * 2 + i / 2) * S::HALF + slots[i % 2]] = sum;
                 }
     }
 };
