@@ -79,3 +79,5 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         yield NeededKernel(source, whole_step.ARCHS)
     for source in layer_steps.layer_sources(spec, dtype):
         yield NeededKernel(source, layer_steps.ARCHS)
+    for source in layer_steps.head_sources(spec, dtype):
+        yield NeededKernel(source, layer_steps.HEAD_ARCHS)

@@ -9,6 +9,7 @@ from plugins.attention import AttentionShape, attention, plan_attention
 from plugins.attention.few_rows import FEW_HEAD_DIMS, FewRowsAttention
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
+from plugins.layer_step.head import run_head, takes_head
 from plugins.layer_step.layout import (
     STAGES,
     THREADS,
@@ -20,11 +21,17 @@ from plugins.layer_step.layout import (
     tiling,
 )
 from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
+from plugins.layer_step.small import is_small, run_small
 from plugins.layer_step.weights import LayerTensors, LayerWeights
 from plugins.rope_kv_write import rope_kv_write
 
 _ROW_THREADS = 256
 _BLOCK_SUM_BYTES = 32
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether the device runs sm_90a's code."""
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 def linear_source(element: torch.dtype) -> KernelSource:
@@ -67,10 +74,11 @@ class LayerStep:
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
             stream.queries(layer, k_cache, v_cache, query)
             attend(query, k_cache, v_cache, scale=spec.head_dim**-0.5, out=context)
-            stream.add(context, layer.dense, layer.post_norm)
+            stream.add("dense", context, layer.dense, layer.post_norm)
             stream.gated(layer.gate_up, activated)
             is_last = index + 1 == len(weights.layers)
-            stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
+            next_norm = layer.input_norm if is_last else weights.layers[index + 1].input_norm
+            stream.add("down", activated, layer.down, next_norm)
         return stream.logits()
 
 
@@ -104,6 +112,8 @@ class _Stream:
     ) -> None:
         weights, cache = step._weights, step._cache
         self._weights, self._rows = weights, len(token_ids)
+        self._is_small = is_small(weights.spec)
+        self._streams_head = takes_head(weights.spec) and has_wgmma(cache.device)
         self._block_size = cache.shape[3]
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
@@ -146,12 +156,13 @@ class _Stream:
             cut = head_tiling(params.head_dim) or cut
         params.cos, params.sin, params.kv_rows = self._cos.data_ptr(), self._sin.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
-        self._run(params, cut)
+        self._run(params, cut, "qkv")
 
-    def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
+    def add(self, layer: str, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
         """Add a sublayer's result, and leave what the layer after the next norm reads."""
         params = self._params("residual", x, weight, self._scaled)
-        squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
+        parts = len(weight) // 16 if self._is_small else tiling(*weight.shape).squares(len(weight))
+        squares = self._hidden.new_empty(self._rows, parts)
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
         params.squares_out = squares.data_ptr()
         scales = self._scales
@@ -159,16 +170,23 @@ class _Stream:
             self._read_norm(params)
             scales = torch.empty_like(scales)
             params.scales_out = scales.data_ptr()
-        self._run(params)
+        self._run(params, layer=layer)
         self._squares, self._scales = squares, scales
 
     def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
-        self._run(self._normed("gated", weight, activated))
+        self._run(self._normed("gated", weight, activated), layer="gate_up")
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(R, V) and (R, H) float32: the logits, and the stream after the last norm."""
         weights = self._weights
         normed = torch.empty_like(self._hidden)
+        if self._streams_head:
+            logits = self._hidden.new_empty(self._rows, weights.spec.vocab_size)
+            run_head(
+                self._hidden, weights.final_norm, weights.head, normed, logits, weights.spec,
+                processors(self._hidden.device),
+            )  # fmt: skip
+            return logits, normed
         parts = self._scaled.new_empty(2, *self._hidden.shape)
         params = self._rows_params(weights.final_norm)
         params.scaled, params.squares = parts.data_ptr(), normed.data_ptr()
@@ -201,7 +219,10 @@ class _Stream:
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams, cut: Tiling | None = None) -> None:
+    def _run(self, params: LayerLinearParams, cut: Tiling | None = None, layer: str = "head") -> None:
+        if self._is_small and layer != "head":
+            run_small(layer, params, self._weights.spec, self._scaled.dtype)
+            return
         cut = cut or tiling(params.outputs, params.columns)
         run_linear(params, cut, self._scaled.dtype, processors(self._scaled.device))
 

@@ -8,6 +8,7 @@ from plugins.decoder_step.weights import StepSpec, StepWeights
 from plugins.layer_step import cuda as layer_step
 from plugins.layer_step.layout import Tiling
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
+from tests.plugins.cuda.emulator.run import emulated_rows
 from tests.plugins.test_decoder_step import PLAIN, TOLERANCE, TREE, WINDOW, Case, Request, random_weights
 
 BIAS = StepSpec(96, 3, 6, 2, 32, 160, 515, 1e-6, True, False, None)
@@ -28,10 +29,17 @@ def layer_weights(weights: StepWeights, device: str, dtype: torch.dtype) -> Laye
     return LayerWeights(LayerSpec(*weights.spec), layers, embedding, final_norm, *rest)
 
 
-@pytest.fixture(params=[Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
+@pytest.fixture(params=["small", Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
 def step_device(request, kernel_device, monkeypatch):
+    """Through the kernels of small models, where they take this one, and through the others so cut."""
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+        monkeypatch.setattr("plugins.layer_step.cuda.has_wgmma", lambda device: request.param == "small")
+        monkeypatch.setattr("plugins.layer_step.head.encode_rows", emulated_rows)
+    if request.param == "small":
+        return kernel_device
+    monkeypatch.setattr("plugins.layer_step.cuda.is_small", lambda spec: False)
+    monkeypatch.setattr("plugins.layer_step.cuda.has_wgmma", lambda device: False)
     row_warps, cluster = request.param
 
     def tiling(outputs: int, columns: int) -> Tiling:
