@@ -3,6 +3,8 @@
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.attention.cuda_layout import has_wgmma
+from plugins.cuda.library import has_image
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.layout import (
@@ -12,11 +14,13 @@ from plugins.layer_step.layout import (
     block_rows,
     clusters,
     head_tiling,
+    is_wide,
     shared_bytes,
     tiling,
 )
 from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
 from plugins.layer_step.weights import LayerTensors, LayerWeights
+from plugins.layer_step.wide import Wide, run_wide, wide_cut, wide_source
 from plugins.rope_kv_write import rope_kv_write
 
 _ROW_THREADS = 256
@@ -40,6 +44,7 @@ class LayerStep:
     def __init__(self, weights: LayerWeights, cache: torch.Tensor) -> None:
         self._weights = weights
         self._cache = cache
+        self._takes_wide = takes_wide(cache.device, cache.dtype)
 
     def __call__(
         self,
@@ -83,7 +88,7 @@ class _Stream:
         block_tables: torch.Tensor,
     ) -> None:
         weights, cache = step._weights, step._cache
-        self._weights, self._rows = weights, len(token_ids)
+        self._weights, self._rows, self._takes_wide = weights, len(token_ids), step._takes_wide
         self._block_size = cache.shape[3]
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
@@ -120,18 +125,16 @@ class _Stream:
             )  # fmt: skip
             return
         params = self._normed("qkv", layer.qkv, query, layer.qkv_bias)
-        cut = tiling(*layer.qkv.shape)
         if layer.q_norm is not None and layer.k_norm is not None:
             params.q_norm, params.k_norm = layer.q_norm.data_ptr(), layer.k_norm.data_ptr()
-            cut = head_tiling(params.head_dim) or cut
         params.cos, params.sin, params.kv_rows = self._cos.data_ptr(), self._sin.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
-        self._run(params, cut)
+        self._run(params)
 
     def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
         """Add a sublayer's result, and leave what the layer after the next norm reads."""
         params = self._params("residual", x, weight, self._scaled)
-        squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
+        squares = self._hidden.new_empty(self._rows, self._cut(params).squares(len(weight)))
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
         params.squares_out = squares.data_ptr()
         scales = self._scales
@@ -181,9 +184,15 @@ class _Stream:
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams, cut: Tiling | None = None) -> None:
-        cut = cut or tiling(params.outputs, params.columns)
-        run_linear(params, cut, self._scaled.dtype, processors(self._scaled.device))
+    def _run(self, params: LayerLinearParams) -> None:
+        run_linear(params, self._cut(params), self._scaled.dtype, processors(self._scaled.device))
+
+    def _cut(self, params: LayerLinearParams) -> Tiling | Wide:
+        outputs, columns = params.outputs, params.columns
+        has_norms, head_dim = params.q_norm is not None, params.head_dim
+        if self._takes_wide and is_wide(outputs, columns, head_dim, MODES[params.mode] == "qkv", has_norms):
+            return wide_cut(outputs, columns)
+        return (head_tiling(head_dim) if has_norms else None) or tiling(outputs, columns)
 
     def _rows_params(self, norm: torch.Tensor) -> RowsParams:
         spec = self._weights.spec
@@ -199,8 +208,16 @@ class _Stream:
         run_kernel(rows_source(self._scaled.dtype), entry, self._rows, _ROW_THREADS, params, _BLOCK_SUM_BYTES)
 
 
-def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:
+def takes_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the launches of wide layers run here."""
+    return has_wgmma(device) and has_image(wide_source(dtype))
+
+
+def run_linear(params: LayerLinearParams, cut: Tiling | Wide, dtype: torch.dtype, num_processors: int) -> None:
     """Launch one layer, cut so."""
+    if isinstance(cut, Wide):
+        run_wide(params, cut, dtype, num_processors)
+        return
     outputs, columns, rows = params.outputs, params.columns, params.rows
     params.row_warps, params.tiles = cut.row_warps, cut.tiles(outputs)
     bucket = block_rows(cut, outputs, columns, rows, params.parts)

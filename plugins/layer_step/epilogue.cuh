@@ -25,6 +25,11 @@ struct Item {
         outputs = pair_of(params, tile * 8 * params.row_warps + (cut.rank << cut.pair_shift) + local);
         is_real = row < cut.rows && outputs.low >= 0;
         at_row = cut.first_row + row;
+        describe_outputs(params);
+    }
+
+    // The same, once it is known which outputs of which row they are.
+    __device__ void describe_outputs(const LayerLinearParams& params) {
         head = at = 0;
         target = place = 0;
         if (!is_real) return;
@@ -47,9 +52,14 @@ struct Item {
     // The head's norm: its squares are in parts.
     template <int ROWS>
     __device__ void norm_head(const LayerLinearParams& params, const float2* parts, int num_parts, float& first, float& second) const {
-        if (head == VALUE) return;
         float squares = 0;
         for (int part = 0; part < num_parts; ++part) squares += parts[part * ROWS + row].x;
+        norm_by(params, squares, first, second);
+    }
+
+    // The same by the head's squares.
+    __device__ void norm_by(const LayerLinearParams& params, float squares, float& first, float& second) const {
+        if (head == VALUE) return;
         const float factor = rsqrt_fast(squares / params.head_dim + params.eps);
         const T* weight = static_cast<const T*>(head == QUERY ? params.q_norm : params.k_norm) + at;
         first *= factor * to_float(weight[0]);

@@ -97,7 +97,16 @@ def emulate(
 
 def emulated_rows(address: int, rows: int, columns: int, box_rows: int) -> bytes:
     """As plugins.cuda.tensor_map.encode_rows, for the emulator's tensor_copy.cuh."""
-    return struct.pack("<QQII104x", address, rows, columns, box_rows)
+    return emulated_tensor(address, (columns, rows), (2 * columns,), (64, box_rows))
+
+
+def emulated_tensor(
+    address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], most_bytes: int = 128
+) -> bytes:
+    """As plugins.cuda.tensor_map.encode_tensor."""
+    missing = 5 - len(sizes)
+    ones = (1,) * missing
+    return struct.pack("<Q4Q5I5I48x", address, *strides, *(0,) * missing, *sizes, *ones, *box, *ones)
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:
