@@ -5,8 +5,9 @@ import torch
 from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
-from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
+from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, is_wide, supports
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
+from plugins.layer_step.wide import wide_source
 from plugins.linear.two_part import TwoPartLinear
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
@@ -37,6 +38,13 @@ def usual_rows(spec: ModelSpec) -> int:
 def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled for a model; for the architectures of `ARCHS`."""
     return [linear_source(dtype), rows_source(dtype)] if most_rows(spec, dtype) else []
+
+
+def wide_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
+    """What is compiled besides, for `plugins.layer_step.wide.ARCHS`, where layers of the model are wide."""
+    linears = layer_spec(spec).linears.items()
+    wide = any(is_wide(*sizes, spec.head_dim, name == "qkv", spec.qk_norm) for name, sizes in linears)
+    return [wide_source(dtype)] if wide and most_rows(spec, dtype) else []
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:
