@@ -53,7 +53,7 @@ def tiling(outputs: int, columns: int) -> Tiling:
 
 
 def is_wide(outputs: int, columns: int, head_dim: int, is_qkv: bool, has_norms: bool) -> bool:
-    """Whether a layer goes through wide.cuh where the GPU has what it takes: its tiles are 128 outputs, of whole heads."""
+    """Whether a layer goes through wide.cuh where the GPU takes it: a tile there is 128 outputs, of whole heads."""
     if outputs * columns < SMALL_WEIGHTS or columns % 64 or outputs % 16:
         return False
     return not is_qkv or head_dim in (64, 128) or (head_dim in (32, 256) and not has_norms)

@@ -87,7 +87,7 @@ def _stage_bytes(bucket: int, parts: int) -> int:
 
 
 def _weight_map(params: LayerLinearParams) -> ctypes.Array[ctypes.c_uint8]:
-    """The weights in dimensions (heads, groups, 2, 8, columns), from which a box takes 128 outputs in pair_of's order."""
+    """The weights as (heads, groups, 2, 8, columns), from which a box takes 128 outputs in pair_of's order."""
     row, mode = 2 * params.columns, MODES[params.mode]
     apart, groups, heads, box_groups = 8, params.outputs // 16, 1, 8  # rows between halves; of groups of 16 outputs
     group_rows, head_rows = 16, params.outputs
