@@ -95,40 +95,62 @@ struct WideShared {
     }
 };
 
-// The thread that asks for all of a block's stages, tile by tile.
+// One stage after another of a block's tiles.
+struct WideUnit {
+    int tile, chunk;
+
+    __device__ void advance(const WideCut& cut) {
+        if (++chunk < cut.num_chunks) return;
+        chunk = 0;
+        tile += cut.tile_step;
+    }
+};
+
+// The thread that asks for all of them.
 template <int ROW_BLOCKS>
 struct WideProducer {
     const WideLinearParams& params;
     const WideCut& cut;
     const WideShared<ROW_BLOCKS>& shared;
+    int head_shift;  // groups of 16 outputs that a dimension of the weights' map has, a power of two
 
-    __device__ int column(int unit) const { return (cut.first_chunk + unit % cut.num_chunks) * WIDE_COLUMNS; }
-
-    __device__ BoxCorner weights(int unit) const {
-        const int group = (cut.first_tile + unit / cut.num_chunks * cut.tile_step) * (WIDE_PAIRS / 8);
-        const int groups = params.layer.mode == QKV ? params.layer.head_dim / 16 : 0x7fffffff;
-        return {{column(unit), 0, 0, group % groups, group / groups}};
+    __device__ WideProducer(const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS>& shared)
+        : params(params), cut(cut), shared(shared) {
+        head_shift = params.layer.mode == QKV ? log2(params.layer.head_dim / 16) : 30;
     }
 
-    __device__ void ask_weights(int unit, int stage) const {
+    __device__ int column(const WideUnit& unit) const { return (cut.first_chunk + unit.chunk) * WIDE_COLUMNS; }
+
+    __device__ BoxCorner weights(const WideUnit& unit) const {
+        const int group = unit.tile * (WIDE_PAIRS / 8);
+        return {{column(unit), 0, 0, group & ((1 << head_shift) - 1), group >> head_shift}};
+    }
+
+    __device__ void ask_weights(const WideUnit& unit, int stage) const {
         mbarrier_arrive_expect(shared.full + stage, shared.stage_bytes);
         copy_box(shared.ring + stage * shared.stage_bytes, &params.weight, weights(unit), shared.full + stage);
     }
 
-    __device__ void ask_x(int unit, int stage) const {
+    __device__ void ask_x(const WideUnit& unit, int stage) const {
         copy_box(shared.ring + stage * shared.stage_bytes + WIDE_WEIGHT_BYTES, &params.x, {{column(unit), 0, 0, 0, 0}},
                  shared.full + stage);
     }
 
     __device__ void run() const {
         const int units = cut.num_tiles * cut.num_chunks, at_first = min(params.stages, units);
-        for (int unit = 0; unit < at_first; ++unit) ask_weights(unit, unit);
-        for (int unit = at_first; unit < min(units, at_first + params.ahead); ++unit)
-            prefetch_box(&params.weight, weights(unit));
+        WideUnit unit = {cut.first_tile, 0}, ahead = unit;
+#pragma unroll 1
+        for (int i = 0; i < at_first; ++i, ahead.advance(cut)) ask_weights(ahead, i);
+#pragma unroll 1
+        for (int i = at_first; i < min(units, at_first + params.ahead); ++i, ahead.advance(cut))
+            prefetch_box(&params.weight, weights(ahead));
         grid_dependency_wait();
-        for (int unit = 0; unit < at_first; ++unit) ask_x(unit, unit);
+#pragma unroll 1
+        for (int i = 0; i < at_first; ++i, unit.advance(cut)) ask_x(unit, i);
         unsigned parity = 0;
-        for (int unit = at_first, stage = 0; unit < units; ++unit) {
+        int stage = 0;
+#pragma unroll 1
+        for (int i = at_first; i < units; ++i, unit.advance(cut)) {
             mbarrier_wait(shared.empty + stage, parity);
             ask_weights(unit, stage);
             ask_x(unit, stage);
@@ -328,7 +350,7 @@ __device__ __forceinline__ void wide_linear(const WideLinearParams& params) {
     if (threadIdx.x < THREADS) {
         multiply_and_finish<T, ROW_BLOCKS>(params, cut, shared);
     } else {
-        if (lane_id() == 0) WideProducer<ROW_BLOCKS>{params, cut, shared}.run();
+        if (lane_id() == 0) WideProducer<ROW_BLOCKS>(params, cut, shared).run();
         warp_sync();
         if (cut.cluster == 1) return;
         cluster_arrive();
