@@ -68,7 +68,7 @@ class LayerStep:
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
             stream.queries(layer, k_cache, v_cache, query)
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
-            stream.add(context, layer.dense, layer.post_norm)
+            stream.add(context, layer.dense, layer.post_norm, layer.gate_up)
             stream.gated(layer.gate_up, activated)
             is_last = index + 1 == len(weights.layers)
             stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
@@ -131,8 +131,10 @@ class _Stream:
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
         self._run(params)
 
-    def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
-        """Add a sublayer's result, and leave what the layer after the next norm reads."""
+    def add(
+        self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor, gated: torch.Tensor | None = None
+    ) -> None:
+        """Add a sublayer's result, and leave what the layer after the next norm reads: `gated`, where it is gated()."""
         params = self._params("residual", x, weight, self._scaled)
         squares = self._hidden.new_empty(self._rows, self._cut(params).squares(len(weight)))
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
@@ -142,7 +144,7 @@ class _Stream:
             self._read_norm(params)
             scales = torch.empty_like(scales)
             params.scales_out = scales.data_ptr()
-        self._run(params)
+        self._run(params, gated)
         self._squares, self._scales = squares, scales
 
     def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
@@ -184,8 +186,13 @@ class _Stream:
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams) -> None:
-        run_linear(params, self._cut(params), self._scaled.dtype, processors(self._scaled.device))
+    def _run(self, params: LayerLinearParams, gated: torch.Tensor | None = None) -> None:
+        device, dtype = self._scaled.device, self._scaled.dtype
+        cut = self._cut(params)
+        if isinstance(cut, Wide):
+            run_wide(params, cut, dtype, processors(device), gated)
+        else:
+            run_linear(params, cut, dtype, processors(device))
 
     def _cut(self, params: LayerLinearParams) -> Tiling | Wide:
         outputs, columns = params.outputs, params.columns
@@ -213,11 +220,8 @@ def takes_wide(device: torch.device, dtype: torch.dtype) -> bool:
     return has_wgmma(device) and has_image(wide_source(dtype))
 
 
-def run_linear(params: LayerLinearParams, cut: Tiling | Wide, dtype: torch.dtype, num_processors: int) -> None:
+def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:
     """Launch one layer, cut so."""
-    if isinstance(cut, Wide):
-        run_wide(params, cut, dtype, num_processors)
-        return
     outputs, columns, rows = params.outputs, params.columns, params.rows
     params.row_warps, params.tiles = cut.row_warps, cut.tiles(outputs)
     bucket = block_rows(cut, outputs, columns, rows, params.parts)

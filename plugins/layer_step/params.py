@@ -23,11 +23,11 @@ class LayerLinearParams(ctypes.Structure):
 
 class WideLinearParams(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x")),
+        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x", "next")),
         ("layer", LayerLinearParams),
         ("stages", ctypes.c_int32),
-        ("ahead", ctypes.c_int32),
-        ("unused", ctypes.c_int32 * 14),
+        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages")),
+        ("unused", ctypes.c_int32 * 12),
     )
 
 

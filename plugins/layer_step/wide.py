@@ -17,6 +17,7 @@ THREADS = 288
 MOST_CLUSTER = 8
 MOST_STAGES = 8
 AHEAD = 4
+NEXT_STAGES = 0
 _LEAST_BLOCKS = 96  # that keep memory busy
 _BLOCK_BYTES = PROCESSOR_BYTES // 2 - 1024  # so that the next kernel's blocks find room beside
 _WEIGHT_BYTES = OUTPUTS * 2 * TILE_COLUMNS
@@ -51,8 +52,10 @@ def wide_source(element: torch.dtype) -> KernelSource:
     return KernelSource("wide_linear", "layer_step/wide_linear.cu", defines)
 
 
-def run_wide(params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_processors: int) -> None:
-    """Launch one layer, cut so."""
+def run_wide(
+    params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_processors: int, gated: torch.Tensor | None = None
+) -> None:
+    """Launch one layer, cut so; `gated` are the weights of the launch after it, where it is such a one."""
     bucket = next(bucket for bucket in ROW_BUCKETS if params.rows <= bucket)
     params.tiles = cut.tiles(params.outputs)
     rounds = -(-params.tiles // (2 * num_processors)) if cut.cluster == 1 else 1
@@ -62,6 +65,13 @@ def run_wide(params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_proce
     wide = WideLinearParams(
         weight=_weight_map(params), x=_x_map(params, bucket), layer=params, stages=stages, ahead=AHEAD
     )
+    if gated is not None:
+        outputs, columns = gated.shape
+        following = LayerLinearParams(
+            weight=gated.data_ptr(), outputs=outputs, columns=columns, mode=MODES.index("gated")
+        )
+        wide.next, wide.next_tiles = _weight_map(following), cut.tiles(outputs)
+        wide.next_stages = min(NEXT_STAGES, columns // TILE_COLUMNS)
     run_kernel(
         wide_source(dtype), f"wide_linear_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
         shared_bytes(cut, bucket, params.parts, stages), cluster=cut.cluster,
