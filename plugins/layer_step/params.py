@@ -26,8 +26,8 @@ class WideLinearParams(ctypes.Structure):
         *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x", "next")),
         ("layer", LayerLinearParams),
         ("stages", ctypes.c_int32),
-        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages")),
-        ("unused", ctypes.c_int32 * 12),
+        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages", "apart")),
+        ("unused", ctypes.c_int32 * 11),
     )
 
 

@@ -38,7 +38,8 @@ struct WideLinearParams {
     int ahead;                // stages of weights brought to L2 beyond the ring
     int next_tiles;
     int next_stages;          // of each of them that are brought to L2 as well; 0: there is no such launch
-    int unused[12];
+    int apart;                // the cluster's sums are not where the ring was
+    int unused[11];
 };
 static_assert(sizeof(WideLinearParams) == 3 * 128 + sizeof(LayerLinearParams) + 64, "mirrored in params.py");
 
@@ -81,8 +82,9 @@ struct WideShared {
         ring = shared_memory();
         unsigned char* after = ring + params.stages * stage_bytes;
         staged = reinterpret_cast<float*>(cut.cluster > 1 ? ring : after);
-        received = cut.cluster > 1 ? staged + ROWS * WIDE_PITCH : staged;
-        if (cut.cluster == 1) after += ROWS * WIDE_PITCH * sizeof(float);
+        const bool apart = cut.cluster == 1 || params.apart;
+        received = reinterpret_cast<float*>(apart ? after : ring + ROWS * WIDE_PITCH * sizeof(float));
+        if (apart) after += ROWS * WIDE_PITCH * sizeof(float);
         factors = reinterpret_cast<float*>(after);
         full = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
         empty = full + WIDE_MOST_STAGES;
@@ -212,7 +214,7 @@ __device__ __forceinline__ void stage_wide_sums(const float (&sums)[ROW_BLOCKS][
 // Have the rows' sums of this block where its warps finish them: in a cluster all blocks', each of its share of the rows.
 template <int ROW_BLOCKS>
 __device__ __forceinline__ void hand_over_wide(
-    const float (&sums)[ROW_BLOCKS][4], const WideCut& cut, const WideShared<ROW_BLOCKS>& shared) {
+    const float (&sums)[ROW_BLOCKS][4], const WideCut& cut, const WideShared<ROW_BLOCKS>& shared, int apart) {
     constexpr int ROWS = 8 * ROW_BLOCKS;
     named_sync(CONSUMERS, THREADS);  // the last sums have been read; in a cluster, the ring
     stage_wide_sums<ROW_BLOCKS>(sums, shared.staged);
@@ -222,7 +224,7 @@ __device__ __forceinline__ void hand_over_wide(
     const int share = ROWS / cut.cluster * WIDE_PITCH;
     const unsigned bytes = share * sizeof(float);
     if (threadIdx.x == 0) mbarrier_arrive_expect(shared.handed_over, cut.cluster * bytes);
-    cluster_arrive();
+    if (!apart) cluster_arrive();
     cluster_wait();  // until all rings have been read
     if (static_cast<int>(threadIdx.x) < cut.cluster)
         copy_peer_bulk(peer_pointer(shared.received + cut.rank * share, threadIdx.x), shared.staged + threadIdx.x * share,
@@ -343,7 +345,7 @@ __device__ __forceinline__ void multiply_and_finish(
         float sums[ROW_BLOCKS][4] = {};
         multiply_wide<T, ROW_BLOCKS>(sums, params, cut, shared, stage, parity);
         trace(layer, 5);
-        hand_over_wide<ROW_BLOCKS>(sums, cut, shared);
+        hand_over_wide<ROW_BLOCKS>(sums, cut, shared, params.apart);
         trace(layer, 6);
         finish_wide<T, ROW_BLOCKS>(layer, cut, shared, tile, ahead);
     }
@@ -357,6 +359,7 @@ __device__ __forceinline__ void wide_linear(const WideLinearParams& params) {
     trace(params.layer, 0);
     grid_dependency_launch();
     if (threadIdx.x == 0) shared.init_barriers(params.stages);
+    if (cut.cluster > 1 && params.apart) cluster_arrive();
     block_sync();
     if (threadIdx.x < THREADS) {
         multiply_and_finish<T, ROW_BLOCKS>(params, cut, shared);
@@ -364,7 +367,7 @@ __device__ __forceinline__ void wide_linear(const WideLinearParams& params) {
         if (lane_id() == 0) WideProducer<ROW_BLOCKS>(params, cut, shared).run();
         warp_sync();
         if (cut.cluster == 1) return;
-        cluster_arrive();
+        if (!params.apart) cluster_arrive();
         cluster_wait();
         cluster_arrive();
     }

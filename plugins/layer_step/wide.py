@@ -18,6 +18,7 @@ MOST_CLUSTER = 8
 MOST_STAGES = 8
 AHEAD = 4
 NEXT_STAGES = 0
+APART = 0
 _LEAST_BLOCKS = 96  # that keep memory busy
 _BLOCK_BYTES = PROCESSOR_BYTES // 2 - 1024  # so that the next kernel's blocks find room beside
 _WEIGHT_BYTES = OUTPUTS * 2 * TILE_COLUMNS
@@ -63,7 +64,12 @@ def run_wide(
     chunks = -(-params.columns // TILE_COLUMNS // cut.cluster) * -(-params.tiles // clusters)
     stages = num_stages(cut, bucket, params.parts, chunks)
     wide = WideLinearParams(
-        weight=_weight_map(params), x=_x_map(params, bucket), layer=params, stages=stages, ahead=AHEAD
+        weight=_weight_map(params),
+        x=_x_map(params, bucket),
+        layer=params,
+        stages=stages,
+        ahead=AHEAD,
+        apart=APART,
     )
     if gated is not None:
         outputs, columns = gated.shape
@@ -82,13 +88,13 @@ def num_stages(cut: Wide, bucket: int, parts: int, chunks: int) -> int:
     """Stages of the ring: as many as fit, no more than a block has chunks of columns."""
     left = _BLOCK_BYTES - shared_bytes(cut, bucket, parts, 0)
     fitting = left // _stage_bytes(bucket, parts)
-    least = -(-2 * bucket * _PITCH // _stage_bytes(bucket, parts)) if cut.cluster > 1 else 2
+    least = -(-(2 - APART) * bucket * _PITCH // _stage_bytes(bucket, parts)) if cut.cluster > 1 else 2
     return max(least, min(fitting, MOST_STAGES, chunks))
 
 
 def shared_bytes(cut: Wide, bucket: int, parts: int, stages: int) -> int:
     """Shared memory of a block: WideShared of wide.cuh."""
-    sums = bucket * _PITCH if cut.cluster == 1 else 0
+    sums = bucket * _PITCH if cut.cluster == 1 or APART else 0
     return stages * _stage_bytes(bucket, parts) + sums + 4 * max(bucket, 32) + _BARRIER_BYTES
 
 

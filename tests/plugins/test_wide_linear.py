@@ -13,6 +13,11 @@ def cut(request):
     return request.param
 
 
+@pytest.fixture(params=[0, 1], autouse=True)
+def _apart(request, monkeypatch):
+    monkeypatch.setattr("plugins.layer_step.wide.APART", request.param)
+
+
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 16, 512), (5, 144, 512), (17, 272, 640), (64, 128, 576)])
 def test_logits_add_two_parts(kernel_device, cut, rows, outputs, columns):
     layer = Layer(kernel_device, cut, outputs, columns)
