@@ -195,11 +195,10 @@ class _Stream:
             run_linear(params, cut, dtype, processors(device))
 
     def _cut(self, params: LayerLinearParams) -> Tiling | Wide:
-        outputs, columns = params.outputs, params.columns
-        has_norms, head_dim = params.q_norm is not None, params.head_dim
-        if self._takes_wide and is_wide(outputs, columns, head_dim, MODES[params.mode] == "qkv", has_norms):
-            return wide_cut(outputs, columns)
-        return (head_tiling(head_dim) if has_norms else None) or tiling(outputs, columns)
+        outputs, columns, mode = params.outputs, params.columns, MODES[params.mode]
+        if self._takes_wide and is_wide(outputs, columns, mode, params.head_dim):
+            return wide_cut(outputs, columns, mode)
+        return (head_tiling(params.head_dim) if params.q_norm is not None else None) or tiling(outputs, columns)
 
     def _rows_params(self, norm: torch.Tensor) -> RowsParams:
         spec = self._weights.spec

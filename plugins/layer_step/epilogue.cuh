@@ -3,6 +3,12 @@
 
 #include "linear.cuh"
 
+// silu(first) x second
+__device__ __forceinline__ float gate(float first, float second) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    return first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
+}
+
 enum Head { QUERY, KEY, VALUE };
 
 // A thread's share of a tile: two outputs of one row, and what it needs of memory beside their sums.
@@ -25,11 +31,6 @@ struct Item {
         outputs = pair_of(params, tile * 8 * params.row_warps + (cut.rank << cut.pair_shift) + local);
         is_real = row < cut.rows && outputs.low >= 0;
         at_row = cut.first_row + row;
-        describe_outputs(params);
-    }
-
-    // The same, once it is known which outputs of which row they are.
-    __device__ void describe_outputs(const LayerLinearParams& params) {
         head = at = 0;
         target = place = 0;
         if (!is_real) return;
@@ -52,14 +53,9 @@ struct Item {
     // The head's norm: its squares are in parts.
     template <int ROWS>
     __device__ void norm_head(const LayerLinearParams& params, const float2* parts, int num_parts, float& first, float& second) const {
+        if (head == VALUE) return;
         float squares = 0;
         for (int part = 0; part < num_parts; ++part) squares += parts[part * ROWS + row].x;
-        norm_by(params, squares, first, second);
-    }
-
-    // The same by the head's squares.
-    __device__ void norm_by(const LayerLinearParams& params, float squares, float& first, float& second) const {
-        if (head == VALUE) return;
         const float factor = rsqrt_fast(squares / params.head_dim + params.eps);
         const T* weight = static_cast<const T*>(head == QUERY ? params.q_norm : params.k_norm) + at;
         first *= factor * to_float(weight[0]);
@@ -88,9 +84,7 @@ struct Item {
         if (params.mode == QKV) {
             store_head(params, first, second);
         } else if (params.mode == GATED) {
-            constexpr float LOG2_E = 1.4426950408889634f;
-            const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
-            static_cast<T*>(params.y)[at_row * (params.outputs / 2) + outputs.low] = from_float<T>(activated);
+            static_cast<T*>(params.y)[at_row * (params.outputs / 2) + outputs.low] = from_float<T>(gate(first, second));
         } else if (params.mode == RESIDUAL) {
             const float a = low + first, b = high + second;
             const int first_output = at_row * params.outputs;

@@ -52,11 +52,11 @@ def tiling(outputs: int, columns: int) -> Tiling:
     return Tiling(8, 4)
 
 
-def is_wide(outputs: int, columns: int, head_dim: int, is_qkv: bool, has_norms: bool) -> bool:
+def is_wide(outputs: int, columns: int, mode: str, head_dim: int) -> bool:
     """Whether a layer goes through wide.cuh where the GPU takes it: a tile there is 128 outputs, of whole heads."""
     if outputs * columns < SMALL_WEIGHTS or columns % 64 or outputs % 16:
         return False
-    return not is_qkv or head_dim in (64, 128) or (head_dim in (32, 256) and not has_norms)
+    return mode in ("residual", "gated", "logits") or (mode == "qkv" and head_dim in (32, 64, 128))
 
 
 def block_rows(cut: Tiling, outputs: int, columns: int, rows: int, parts: int = 1) -> int:

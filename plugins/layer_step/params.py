@@ -5,6 +5,7 @@ import ctypes
 from plugins.cuda.tensor_map import MAP_BYTES
 
 MODES = ("qkv", "residual", "gated", "plain", "logits")
+LINEAR_MODES = {"qkv": "qkv", "dense": "residual", "gate_up": "gated", "down": "residual", "head": "logits"}
 
 
 class LayerLinearParams(ctypes.Structure):
@@ -26,8 +27,8 @@ class WideLinearParams(ctypes.Structure):
         *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x", "next")),
         ("layer", LayerLinearParams),
         ("stages", ctypes.c_int32),
-        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages", "apart")),
-        ("unused", ctypes.c_int32 * 11),
+        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages")),
+        ("unused", ctypes.c_int32 * 12),
     )
 
 

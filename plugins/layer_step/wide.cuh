@@ -16,16 +16,15 @@
 // 9 warps. Shared memory: see WideShared.
 #pragma once
 
-#include "epilogue.cuh"
 #include "tensor_copy.cuh"
 #include "trace.cuh"
 #include "wgmma.cuh"
 
-constexpr int WIDE_OUTPUTS = 128, WIDE_PAIRS = WIDE_OUTPUTS / 2;
+#include "wide_finish.cuh"
+
 constexpr int WIDE_COLUMNS = 64;  // of a stage
 constexpr int WIDE_THREADS = THREADS + 32;
 constexpr unsigned WIDE_WEIGHT_BYTES = WIDE_OUTPUTS * WGMMA_ROW_BYTES;
-constexpr int WIDE_PITCH = WIDE_OUTPUTS + 4;  // floats of a row's sums: low outputs, then high ones
 constexpr int WIDE_MOST_STAGES = 8;
 constexpr int CONSUMERS = 1;  // their named barrier
 
@@ -38,8 +37,7 @@ struct WideLinearParams {
     int ahead;                // stages of weights brought to L2 beyond the ring
     int next_tiles;
     int next_stages;          // of each of them that are brought to L2 as well; 0: there is no such launch
-    int apart;                // the cluster's sums are not where the ring was
-    int unused[11];
+    int unused[12];
 };
 static_assert(sizeof(WideLinearParams) == 3 * 128 + sizeof(LayerLinearParams) + 64, "mirrored in params.py");
 
@@ -47,7 +45,7 @@ static_assert(sizeof(WideLinearParams) == 3 * 128 + sizeof(LayerLinearParams) + 
 struct WideCut {
     int cluster, rank;
     int first_chunk, num_chunks;           // of WIDE_COLUMNS
-    int first_tile, tile_step, num_tiles;  // one tile where the cluster has several blocks
+    int first_tile, tile_step, num_tiles;  // one tile where blocks share it
     int first_row, rows;                   // of x
 
     __device__ WideCut(const LayerLinearParams& layer) {
@@ -64,28 +62,28 @@ struct WideCut {
     }
 };
 
-// ring | sums | factors | barriers; a cluster's blocks have both kinds of sums where the ring was. layout.py has the same.
-template <int ROW_BLOCKS>
+// Whether the blocks of a cluster have other columns of one tile; otherwise each has tiles of its own, one after another.
+__device__ constexpr bool shares_tiles(Mode mode) { return mode == QKV || mode == RESIDUAL; }
+
+// ring | received | factors | barriers; wide.py has the same sizes.
+template <int ROW_BLOCKS, Mode MODE>
 struct WideShared {
     static constexpr int ROWS = 8 * ROW_BLOCKS;
     unsigned stage_bytes;
     unsigned char* ring;  // (stages, weights | x)
-    float* staged;        // (ROWS, WIDE_PITCH), this block's
+    float* staged;        // (ROWS, WIDE_PITCH), this block's sums, where the ring was
     float* received;      // (cluster, ROWS / cluster, WIDE_PITCH), of the rows that it finishes
     float* factors;       // (ROWS,)
     Mbarrier* full;       // of a stage, for the warps that multiply
     Mbarrier* empty;      // of a stage, for the one that asks
     Mbarrier* handed_over;
 
-    __device__ WideShared(const WideLinearParams& params, const WideCut& cut) {
+    __device__ WideShared(const WideLinearParams& params) {
         stage_bytes = WIDE_WEIGHT_BYTES + params.layer.parts * ROWS * WGMMA_ROW_BYTES;
         ring = shared_memory();
-        unsigned char* after = ring + params.stages * stage_bytes;
-        staged = reinterpret_cast<float*>(cut.cluster > 1 ? ring : after);
-        const bool apart = cut.cluster == 1 || params.apart;
-        received = reinterpret_cast<float*>(apart ? after : ring + ROWS * WIDE_PITCH * sizeof(float));
-        if (apart) after += ROWS * WIDE_PITCH * sizeof(float);
-        factors = reinterpret_cast<float*>(after);
+        staged = reinterpret_cast<float*>(ring);
+        received = reinterpret_cast<float*>(ring + params.stages * stage_bytes);
+        factors = received + (shares_tiles(MODE) ? ROWS * WIDE_PITCH : 0);
         full = reinterpret_cast<Mbarrier*>(factors + (ROWS < 32 ? 32 : ROWS));
         empty = full + WIDE_MOST_STAGES;
         handed_over = empty + WIDE_MOST_STAGES;
@@ -112,16 +110,18 @@ struct WideUnit {
 };
 
 // The thread that asks for all of them.
-template <int ROW_BLOCKS>
+template <int ROW_BLOCKS, Mode MODE>
 struct WideProducer {
+    using Shared = WideShared<ROW_BLOCKS, MODE>;
     const WideLinearParams& params;
     const WideCut& cut;
-    const WideShared<ROW_BLOCKS>& shared;
+    const Shared& shared;
     int head_shift;  // groups of 16 outputs that a dimension of the weights' map has, a power of two
+    CachePolicy read_once, read_often;
 
-    __device__ WideProducer(const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS>& shared)
-        : params(params), cut(cut), shared(shared) {
-        head_shift = params.layer.mode == QKV ? log2(params.layer.head_dim / 16) : 30;
+    __device__ WideProducer(const WideLinearParams& params, const WideCut& cut, const Shared& shared)
+        : params(params), cut(cut), shared(shared), read_once(evict_first()), read_often(evict_normal()) {
+        head_shift = MODE == QKV ? log2(params.layer.head_dim / 16) : 30;
     }
 
     __device__ int column(const WideUnit& unit) const { return (cut.first_chunk + unit.chunk) * WIDE_COLUMNS; }
@@ -133,12 +133,12 @@ struct WideProducer {
 
     __device__ void ask_weights(const WideUnit& unit, int stage) const {
         mbarrier_arrive_expect(shared.full + stage, shared.stage_bytes);
-        copy_box(shared.ring + stage * shared.stage_bytes, &params.weight, weights(unit), shared.full + stage);
+        copy_box(shared.ring + stage * shared.stage_bytes, &params.weight, weights(unit), shared.full + stage, read_once);
     }
 
     __device__ void ask_x(const WideUnit& unit, int stage) const {
         copy_box(shared.ring + stage * shared.stage_bytes + WIDE_WEIGHT_BYTES, &params.x, {{column(unit), 0, 0, 0, 0}},
-                 shared.full + stage);
+                 shared.full + stage, read_often);
     }
 
     __device__ void prefetch_next() const {
@@ -173,12 +173,13 @@ struct WideProducer {
 };
 
 // A warpgroup's products of one tile. `stage` and `parity` go on from tile to tile.
-template <class T, int ROW_BLOCKS>
+template <class T, int ROW_BLOCKS, Mode MODE>
 __device__ __forceinline__ void multiply_wide(
-    float (&sums)[ROW_BLOCKS][4], const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS>& shared,
-    int& stage, unsigned& parity) {
+    float (&sums)[ROW_BLOCKS][4], const WideLinearParams& params, const WideCut& cut,
+    const WideShared<ROW_BLOCKS, MODE>& shared, int& stage, unsigned& parity) {
     constexpr unsigned X_BYTES = 8 * ROW_BLOCKS * WGMMA_ROW_BYTES, STEP_BYTES = 32;
     const unsigned first = warp_id() / 4 * (WIDE_WEIGHT_BYTES / 2);
+    const int parts = MODE == LOGITS ? params.layer.parts : 1;
 #pragma unroll 1
     for (int chunk = 0; chunk < cut.num_chunks; ++chunk) {
         mbarrier_wait(shared.full + stage, parity);
@@ -187,7 +188,7 @@ __device__ __forceinline__ void multiply_wide(
         wgmma_hold(sums);
         wgmma_fence();
 #pragma unroll 1
-        for (int part = 0; part < params.layer.parts; ++part) {
+        for (int part = 0; part < parts; ++part) {
             const unsigned long long x = wgmma_advance(b, part * X_BYTES);
 #pragma unroll
             for (int step = 0; step < WIDE_COLUMNS / 16; ++step)
@@ -201,175 +202,109 @@ __device__ __forceinline__ void multiply_wide(
     }
 }
 
-template <int ROW_BLOCKS>
-__device__ __forceinline__ void stage_wide_sums(const float (&sums)[ROW_BLOCKS][4], float* staged) {
-    const int lane = static_cast<int>(lane_id());
-    float* target = staged + lane % 4 * 2 * WIDE_PITCH + warp_id() * 8 + lane / 4;
+// Hand the sums of each share of the rows to the block of the cluster that finishes it.
+template <int ROW_BLOCKS, Mode MODE>
+__device__ __forceinline__ void hand_over_wide(
+    const float (&sums)[ROW_BLOCKS][4], const WideCut& cut, const WideShared<ROW_BLOCKS, MODE>& shared) {
+    const int lane = static_cast<int>(lane_id()), share = 8 * ROW_BLOCKS / cut.cluster * WIDE_PITCH;
+    const unsigned bytes = share * sizeof(float);
+    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.handed_over, cut.cluster * bytes);
+    named_sync(CONSUMERS, THREADS);  // the ring has been read
+    float* target = shared.staged + lane % 4 * 2 * WIDE_PITCH + warp_id() * 8 + lane / 4;
 #pragma unroll
     for (int block = 0; block < ROW_BLOCKS; ++block)
 #pragma unroll
         for (int i = 0; i < 4; ++i) target[(8 * block + i % 2) * WIDE_PITCH + i / 2 * WIDE_PAIRS] = sums[block][i];
-}
-
-// Have the rows' sums of this block where its warps finish them: in a cluster all blocks', each of its share of the rows.
-template <int ROW_BLOCKS>
-__device__ __forceinline__ void hand_over_wide(
-    const float (&sums)[ROW_BLOCKS][4], const WideCut& cut, const WideShared<ROW_BLOCKS>& shared, int apart) {
-    constexpr int ROWS = 8 * ROW_BLOCKS;
-    named_sync(CONSUMERS, THREADS);  // the last sums have been read; in a cluster, the ring
-    stage_wide_sums<ROW_BLOCKS>(sums, shared.staged);
-    if (cut.cluster > 1) bulk_copy_fence();
+    bulk_copy_fence();
     named_sync(CONSUMERS, THREADS);
-    if (cut.cluster == 1) return;
-    const int share = ROWS / cut.cluster * WIDE_PITCH;
-    const unsigned bytes = share * sizeof(float);
-    if (threadIdx.x == 0) mbarrier_arrive_expect(shared.handed_over, cut.cluster * bytes);
-    if (!apart) cluster_arrive();
-    cluster_wait();  // until all rings have been read
-    if (static_cast<int>(threadIdx.x) < cut.cluster)
-        copy_peer_bulk(peer_pointer(shared.received + cut.rank * share, threadIdx.x), shared.staged + threadIdx.x * share,
-                       bytes, peer_pointer(shared.handed_over, threadIdx.x));
+    if (static_cast<int>(threadIdx.x) < cut.cluster) {
+        const unsigned to = threadIdx.x;
+        copy_peer_bulk(peer_pointer(shared.received + cut.rank * share, to), shared.staged + to * share, bytes,
+                       peer_pointer(shared.handed_over, to));
+    }
     mbarrier_wait(shared.handed_over, 0);
-    cluster_arrive();  // what others have copied from is no longer needed
 }
 
-// A lane's two items of a row: pairs `lane` and `lane` + 32 of a tile.
-template <class T>
-struct WideItems {
-    Item<T> items[2];
-
-    __device__ void describe(const LayerLinearParams& layer, int tile, int row) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            Item<T>& item = items[i];
-            item.local = static_cast<int>(lane_id()) + 32 * i;
-            item.row = item.at_row = row;
-            item.outputs = pair_of(layer, tile * WIDE_PAIRS + item.local);
-            item.is_real = row < layer.rows && item.outputs.low >= 0;
-            item.describe_outputs(layer);
-        }
-    }
-
-    __device__ void load(const LayerLinearParams& layer) {
-        items[0].load(layer);
-        items[1].load(layer);
-    }
-
-    // `sums` are a row's first part; the others are part_floats further, each.
-    __device__ void finish(const LayerLinearParams& layer, const float* sums, int parts, int part_floats, float factor, int tile) {
-        float2 sum[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) sum[i] = add_up(layer, items[i], sums, parts, part_floats, factor);
-        if (layer.q_norm != nullptr) norm_heads(layer, sum);
-        const float scale = SCALES_ROWS<T> && layer.mode == RESIDUAL ? factor : 1;
-        float squares = 0;
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-            if (items[i].is_real) squares += items[i].finish(layer, sum[i].x, sum[i].y, scale);
-        if (layer.mode != RESIDUAL) return;
-        squares = warp_sum(squares);
-        if (lane_id() == 0) layer.squares_out[items[0].at_row * layer.tiles + tile] = squares;
-    }
-
-    __device__ static float2 add_up(
-        const LayerLinearParams& layer, const Item<T>& item, const float* sums, int parts, int part_floats, float factor) {
-        float low = 0, high = 0;
-        if (!item.is_real) return {0, 0};
-#pragma unroll 4
-        for (int part = 0; part < parts; ++part) {
-            low += sums[part * part_floats + item.local];
-            high += sums[part * part_floats + item.local + WIDE_PAIRS];
-        }
-        if (layer.squares != nullptr && layer.mode != RESIDUAL) {
-            low *= factor;
-            high *= factor;
-        }
-        if (layer.bias != nullptr) {
-            low += to_float(static_cast<const T*>(layer.bias)[item.outputs.low]);
-            high += to_float(static_cast<const T*>(layer.bias)[item.outputs.high]);
-        }
-        return make_float2(low, high);
-    }
-
-    // A tile is one head of 128 dimensions, or two of 64.
-    __device__ void norm_heads(const LayerLinearParams& layer, float2 (&sum)[2]) const {
-        float squares[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) squares[i] = warp_sum(sum[i].x * sum[i].x + sum[i].y * sum[i].y);
-        if (layer.head_dim == WIDE_OUTPUTS) squares[0] = squares[1] = squares[0] + squares[1];
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-            if (items[i].is_real) items[i].norm_by(layer, squares[i], sum[i].x, sum[i].y);
-    }
-
-    __device__ int largest() const { return max(items[0].largest(), items[1].largest()); }
-};
-
-// A warp's rows of the block's share. `ahead` has been loaded for its first row of the first tile.
-template <class T, int ROW_BLOCKS>
-__device__ __forceinline__ void finish_wide(
-    const LayerLinearParams& layer, const WideCut& cut, const WideShared<ROW_BLOCKS>& shared, int tile, const WideItems<T>& ahead) {
-    const int share = 8 * ROW_BLOCKS / cut.cluster, warp = static_cast<int>(warp_id());
-#pragma unroll 1
-    for (int local = warp; local < share; local += WARPS) {
-        const int row = cut.rank * share + local;
-        if (row >= layer.rows) return;
-        WideItems<T> items = ahead;
-        if (local != warp || tile != cut.first_tile) {
-            items.describe(layer, tile, row);
-            items.load(layer);
-        }
-        items.finish(layer, shared.received + local * WIDE_PITCH, cut.cluster, share * WIDE_PITCH, shared.factors[row], tile);
-    }
-}
-
-template <class T, int ROW_BLOCKS>
-__device__ __forceinline__ void multiply_and_finish(
-    const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS>& shared) {
+// One tile, with the other blocks of the cluster.
+template <class T, int ROW_BLOCKS, Mode MODE>
+__device__ __forceinline__ void multiply_shared(
+    const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS, MODE>& shared) {
     const LayerLinearParams& layer = params.layer;
-    WideItems<T> ahead;
-    ahead.describe(layer, cut.first_tile, cut.rank * (8 * ROW_BLOCKS / cut.cluster) + static_cast<int>(warp_id()));
+    const int share = 8 * ROW_BLOCKS / cut.cluster, warp = static_cast<int>(warp_id()), first_row = cut.rank * share;
+    WideShare<T, MODE> own(layer, cut.first_tile);
     Factors<T, WideCut> factors(layer, cut);
     trace(layer, 1);
-    grid_dependency_wait_after(ahead.largest());
+    grid_dependency_wait_after(own.largest());
     trace(layer, 2);
     if (layer.squares != nullptr) factors.begin();
-    ahead.load(layer);
+    if (warp < share && first_row + warp < layer.rows) own.load(layer, first_row + warp);
     if (layer.squares != nullptr) factors.finish(shared.factors);
+    trace(layer, 3);
+    int stage = 0;
+    unsigned parity = 0;
+    float sums[ROW_BLOCKS][4] = {};
+    multiply_wide<T, ROW_BLOCKS, MODE>(sums, params, cut, shared, stage, parity);
+    trace(layer, 5);
+    cluster_wait();  // the others have begun
+    hand_over_wide<ROW_BLOCKS, MODE>(sums, cut, shared);
+    cluster_arrive();  // what they have copied from is no longer needed
+    trace(layer, 6);
+#pragma unroll 1
+    for (int local = warp; local < share && first_row + local < layer.rows; local += WARPS) {
+        const int row = first_row + local;
+        if (local != warp) own.load(layer, row);
+        own.finish(layer, row, cut.first_tile, shared.received + local * WIDE_PITCH, cut.cluster, share * WIDE_PITCH,
+                   shared.factors[row]);
+    }
+    trace(layer, 7);
+}
+
+// Tiles of this block alone.
+template <class T, int ROW_BLOCKS, Mode MODE>
+__device__ __forceinline__ void multiply_own(
+    const WideLinearParams& params, const WideCut& cut, const WideShared<ROW_BLOCKS, MODE>& shared) {
+    const LayerLinearParams& layer = params.layer;
+    Factors<T, WideCut> factors(layer, cut);
+    trace(layer, 1);
+    grid_dependency_wait();
+    trace(layer, 2);
+    if (layer.squares != nullptr) {
+        factors.begin();
+        factors.finish(shared.factors);
+        named_sync(CONSUMERS, THREADS);
+    }
     trace(layer, 3);
     int stage = 0;
     unsigned parity = 0;
 #pragma unroll 1
     for (int i = 0; i < cut.num_tiles; ++i) {
-        const int tile = cut.first_tile + i * cut.tile_step;
         float sums[ROW_BLOCKS][4] = {};
-        multiply_wide<T, ROW_BLOCKS>(sums, params, cut, shared, stage, parity);
+        multiply_wide<T, ROW_BLOCKS, MODE>(sums, params, cut, shared, stage, parity);
         trace(layer, 5);
-        hand_over_wide<ROW_BLOCKS>(sums, cut, shared, params.apart);
-        trace(layer, 6);
-        finish_wide<T, ROW_BLOCKS>(layer, cut, shared, tile, ahead);
+        finish_own<T, ROW_BLOCKS, MODE>(layer, cut.first_tile + i * cut.tile_step, sums, shared.factors);
     }
     trace(layer, 7);
 }
 
-template <class T, int ROW_BLOCKS>
+template <class T, int ROW_BLOCKS, Mode MODE>
 __device__ __forceinline__ void wide_linear(const WideLinearParams& params) {
     const WideCut cut(params.layer);
-    const WideShared<ROW_BLOCKS> shared(params, cut);
+    const WideShared<ROW_BLOCKS, MODE> shared(params);
     trace(params.layer, 0);
     grid_dependency_launch();
     if (threadIdx.x == 0) shared.init_barriers(params.stages);
-    if (cut.cluster > 1 && params.apart) cluster_arrive();
+    if (shares_tiles(MODE)) cluster_arrive();
     block_sync();
-    if (threadIdx.x < THREADS) {
-        multiply_and_finish<T, ROW_BLOCKS>(params, cut, shared);
-    } else {
-        if (lane_id() == 0) WideProducer<ROW_BLOCKS>(params, cut, shared).run();
+    if (threadIdx.x >= THREADS) {
+        if (lane_id() == 0) WideProducer<ROW_BLOCKS, MODE>(params, cut, shared).run();
         warp_sync();
-        if (cut.cluster == 1) return;
-        if (!params.apart) cluster_arrive();
+        if (!shares_tiles(MODE)) return;
         cluster_wait();
         cluster_arrive();
+    } else if constexpr (shares_tiles(MODE)) {
+        multiply_shared<T, ROW_BLOCKS, MODE>(params, cut, shared);
+    } else {
+        multiply_own<T, ROW_BLOCKS, MODE>(params, cut, shared);
     }
-    if (cut.cluster > 1) cluster_wait();
+    if (shares_tiles(MODE)) cluster_wait();  // until the others have received this block's sums
 }

@@ -14,11 +14,11 @@ from plugins.layer_step.params import MODES, LayerLinearParams, WideLinearParams
 ARCHS = ("sm_90a",)
 OUTPUTS = 128  # of a tile
 THREADS = 288
+SHARED = ("qkv", "residual")
 MOST_CLUSTER = 8
 MOST_STAGES = 8
 AHEAD = 4
 NEXT_STAGES = 0
-APART = 0
 _LEAST_BLOCKS = 96  # that keep memory busy
 _BLOCK_BYTES = PROCESSOR_BYTES // 2 - 1024  # so that the next kernel's blocks find room beside
 _WEIGHT_BYTES = OUTPUTS * 2 * TILE_COLUMNS
@@ -29,7 +29,7 @@ _BARRIER_BYTES = 8 * (2 * MOST_STAGES + 1)
 class Wide(NamedTuple):
     """How such a layer is cut: from its sizes alone, so that a row's result is too."""
 
-    cluster: int  # blocks, which take other columns of a tile
+    cluster: int  # blocks, which share a tile where there are several
 
     def tiles(self, outputs: int) -> int:
         return -(-outputs // OUTPUTS)
@@ -39,9 +39,12 @@ class Wide(NamedTuple):
         return self.tiles(outputs)
 
 
-def wide_cut(outputs: int, columns: int) -> Wide:
+def wide_cut(outputs: int, columns: int, mode: str) -> Wide:
+    """The cut of a layer that does `mode` of MODES with its sums; of these, SHARED share tiles."""
+    if mode not in SHARED:
+        return Wide(1)
     tiles = -(-outputs // OUTPUTS)
-    cluster = 1
+    cluster = 2
     while cluster < MOST_CLUSTER and tiles * cluster < _LEAST_BLOCKS and columns >= 4 * cluster * TILE_COLUMNS:
         cluster *= 2
     return Wide(cluster)
@@ -69,7 +72,6 @@ def run_wide(
         layer=params,
         stages=stages,
         ahead=AHEAD,
-        apart=APART,
     )
     if gated is not None:
         outputs, columns = gated.shape
@@ -79,7 +81,7 @@ def run_wide(
         wide.next, wide.next_tiles = _weight_map(following), cut.tiles(outputs)
         wide.next_stages = min(NEXT_STAGES, columns // TILE_COLUMNS)
     run_kernel(
-        wide_source(dtype), f"wide_linear_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
+        wide_source(dtype), f"wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
         shared_bytes(cut, bucket, params.parts, stages), cluster=cut.cluster,
     )  # fmt: skip
 
@@ -88,13 +90,13 @@ def num_stages(cut: Wide, bucket: int, parts: int, chunks: int) -> int:
     """Stages of the ring: as many as fit, no more than a block has chunks of columns."""
     left = _BLOCK_BYTES - shared_bytes(cut, bucket, parts, 0)
     fitting = left // _stage_bytes(bucket, parts)
-    least = -(-(2 - APART) * bucket * _PITCH // _stage_bytes(bucket, parts)) if cut.cluster > 1 else 2
+    least = -(-bucket * _PITCH // _stage_bytes(bucket, parts)) if cut.cluster > 1 else 2
     return max(least, min(fitting, MOST_STAGES, chunks))
 
 
 def shared_bytes(cut: Wide, bucket: int, parts: int, stages: int) -> int:
     """Shared memory of a block: WideShared of wide.cuh."""
-    sums = bucket * _PITCH if cut.cluster == 1 or APART else 0
+    sums = bucket * _PITCH if cut.cluster > 1 else 0
     return stages * _stage_bytes(bucket, parts) + sums + 4 * max(bucket, 32) + _BARRIER_BYTES
 
 

@@ -1,24 +1,27 @@
-// Entry points, named by the rows they have room for; sm_90a. ELEMENT: bfloat16 or float16. RING_STAGES is linear.cuh's.
+// Entry points, named by what they do and the rows they have room for; sm_90a. ELEMENT: bfloat16 or float16.
+// RING_STAGES is linear.cuh's.
 #include "wide.cuh"
 
 extern "C" __device__ const unsigned wide_linear_params_bytes = sizeof(WideLinearParams);
 
-extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 2)
-    wide_linear_8_kernel(__grid_constant__ const WideLinearParams params) {
-    wide_linear<ELEMENT, 1>(params);
-}
+#define WIDE_KERNEL(name, rows, mode)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 2) name(const __grid_constant__ WideLinearParams params) { \
+        wide_linear<ELEMENT, rows / 8, mode>(params);                                                                    \
+    }
 
-extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 2)
-    wide_linear_16_kernel(__grid_constant__ const WideLinearParams params) {
-    wide_linear<ELEMENT, 2>(params);
-}
-
-extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 2)
-    wide_linear_32_kernel(__grid_constant__ const WideLinearParams params) {
-    wide_linear<ELEMENT, 4>(params);
-}
-
-extern "C" __global__ void __launch_bounds__(WIDE_THREADS, 2)
-    wide_linear_64_kernel(__grid_constant__ const WideLinearParams params) {
-    wide_linear<ELEMENT, 8>(params);
-}
+WIDE_KERNEL(wide_qkv_8_kernel, 8, QKV)
+WIDE_KERNEL(wide_qkv_16_kernel, 16, QKV)
+WIDE_KERNEL(wide_qkv_32_kernel, 32, QKV)
+WIDE_KERNEL(wide_qkv_64_kernel, 64, QKV)
+WIDE_KERNEL(wide_residual_8_kernel, 8, RESIDUAL)
+WIDE_KERNEL(wide_residual_16_kernel, 16, RESIDUAL)
+WIDE_KERNEL(wide_residual_32_kernel, 32, RESIDUAL)
+WIDE_KERNEL(wide_residual_64_kernel, 64, RESIDUAL)
+WIDE_KERNEL(wide_gated_8_kernel, 8, GATED)
+WIDE_KERNEL(wide_gated_16_kernel, 16, GATED)
+WIDE_KERNEL(wide_gated_32_kernel, 32, GATED)
+WIDE_KERNEL(wide_gated_64_kernel, 64, GATED)
+WIDE_KERNEL(wide_logits_8_kernel, 8, LOGITS)
+WIDE_KERNEL(wide_logits_16_kernel, 16, LOGITS)
+WIDE_KERNEL(wide_logits_32_kernel, 32, LOGITS)
+WIDE_KERNEL(wide_logits_64_kernel, 64, LOGITS)

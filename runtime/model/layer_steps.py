@@ -6,6 +6,7 @@ from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
 from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, is_wide, supports
+from plugins.layer_step.params import LINEAR_MODES
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
 from plugins.layer_step.wide import wide_source
 from plugins.linear.two_part import TwoPartLinear
@@ -43,7 +44,7 @@ def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
 def wide_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled besides, for `plugins.layer_step.wide.ARCHS`, where layers of the model are wide."""
     linears = layer_spec(spec).linears.items()
-    wide = any(is_wide(*sizes, spec.head_dim, name == "qkv", spec.qk_norm) for name, sizes in linears)
+    wide = any(is_wide(*sizes, LINEAR_MODES[name], spec.head_dim) for name, sizes in linears)
     return [wide_source(dtype)] if wide and most_rows(spec, dtype) else []
 
 

@@ -11,6 +11,10 @@ struct alignas(64) TensorMap {
 };
 static_assert(sizeof(TensorMap) == 128);
 
+struct CachePolicy {};
+inline CachePolicy evict_first() { return {}; }
+inline CachePolicy evict_normal() { return {}; }
+
 struct BoxCorner {
     int at[5];
 };
@@ -31,7 +35,7 @@ inline const unsigned char* box_row(const TensorMap& map, const BoxCorner& first
 
 }  // namespace emulator
 
-inline void copy_box(void* shared, const TensorMap* map, const BoxCorner& first, Mbarrier* barrier) {
+inline void copy_box(void* shared, const TensorMap* map, const BoxCorner& first, Mbarrier* barrier, CachePolicy) {
     static const unsigned char zeros[128] = {};
     const unsigned rows = map->box[1] * map->box[2] * map->box[3] * map->box[4];
     emulator::check_shared("copy_box", shared, rows * 128, 128);
@@ -53,7 +57,7 @@ inline void copy_box(void* shared, const TensorMap* map, const BoxCorner& first,
 
 inline void copy_box(void* shared, const TensorMap* map, int row, int column, Mbarrier* barrier) {
     if (row < 0 || row + map->box[1] > map->sizes[1]) emulator::fail("copy_box: rows from %d are not in the matrix", row);
-    copy_box(shared, map, {{column, row, 0, 0, 0}}, barrier);
+    copy_box(shared, map, {{column, row, 0, 0, 0}}, barrier, evict_first());
 }
 
 inline void prefetch_box(const TensorMap* map, const BoxCorner& first) {
