@@ -156,6 +156,7 @@ struct WideProducer {
 #pragma unroll 1
         for (int i = at_first; i < min(units, at_first + params.ahead); ++i, ahead.advance(cut))
             prefetch_box(&params.weight, weights(ahead));
+        prefetch_map(&params.x);
         prefetch_next();
         grid_dependency_wait();
 #pragma unroll 1

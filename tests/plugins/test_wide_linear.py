@@ -8,7 +8,6 @@ from plugins.layer_step.params import LINEAR_MODES
 from plugins.layer_step.wide import MOST_CLUSTER, Wide, num_stages, shared_bytes, wide_cut
 from tests.plugins.test_layer_linear import EPS, MODEL, Layer, check, normal, walled
 
-
 OWN = Wide(1)  # each block has tiles of its own
 
 

@@ -72,3 +72,10 @@ __device__ __forceinline__ void prefetch_box(const TensorMap* map, const BoxCorn
                  : "memory");
 #endif
 }
+
+// Bring the map itself near, so that its first copy does not wait for it.
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+#endif
+}

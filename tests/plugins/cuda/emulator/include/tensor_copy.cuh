@@ -65,3 +65,5 @@ inline void prefetch_box(const TensorMap* map, const BoxCorner& first) {
         if (first.at[dimension] < 0 || first.at[dimension] >= int(map->sizes[dimension]))
             emulator::fail("prefetch_box: %d of dimension %u is not in the tensor", first.at[dimension], dimension);
 }
+
+inline void prefetch_map(const TensorMap*) {}
