@@ -53,7 +53,7 @@ def wide_cut(outputs: int, columns: int, mode: str) -> Wide:
 def wide_source(element: torch.dtype) -> KernelSource:
     """The kernels for that dtype; for the architectures of `ARCHS`."""
     defines = (("ELEMENT", ELEMENTS[element]), ("RING_STAGES", "1"))
-    return KernelSource("wide_linear", "layer_step/wide_linear.cu", defines)
+    return KernelSource("layer_wide", "layer_step/wide_linear.cu", defines)
 
 
 def run_wide(
@@ -81,7 +81,7 @@ def run_wide(
         wide.next, wide.next_tiles = _weight_map(following), cut.tiles(outputs)
         wide.next_stages = min(NEXT_STAGES, columns // TILE_COLUMNS)
     run_kernel(
-        wide_source(dtype), f"wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
+        wide_source(dtype), f"layer_wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
         shared_bytes(cut, bucket, params.parts, stages), cluster=cut.cluster,
     )  # fmt: skip
 
