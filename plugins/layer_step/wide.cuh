@@ -24,7 +24,7 @@
 
 constexpr int WIDE_COLUMNS = 64;  // of a stage
 constexpr int WIDE_THREADS = THREADS + 32;
-constexpr unsigned WIDE_WEIGHT_BYTES = WIDE_OUTPUTS * WGMMA_ROW_BYTES;
+constexpr unsigned WIDE_WEIGHT_BYTES = WIDE_OUTPUTS * WGMMA_ROW_BYTES;  // of a box
 constexpr int WIDE_MOST_STAGES = 8;
 constexpr int CONSUMERS = 1;  // their named barrier
 
@@ -65,10 +65,15 @@ struct WideCut {
 // Whether the blocks of a cluster have other columns of one tile; otherwise each has tiles of its own, one after another.
 __device__ constexpr bool shares_tiles(Mode mode) { return mode == QKV || mode == RESIDUAL; }
 
+// Boxes of weights in a stage, one below the other: two where x would be read too often for the rate at which L2 is.
+__device__ constexpr int boxes_of(Mode mode) { return mode == LOGITS ? 2 : 1; }
+
 // ring | received | factors | barriers; wide.py has the same sizes.
 template <int ROW_BLOCKS, Mode MODE>
 struct WideShared {
     static constexpr int ROWS = 8 * ROW_BLOCKS;
+    static constexpr int BOXES = boxes_of(MODE);
+    static constexpr unsigned WEIGHT_BYTES = BOXES * WIDE_WEIGHT_BYTES;
     unsigned stage_bytes;
     unsigned char* ring;  // (stages, weights | x)
     float* staged;        // (ROWS, WIDE_PITCH), this block's sums, where the ring was
@@ -79,7 +84,7 @@ struct WideShared {
     Mbarrier* handed_over;
 
     __device__ WideShared(const WideLinearParams& params) {
-        stage_bytes = WIDE_WEIGHT_BYTES + params.layer.parts * ROWS * WGMMA_ROW_BYTES;
+        stage_bytes = WEIGHT_BYTES + params.layer.parts * ROWS * WGMMA_ROW_BYTES;
         ring = shared_memory();
         staged = reinterpret_cast<float*>(ring);
         received = reinterpret_cast<float*>(ring + params.stages * stage_bytes);
@@ -126,18 +131,21 @@ struct WideProducer {
 
     __device__ int column(const WideUnit& unit) const { return (cut.first_chunk + unit.chunk) * WIDE_COLUMNS; }
 
-    __device__ BoxCorner weights(const WideUnit& unit) const {
-        const int group = unit.tile * (WIDE_PAIRS / 8);
+    __device__ BoxCorner weights(const WideUnit& unit, int box) const {
+        const int group = (unit.tile * Shared::BOXES + box) * (WIDE_PAIRS / 8);
         return {{column(unit), 0, 0, group & ((1 << head_shift) - 1), group >> head_shift}};
     }
 
     __device__ void ask_weights(const WideUnit& unit, int stage) const {
         mbarrier_arrive_expect(shared.full + stage, shared.stage_bytes);
-        copy_box(shared.ring + stage * shared.stage_bytes, &params.weight, weights(unit), shared.full + stage, read_once);
+#pragma unroll
+        for (int box = 0; box < Shared::BOXES; ++box)
+            copy_box(shared.ring + stage * shared.stage_bytes + box * WIDE_WEIGHT_BYTES, &params.weight,
+                     weights(unit, box), shared.full + stage, read_once);
     }
 
     __device__ void ask_x(const WideUnit& unit, int stage) const {
-        copy_box(shared.ring + stage * shared.stage_bytes + WIDE_WEIGHT_BYTES, &params.x, {{column(unit), 0, 0, 0, 0}},
+        copy_box(shared.ring + stage * shared.stage_bytes + Shared::WEIGHT_BYTES, &params.x, {{column(unit), 0, 0, 0, 0}},
                  shared.full + stage, read_often);
     }
 
@@ -155,7 +163,7 @@ struct WideProducer {
         for (int i = 0; i < at_first; ++i, ahead.advance(cut)) ask_weights(ahead, i);
 #pragma unroll 1
         for (int i = at_first; i < min(units, at_first + params.ahead); ++i, ahead.advance(cut))
-            prefetch_box(&params.weight, weights(ahead));
+            prefetch_box(&params.weight, weights(ahead, 0));
         prefetch_map(&params.x);
         prefetch_next();
         grid_dependency_wait();
@@ -176,8 +184,9 @@ struct WideProducer {
 // A warpgroup's products of one tile. `stage` and `parity` go on from tile to tile.
 template <class T, int ROW_BLOCKS, Mode MODE>
 __device__ __forceinline__ void multiply_wide(
-    float (&sums)[ROW_BLOCKS][4], const WideLinearParams& params, const WideCut& cut,
+    float (&sums)[boxes_of(MODE)][ROW_BLOCKS][4], const WideLinearParams& params, const WideCut& cut,
     const WideShared<ROW_BLOCKS, MODE>& shared, int& stage, unsigned& parity) {
+    constexpr int BOXES = boxes_of(MODE);
     constexpr unsigned X_BYTES = 8 * ROW_BLOCKS * WGMMA_ROW_BYTES, STEP_BYTES = 32;
     const unsigned first = warp_id() / 4 * (WIDE_WEIGHT_BYTES / 2);
     const int parts = MODE == LOGITS ? params.layer.parts : 1;
@@ -185,19 +194,24 @@ __device__ __forceinline__ void multiply_wide(
     for (int chunk = 0; chunk < cut.num_chunks; ++chunk) {
         mbarrier_wait(shared.full + stage, parity);
         const unsigned char* ring = shared.ring + stage * shared.stage_bytes;
-        const unsigned long long a = wgmma_descriptor(ring + first), b = wgmma_descriptor(ring + WIDE_WEIGHT_BYTES);
-        wgmma_hold(sums);
+        const unsigned long long a = wgmma_descriptor(ring + first), b = wgmma_descriptor(ring + shared.WEIGHT_BYTES);
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box) wgmma_hold(sums[box]);
         wgmma_fence();
 #pragma unroll 1
         for (int part = 0; part < parts; ++part) {
             const unsigned long long x = wgmma_advance(b, part * X_BYTES);
 #pragma unroll
             for (int step = 0; step < WIDE_COLUMNS / 16; ++step)
-                wgmma_rows<T, ROW_BLOCKS>(sums, wgmma_advance(a, step * STEP_BYTES), wgmma_advance(x, step * STEP_BYTES), true);
+#pragma unroll
+                for (int box = 0; box < BOXES; ++box)
+                    wgmma_rows<T, ROW_BLOCKS>(sums[box], wgmma_advance(a, step * STEP_BYTES + box * WIDE_WEIGHT_BYTES),
+                                              wgmma_advance(x, step * STEP_BYTES), true);
         }
         wgmma_commit();
         wgmma_wait<0>();
-        wgmma_hold(sums);
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box) wgmma_hold(sums[box]);
         if (lane_id() == 0) mbarrier_arrive(shared.empty + stage);
         if (++stage == params.stages) stage = 0, parity ^= 1;
     }
@@ -243,11 +257,11 @@ __device__ __forceinline__ void multiply_shared(
     trace(layer, 3);
     int stage = 0;
     unsigned parity = 0;
-    float sums[ROW_BLOCKS][4] = {};
+    float sums[1][ROW_BLOCKS][4] = {};
     multiply_wide<T, ROW_BLOCKS, MODE>(sums, params, cut, shared, stage, parity);
     trace(layer, 5);
     cluster_wait();  // the others have begun
-    hand_over_wide<ROW_BLOCKS, MODE>(sums, cut, shared);
+    hand_over_wide<ROW_BLOCKS, MODE>(sums[0], cut, shared);
     cluster_arrive();  // what they have copied from is no longer needed
     trace(layer, 6);
 #pragma unroll 1
@@ -279,10 +293,13 @@ __device__ __forceinline__ void multiply_own(
     unsigned parity = 0;
 #pragma unroll 1
     for (int i = 0; i < cut.num_tiles; ++i) {
-        float sums[ROW_BLOCKS][4] = {};
+        constexpr int BOXES = boxes_of(MODE);
+        float sums[BOXES][ROW_BLOCKS][4] = {};
         multiply_wide<T, ROW_BLOCKS, MODE>(sums, params, cut, shared, stage, parity);
         trace(layer, 5);
-        finish_own<T, ROW_BLOCKS, MODE>(layer, cut.first_tile + i * cut.tile_step, sums, shared.factors);
+#pragma unroll
+        for (int box = 0; box < BOXES; ++box)
+            finish_own<T, ROW_BLOCKS, MODE>(layer, (cut.first_tile + i * cut.tile_step) * BOXES + box, sums[box], shared.factors);
     }
     trace(layer, 7);
 }

@@ -17,10 +17,12 @@ THREADS = 288
 SHARED = ("qkv", "residual")
 MOST_CLUSTER = 8
 MOST_STAGES = 8
-AHEAD = 4
+AHEAD = {"qkv": 2, "residual": 2, "gated": 2, "logits": 0}
 NEXT_STAGES = 0
 _LEAST_BLOCKS = 96  # that keep memory busy
-_BLOCK_BYTES = PROCESSOR_BYTES // 2 - 1024  # so that the next kernel's blocks find room beside
+HALF, WHOLE = PROCESSOR_BYTES // 2 - 1024, PROCESSOR_BYTES - 1024
+# Of a block: so that those of the next launch find room beside.
+BLOCK_BYTES = {"qkv": HALF, "residual": HALF, "gated": 126 << 10, "logits": WHOLE}
 _WEIGHT_BYTES = OUTPUTS * 2 * TILE_COLUMNS
 _PITCH = 4 * (OUTPUTS + 4)
 _BARRIER_BYTES = 8 * (2 * MOST_STAGES + 1)
@@ -29,10 +31,16 @@ _BARRIER_BYTES = 8 * (2 * MOST_STAGES + 1)
 class Wide(NamedTuple):
     """How such a layer is cut: from its sizes alone, so that a row's result is too."""
 
-    cluster: int  # blocks, which share a tile where there are several
+    mode: str  # one of MODES
+    cluster: int = 1  # blocks, which share a tile where there are several
+
+    @property
+    def boxes(self) -> int:
+        """Of OUTPUTS, that make a tile."""
+        return 2 if self.mode == "logits" else 1
 
     def tiles(self, outputs: int) -> int:
-        return -(-outputs // OUTPUTS)
+        return -(-outputs // (OUTPUTS * self.boxes))
 
     def squares(self, outputs: int) -> int:
         """In how many parts a row's squares are left."""
@@ -42,12 +50,12 @@ class Wide(NamedTuple):
 def wide_cut(outputs: int, columns: int, mode: str) -> Wide:
     """The cut of a layer that does `mode` of MODES with its sums; of these, SHARED share tiles."""
     if mode not in SHARED:
-        return Wide(1)
+        return Wide(mode)
     tiles = -(-outputs // OUTPUTS)
     cluster = 2
     while cluster < MOST_CLUSTER and tiles * cluster < _LEAST_BLOCKS and columns >= 4 * cluster * TILE_COLUMNS:
         cluster *= 2
-    return Wide(cluster)
+    return Wide(mode, cluster)
 
 
 def wide_source(element: torch.dtype) -> KernelSource:
@@ -62,7 +70,8 @@ def run_wide(
     """Launch one layer, cut so; `gated` are the weights of the launch after it, where it is such a one."""
     bucket = next(bucket for bucket in ROW_BUCKETS if params.rows <= bucket)
     params.tiles = cut.tiles(params.outputs)
-    rounds = -(-params.tiles // (2 * num_processors)) if cut.cluster == 1 else 1
+    at_once = num_processors * (2 if cut.boxes == 1 else 1)
+    rounds = -(-params.tiles // at_once) if cut.cluster == 1 else 1
     clusters = -(-params.tiles // rounds)
     chunks = -(-params.columns // TILE_COLUMNS // cut.cluster) * -(-params.tiles // clusters)
     stages = num_stages(cut, bucket, params.parts, chunks)
@@ -71,14 +80,14 @@ def run_wide(
         x=_x_map(params, bucket),
         layer=params,
         stages=stages,
-        ahead=AHEAD,
+        ahead=AHEAD[cut.mode],
     )
     if gated is not None:
         outputs, columns = gated.shape
         following = LayerLinearParams(
             weight=gated.data_ptr(), outputs=outputs, columns=columns, mode=MODES.index("gated")
         )
-        wide.next, wide.next_tiles = _weight_map(following), cut.tiles(outputs)
+        wide.next, wide.next_tiles = _weight_map(following), -(-outputs // OUTPUTS)
         wide.next_stages = min(NEXT_STAGES, columns // TILE_COLUMNS)
     run_kernel(
         wide_source(dtype), f"layer_wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
@@ -88,20 +97,21 @@ def run_wide(
 
 def num_stages(cut: Wide, bucket: int, parts: int, chunks: int) -> int:
     """Stages of the ring: as many as fit, no more than a block has chunks of columns."""
-    left = _BLOCK_BYTES - shared_bytes(cut, bucket, parts, 0)
-    fitting = left // _stage_bytes(bucket, parts)
-    least = -(-bucket * _PITCH // _stage_bytes(bucket, parts)) if cut.cluster > 1 else 2
+    left = BLOCK_BYTES[cut.mode] - shared_bytes(cut, bucket, parts, 0)
+    stage_bytes = _stage_bytes(cut, bucket, parts)
+    fitting = left // stage_bytes
+    least = -(-bucket * _PITCH // stage_bytes) if cut.cluster > 1 else 2
     return max(least, min(fitting, MOST_STAGES, chunks))
 
 
 def shared_bytes(cut: Wide, bucket: int, parts: int, stages: int) -> int:
     """Shared memory of a block: WideShared of wide.cuh."""
     sums = bucket * _PITCH if cut.cluster > 1 else 0
-    return stages * _stage_bytes(bucket, parts) + sums + 4 * max(bucket, 32) + _BARRIER_BYTES
+    return stages * _stage_bytes(cut, bucket, parts) + sums + 4 * max(bucket, 32) + _BARRIER_BYTES
 
 
-def _stage_bytes(bucket: int, parts: int) -> int:
-    return _WEIGHT_BYTES + parts * bucket * 2 * TILE_COLUMNS
+def _stage_bytes(cut: Wide, bucket: int, parts: int) -> int:
+    return cut.boxes * _WEIGHT_BYTES + parts * bucket * 2 * TILE_COLUMNS
 
 
 def _weight_map(params: LayerLinearParams) -> ctypes.Array[ctypes.c_uint8]:

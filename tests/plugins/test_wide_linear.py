@@ -5,20 +5,17 @@ import torch
 
 from plugins.layer_step.layout import is_wide
 from plugins.layer_step.params import LINEAR_MODES
-from plugins.layer_step.wide import MOST_CLUSTER, Wide, num_stages, shared_bytes, wide_cut
+from plugins.layer_step.wide import BLOCK_BYTES, MOST_CLUSTER, WHOLE, Wide, num_stages, shared_bytes, wide_cut
 from tests.plugins.test_layer_linear import EPS, MODEL, Layer, check, normal, walled
 
-OWN = Wide(1)  # each block has tiles of its own
-
-
-@pytest.fixture(params=[Wide(2), Wide(8)], ids=str)
-def shared(request):
+@pytest.fixture(params=[2, 8])
+def cluster(request):
     return request.param
 
 
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 16, 512), (5, 144, 512), (17, 4112, 640), (64, 128, 576)])
 def test_logits_add_two_parts(kernel_device, rows, outputs, columns):
-    layer = Layer(kernel_device, OWN, outputs, columns)
+    layer = Layer(kernel_device, Wide("logits"), outputs, columns)
     x = walled(normal(2 * rows, columns), kernel_device)
     y = layer.empty(rows, outputs, torch.float32)
     layer.run("logits", x, y, parts=2)
@@ -29,7 +26,7 @@ def test_logits_add_two_parts(kernel_device, rows, outputs, columns):
 def test_the_gate_takes_any_size(kernel_device):
     """silu(-200) is 0 and silu(200) is 200, whatever the exponential overflows to; the last tile is not whole."""
     rows, half, columns = 12, 104, 512
-    layer = Layer(kernel_device, OWN, 2 * half, columns)
+    layer = Layer(kernel_device, Wide("gated"), 2 * half, columns)
     x = normal(rows, columns).mul(16).to(kernel_device)
     squares = normal(rows, 37, dtype=torch.float32).square().add(columns / 37).to(kernel_device)
     y = layer.empty(rows, half, torch.bfloat16)
@@ -42,14 +39,15 @@ def test_the_gate_takes_any_size(kernel_device):
     check(y, silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * slack[:, half:] + silu.abs() * 1e-5)
 
 
-def test_the_stream_and_what_the_next_norm_needs(kernel_device, shared):
+def test_the_stream_and_what_the_next_norm_needs(kernel_device, cluster):
     """The stream is far larger than what is added, as late in a model."""
     rows, outputs, columns = 19, 272, 512
-    layer = Layer(kernel_device, shared, outputs, columns)
+    cut = Wide("residual", cluster)
+    layer = Layer(kernel_device, cut, outputs, columns)
     x, norm = normal(rows, columns).to(kernel_device), normal(outputs, seed=1).to(kernel_device)
     before = normal(rows, outputs, dtype=torch.float32).mul(1e4)
     hidden, y = before.clone().to(kernel_device), layer.empty(rows, outputs, torch.bfloat16)
-    squares = layer.empty(rows, shared.squares(outputs), torch.float32)
+    squares = layer.empty(rows, cut.squares(outputs), torch.float32)
     layer.run("residual", x, y, hidden=hidden, norm=norm, squares_out=squares)
     exact, slack = layer.product(x)
     check(hidden, before.double() + exact, slack)
@@ -58,10 +56,10 @@ def test_the_stream_and_what_the_next_norm_needs(kernel_device, shared):
 
 
 @pytest.mark.parametrize(("head_dim", "has_norms"), [(32, True), (64, False), (64, True), (128, False), (128, True)])
-def test_heads_are_normed_rotated_and_cached(kernel_device, shared, head_dim, has_norms):
+def test_heads_are_normed_rotated_and_cached(kernel_device, cluster, head_dim, has_norms):
     """The row's norm comes before the bias, the head's after; squares are in parts, one of them alone."""
     rows, columns, heads, kv_heads, block_size = 11, 512, 3, 1, 4
-    layer = Layer(kernel_device, shared, (heads + 2 * kv_heads) * head_dim, columns)
+    layer = Layer(kernel_device, Wide("qkv", cluster), (heads + 2 * kv_heads) * head_dim, columns)
     x, bias = normal(rows, columns).mul(0.1).to(kernel_device), normal(len(layer.weight)).to(kernel_device)
     squares = normal(rows, 37, dtype=torch.float32).square().to(kernel_device)
     half_cos, half_sin = (normal(rows, head_dim // 2, seed=seed).to(kernel_device) for seed in (2, 3))
@@ -97,16 +95,17 @@ def test_heads_are_normed_rotated_and_cached(kernel_device, shared, head_dim, ha
     check(caches[1][places], exact[:, -1], slack[:, -1])
 
 
-def test_a_row_is_the_same_among_1_2_13_or_64(kernel_device, shared):
+def test_a_row_is_the_same_among_1_2_13_or_64(kernel_device, cluster):
     """Bit for bit, though each number of rows has its kernels."""
     outputs, columns = 144, 640
-    own, added = Layer(kernel_device, OWN, outputs, columns), Layer(kernel_device, shared, outputs, columns)
+    cut = Wide("residual", cluster)
+    own, added = Layer(kernel_device, Wide("logits"), outputs, columns), Layer(kernel_device, cut, outputs, columns)
     x, norm = normal(64, columns).to(kernel_device), normal(outputs).to(kernel_device)
 
     def results(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, scaled = own.empty(len(x), outputs, torch.float32), own.empty(len(x), outputs, torch.bfloat16)
         own.run("logits", x, logits)
-        hidden, squares = torch.zeros_like(logits), own.empty(len(x), shared.squares(outputs), torch.float32)
+        hidden, squares = torch.zeros_like(logits), own.empty(len(x), cut.squares(outputs), torch.float32)
         added.run("residual", x, scaled, hidden=hidden, norm=norm, squares_out=squares)
         return logits, hidden
 
@@ -117,7 +116,7 @@ def test_a_row_is_the_same_among_1_2_13_or_64(kernel_device, shared):
 
 
 @pytest.mark.parametrize("rows", [8, 16, 32, 64])
-def test_two_blocks_of_a_models_layers_fit_a_processor(rows):
+def test_blocks_of_a_models_layers_fit_a_processor(rows):
     for name, (outputs, columns) in MODEL.linears.items():
         mode = LINEAR_MODES[name]
         assert is_wide(outputs, columns, mode, MODEL.head_dim)
@@ -125,4 +124,4 @@ def test_two_blocks_of_a_models_layers_fit_a_processor(rows):
         stages = num_stages(cut, rows, parts, columns // 64 // cut.cluster)
         assert stages >= 2
         assert cut.cluster in (1, 2, 4, MOST_CLUSTER)
-        assert shared_bytes(cut, rows, parts, stages) <= (228 << 9) - 1024
+        assert shared_bytes(cut, rows, parts, stages) <= BLOCK_BYTES[mode] <= WHOLE
