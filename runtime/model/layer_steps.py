@@ -26,12 +26,14 @@ def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
     return max((rows for rows in range(1, MOST_ROWS + 1) if supports(sizes, dtype, rows) is None), default=0)
 
 
-def usual_rows(spec: ModelSpec) -> int:
+def usual_rows(spec: ModelSpec, has_wide: bool = False) -> int:
     """Rows up to which these launches took less time than the ops on an H100, fitted to SmolLM2-135M and Llama-3.2-1B.
 
-    They save about 16 us a layer, and lose some with each row, the more the larger the layers are. `runtime.tuning`
-    measures it.
+    They save about 16 us a layer, and lose some with each row, the more the larger the layers are; nothing where all of
+    them go through the launches of wide layers (`has_wide`). `runtime.tuning` measures it.
     """
+    if has_wide and all(_wide_linears(spec)):
+        return MOST_ROWS
     layer_mb = 2 * spec.num_parameters / spec.num_layers / 1e6
     return int(16.0 / (0.25 + 0.012 * layer_mb))
 
@@ -43,9 +45,12 @@ def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
 
 def wide_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled besides, for `plugins.layer_step.wide.ARCHS`, where layers of the model are wide."""
+    return [wide_source(dtype)] if any(_wide_linears(spec)) and most_rows(spec, dtype) else []
+
+
+def _wide_linears(spec: ModelSpec) -> list[bool]:
     linears = layer_spec(spec).linears.items()
-    wide = any(is_wide(*sizes, LINEAR_MODES[name], spec.head_dim) for name, sizes in linears)
-    return [wide_source(dtype)] if wide and most_rows(spec, dtype) else []
+    return [is_wide(*sizes, LINEAR_MODES[name], spec.head_dim) for name, sizes in linears]
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:

@@ -8,6 +8,7 @@ from plugins.layer_step.params import LINEAR_MODES
 from plugins.layer_step.wide import BLOCK_BYTES, MOST_CLUSTER, WHOLE, Wide, num_stages, shared_bytes, wide_cut
 from tests.plugins.test_layer_linear import EPS, MODEL, Layer, check, normal, walled
 
+
 @pytest.fixture(params=[2, 8])
 def cluster(request):
     return request.param
