@@ -68,7 +68,7 @@ class LayerStep:
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
             stream.queries(layer, k_cache, v_cache, query)
             attention(query, k_cache, v_cache, plan, spec.head_dim**-0.5, context)
-            stream.add(context, layer.dense, layer.post_norm, layer.gate_up)
+            stream.add(context, layer.dense, layer.post_norm)
             stream.gated(layer.gate_up, activated)
             is_last = index + 1 == len(weights.layers)
             stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
@@ -131,10 +131,8 @@ class _Stream:
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
         self._run(params)
 
-    def add(
-        self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor, gated: torch.Tensor | None = None
-    ) -> None:
-        """Add a sublayer's result, and leave what the layer after the next norm reads: `gated`, where it is gated()."""
+    def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
+        """Add a sublayer's result, and leave what the layer after the next norm reads."""
         params = self._params("residual", x, weight, self._scaled)
         squares = self._hidden.new_empty(self._rows, self._cut(params).squares(len(weight)))
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
@@ -144,7 +142,7 @@ class _Stream:
             self._read_norm(params)
             scales = torch.empty_like(scales)
             params.scales_out = scales.data_ptr()
-        self._run(params, gated)
+        self._run(params)
         self._squares, self._scales = squares, scales
 
     def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
@@ -186,11 +184,11 @@ class _Stream:
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams, gated: torch.Tensor | None = None) -> None:
+    def _run(self, params: LayerLinearParams) -> None:
         device, dtype = self._scaled.device, self._scaled.dtype
         cut = self._cut(params)
         if isinstance(cut, Wide):
-            run_wide(params, cut, dtype, processors(device), gated)
+            run_wide(params, cut, dtype, processors(device))
         else:
             run_linear(params, cut, dtype, processors(device))
 

@@ -24,11 +24,11 @@ class LayerLinearParams(ctypes.Structure):
 
 class WideLinearParams(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x", "next")),
+        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x")),
         ("layer", LayerLinearParams),
         ("stages", ctypes.c_int32),
-        *((name, ctypes.c_int32) for name in ("ahead", "next_tiles", "next_stages")),
-        ("unused", ctypes.c_int32 * 12),
+        ("ahead", ctypes.c_int32),
+        ("unused", ctypes.c_int32 * 14),
     )
 
 

@@ -31,15 +31,12 @@ constexpr int CONSUMERS = 1;  // their named barrier
 struct WideLinearParams {
     TensorMap weight;         // (columns, 8, 2, groups, heads): see wide.py
     TensorMap x;              // (columns, R, parts)
-    TensorMap next;           // GATED weights of the launch after this one
     LayerLinearParams layer;  // x and weight are not read
     int stages;
     int ahead;                // stages of weights brought to L2 beyond the ring
-    int next_tiles;
-    int next_stages;          // of each of them that are brought to L2 as well; 0: there is no such launch
-    int unused[12];
+    int unused[14];
 };
-static_assert(sizeof(WideLinearParams) == 3 * 128 + sizeof(LayerLinearParams) + 64, "mirrored in params.py");
+static_assert(sizeof(WideLinearParams) == 2 * 128 + sizeof(LayerLinearParams) + 64, "mirrored in params.py");
 
 // A block's part of the layer.
 struct WideCut {
@@ -149,13 +146,6 @@ struct WideProducer {
                  shared.full + stage, read_often);
     }
 
-    __device__ void prefetch_next() const {
-#pragma unroll 1
-        for (int stage = 0; stage < params.next_stages; ++stage)
-            for (int tile = static_cast<int>(blockIdx.x); tile < params.next_tiles; tile += static_cast<int>(gridDim.x))
-                prefetch_box(&params.next, {{stage * WIDE_COLUMNS, 0, 0, tile * (WIDE_PAIRS / 8), 0}});
-    }
-
     __device__ void run() const {
         const int units = cut.num_tiles * cut.num_chunks, at_first = min(params.stages, units);
         WideUnit unit = {cut.first_tile, 0}, ahead = unit;
@@ -165,7 +155,6 @@ struct WideProducer {
         for (int i = at_first; i < min(units, at_first + params.ahead); ++i, ahead.advance(cut))
             prefetch_box(&params.weight, weights(ahead, 0));
         prefetch_map(&params.x);
-        prefetch_next();
         grid_dependency_wait();
 #pragma unroll 1
         for (int i = 0; i < at_first; ++i, unit.advance(cut)) ask_x(unit, i);

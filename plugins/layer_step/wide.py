@@ -17,8 +17,7 @@ THREADS = 288
 SHARED = ("qkv", "residual")
 MOST_CLUSTER = 8
 MOST_STAGES = 8
-AHEAD = {"qkv": 2, "residual": 2, "gated": 2, "logits": 0}
-NEXT_STAGES = 0
+AHEAD = {"qkv": 2, "residual": 2, "gated": 2, "logits": 0}  # stages brought to L2 before the wait, beyond the ring
 _LEAST_BLOCKS = 96  # that keep memory busy
 HALF, WHOLE = PROCESSOR_BYTES // 2 - 1024, PROCESSOR_BYTES - 1024
 # Of a block: so that those of the next launch find room beside.
@@ -64,13 +63,11 @@ def wide_source(element: torch.dtype) -> KernelSource:
     return KernelSource("layer_wide", "layer_step/wide_linear.cu", defines)
 
 
-def run_wide(
-    params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_processors: int, gated: torch.Tensor | None = None
-) -> None:
-    """Launch one layer, cut so; `gated` are the weights of the launch after it, where it is such a one."""
+def run_wide(params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_processors: int) -> None:
+    """Launch one layer, cut so."""
     bucket = next(bucket for bucket in ROW_BUCKETS if params.rows <= bucket)
     params.tiles = cut.tiles(params.outputs)
-    at_once = num_processors * (2 if cut.boxes == 1 else 1)
+    at_once = num_processors * (PROCESSOR_BYTES // (BLOCK_BYTES[cut.mode] + 1024))
     rounds = -(-params.tiles // at_once) if cut.cluster == 1 else 1
     clusters = -(-params.tiles // rounds)
     chunks = -(-params.columns // TILE_COLUMNS // cut.cluster) * -(-params.tiles // clusters)
@@ -82,13 +79,6 @@ def run_wide(
         stages=stages,
         ahead=AHEAD[cut.mode],
     )
-    if gated is not None:
-        outputs, columns = gated.shape
-        following = LayerLinearParams(
-            weight=gated.data_ptr(), outputs=outputs, columns=columns, mode=MODES.index("gated")
-        )
-        wide.next, wide.next_tiles = _weight_map(following), -(-outputs // OUTPUTS)
-        wide.next_stages = min(NEXT_STAGES, columns // TILE_COLUMNS)
     run_kernel(
         wide_source(dtype), f"layer_wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
         shared_bytes(cut, bucket, params.parts, stages), cluster=cut.cluster,

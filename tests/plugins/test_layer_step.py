@@ -107,7 +107,6 @@ def test_wide_layers_equal_the_reference(kernel_device, monkeypatch, spec, dtype
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
     monkeypatch.setattr("plugins.layer_step.layout.SMALL_WEIGHTS", 0)
-    monkeypatch.setattr("plugins.layer_step.wide.NEXT_STAGES", 3)
     actual, expected = run(spec, [Request(19, 9, TREE), Request(5, 2)], kernel_device, dtype, stream)
     for ours, exact in zip(actual, expected, strict=True):
         check(ours, exact)
