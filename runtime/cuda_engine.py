@@ -11,7 +11,6 @@ from plugins.cuda.archs import device_archs
 from plugins.cuda.driver import driver
 from plugins.cuda.errors import KernelError
 from plugins.cuda.library import add_folder, has_image
-from plugins.layer_step.cuda import has_wgmma
 from runtime.backends.base import EngineLimits
 from runtime.backends.cuda import CudaBackend
 from runtime.backends.gpu_errors import GIB, gpu_errors
@@ -24,7 +23,7 @@ from runtime.kernels import kernels_for
 from runtime.kv.cache import KVCache
 from runtime.machine import driver_version
 from runtime.model.decoder import Decoder
-from runtime.model.layer_steps import head_sources, layer_sources
+from runtime.model.layer_steps import layer_sources
 from runtime.model.whole_step import step_sources
 from runtime.spec import ModelSpec
 from runtime.speculation.costs import made_up_batch
@@ -54,8 +53,6 @@ def make_cuda_backend(
     _require_kernels(checkpoint.spec, plan)
     dtype = getattr(torch, plan.dtype)
     few_rows = step_sources(checkpoint.spec, dtype, plan.block_size) + layer_sources(checkpoint.spec, dtype)
-    if has_wgmma(torch.device("cuda")):
-        few_rows += head_sources(checkpoint.spec, dtype)
     choices = NO_CHOICES if bundle is None else read_choices(bundle, engine_dir, device_name())
     return load_on_gpu(checkpoint, plan, draft_dir, all(map(has_image, few_rows)), choices)
 

@@ -8,12 +8,13 @@ from plugins.decoder_step.weights import StepSpec, StepWeights
 from plugins.layer_step import cuda as layer_step
 from plugins.layer_step.layout import Tiling
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
-from tests.plugins.cuda.emulator.run import emulated_rows
 from tests.plugins.test_decoder_step import PLAIN, TOLERANCE, TREE, WINDOW, Case, Request, random_weights
 
 BIAS = StepSpec(96, 3, 6, 2, 32, 160, 515, 1e-6, True, False, None)
 NORMS = StepSpec(96, 2, 4, 2, 32, 160, 130, 1e-6, True, True, None)  # of heads
 WIDE_NORMS = StepSpec(128, 1, 2, 1, 64, 96, 130, 1e-6, False, True, None)
+WIDE = StepSpec(128, 2, 4, 2, 64, 160, 528, 1e-6, True, False, None)  # down's columns are for the small launches
+WIDE_NORMED = StepSpec(128, 2, 2, 1, 128, 192, 144, 1e-6, False, True, None)
 NARROW_NORMS = StepSpec(64, 2, 4, 2, 16, 96, 130, 1e-6, False, True, None)
 
 
@@ -34,12 +35,9 @@ def step_device(request, kernel_device, monkeypatch):
     """Through the kernels of small models, where they take this one, and through the others so cut."""
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
-        monkeypatch.setattr("plugins.layer_step.cuda.has_wgmma", lambda device: request.param == "small")
-        monkeypatch.setattr("plugins.layer_step.head.encode_rows", emulated_rows)
     if request.param == "small":
         return kernel_device
     monkeypatch.setattr("plugins.layer_step.cuda.is_small", lambda spec: False)
-    monkeypatch.setattr("plugins.layer_step.cuda.has_wgmma", lambda device: False)
     row_warps, cluster = request.param
 
     def tiling(outputs: int, columns: int) -> Tiling:
@@ -98,3 +96,21 @@ def test_float16_takes_a_stream_of_any_size(step_device, stream):
     actual, expected = run(WINDOW, [Request(30), Request(20, 9, TREE)], step_device, torch.float16, stream)
     for ours, exact in zip(actual, expected, strict=True):
         check(ours, exact, TOLERANCE / 4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "stream"),
+    [
+        (WIDE, torch.bfloat16, 1.0),
+        (WIDE, torch.float16, 1.5e4),
+        (WIDE_NORMED, torch.bfloat16, 1.0),
+    ],
+    ids=["bias", "float16", "norms"],
+)
+def test_wide_layers_equal_the_reference(kernel_device, monkeypatch, spec, dtype, stream):
+    if kernel_device == "cpu":
+        monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+    monkeypatch.setattr("plugins.layer_step.layout.SMALL_WEIGHTS", 0)
+    actual, expected = run(spec, [Request(19, 9, TREE), Request(5, 2)], kernel_device, dtype, stream)
+    for ours, exact in zip(actual, expected, strict=True):
+        check(ours, exact)

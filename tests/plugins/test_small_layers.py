@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from plugins.layer_step.head import run_head
 from plugins.layer_step.params import LayerLinearParams
 from plugins.layer_step.small import SmallCut, is_small, run_small
 from plugins.layer_step.weights import LayerSpec
-from tests.plugins.cuda.emulator.run import emulated_rows
 from tests.plugins.test_layer_linear import EPS, check, normal, walled
 
 # Tiles that are no multiple of a block's, two row groups and more, and warps with one step and with two.
@@ -117,46 +115,6 @@ def test_a_row_is_the_same_in_every_cut_among_any_number(kernel_device, layer, m
                 result = {name: t if name == "y" else t.transpose(0, 1).contiguous() for name, t in result.items()}
             expected = expected or result
             assert all(torch.equal(t, expected[name][:rows]) for name, t in result.items())
-
-
-@pytest.fixture
-def head_device(kernel_device, monkeypatch) -> str:
-    if kernel_device == "cpu":
-        monkeypatch.setattr("plugins.layer_step.head.encode_rows", emulated_rows)
-    return kernel_device
-
-
-def run_heads(
-    device: str, rows: int, outputs: int, processors: int = 3, width: int = SPEC.hidden_size
-) -> tuple[torch.Tensor, ...]:
-    """Logits, the normed rows, and both exactly; rows are of a stream of very different sizes."""
-    hidden = (normal(64, width, dtype=torch.float32) * torch.logspace(-2, 4, 64).unsqueeze(1))[:rows].clone()
-    norm, weight = normal(width, dtype=torch.float32, seed=1), normal(outputs, width)
-    normed, logits = (torch.full((rows, columns), torch.nan, device=device) for columns in (width, outputs))
-    spec = SPEC._replace(hidden_size=width)
-    run_head(hidden.to(device), norm.to(device), weight.to(device), normed, logits, spec, processors)
-    x = hidden.double()
-    x = x * (x.square().mean(1, keepdim=True) + EPS).rsqrt() * norm.double()
-    return logits, normed, x @ weight.double().T, x, x.abs() @ weight.double().abs().T
-
-
-@pytest.mark.parametrize(
-    ("rows", "outputs", "width"), [(1, 128, 192), (8, 130, 192), (13, 515, 192), (32, 256, 576), (64, 300, 576)]
-)
-def test_the_head_equals_the_reference(head_device, rows, outputs, width):
-    """To about twice the bits of the weights' type, whatever the last tile has, and where two tiles exceed the ring."""
-    logits, normed, exact, x, sizes = run_heads(head_device, rows, outputs, 1 if width > 192 else 3, width)
-    check(normed, x, x.abs() * 2.0**-20)
-    check(logits, exact, sizes * (2.0**-16 + width * 2.0**-24))
-
-
-def test_the_head_gives_a_row_the_same_among_any_number(head_device):
-    """Bit for bit, though each number of rows has its kernel."""
-    expected = run_heads(head_device, 64, 515)
-    for rows in (1, 9, 30):
-        result = run_heads(head_device, rows, 515, processors=2)
-        assert torch.equal(result[0], expected[0][:rows])
-        assert torch.equal(result[1], expected[1][:rows])
 
 
 def test_which_models_are_small():
