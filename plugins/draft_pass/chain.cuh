@@ -12,9 +12,7 @@
 // A lane whose row does not exist takes the last one's place: its products go nowhere, and nothing has to be asked.
 #pragma once
 
-#include "math.cuh"
-#include "params.cuh"
-#include "tiles.cuh"
+#include "direct.cuh"
 
 constexpr int STEPS_AT_ONCE = 2;
 constexpr int PARTIAL_PITCH = TILE_ROWS + 4;  // floats: no two lanes that store hit one bank
@@ -110,6 +108,8 @@ struct Chain {
     float* residual;  // (own tiles, rows, 16): y
     float* begun;     // (2, own tiles, B, 16): what y and the first block's L y + l begin with
     int begun_floats;
+    Direct* direct;
+    float own_score;  // of the beam that has this lane's number, where the chain chooses
     int all_rows;     // B W
     int lane_column;  // of a step
 
@@ -129,8 +129,11 @@ struct Chain {
         residual = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         begun = residual + own_tiles * all_rows * TILE_ROWS;
         begun_floats = own_tiles * params.requests * TILE_ROWS;
+        direct = reinterpret_cast<Direct*>(begun + 2 * begun_floats);
+        own_score = 0.0f;
     }
 
+    __device__ bool is_direct() const { return ROW_BLOCKS == 1 && params.is_direct; }
     __device__ int num_matrices() const { return FIRST_BLOCK + params.num_blocks; }
     __device__ int columns_of(int matrix) const { return matrix <= FIRST_BLOCK ? params.hidden_size : params.exit_dim; }
     __device__ int tiles_of(int matrix) const {
@@ -208,6 +211,8 @@ struct Chain {
     // The cell reads the beams' tokens: the roots at first, then what was selected.
     __device__ void advance(int depth, int rows) {
         const T* biases = static_cast<const T*>(depth > 1 || params.has_silu ? params.rnn_bias : nullptr);
+        const int chosen = is_direct() && depth > 1 ? choose(depth, depth == 2 ? 1 : params.num_beams) : 0;
+        if (is_direct() && depth > 2 && blockIdx.x == 0 && warp_id() == PASS_WARPS - 1) await_selected(depth - 2);
         each(rows, tiles_of(RNN_W), [&](int first, int own, int tile) {
             ElementRows<T, ROW_BLOCKS> tokens;
             PublishedRows<ROW_BLOCKS> before;
@@ -220,10 +225,15 @@ struct Chain {
                 if (depth == 1) {
                     token = params.root_ids[row];
                 } else {
-                    const int first_parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
-                    const unsigned beam = await_word(params.beams + row, before.tag);
-                    token = beam >> DEPTH_BITS;
-                    const int parent = first_parent + static_cast<int>(beam % (1 << DEPTH_BITS));
+                    int parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
+                    if (is_direct()) {
+                        token = chosen % (1 << DIRECT_TOKEN_BITS);
+                        parent = chosen >> DIRECT_TOKEN_BITS;
+                    } else {
+                        const unsigned beam = await_word(params.beams + row, before.tag);
+                        token = beam >> DEPTH_BITS;
+                        parent += static_cast<int>(beam % (1 << DEPTH_BITS));
+                    }
                     before.rows[block] = states(depth - 1) + (parent * params.hidden_size + lane_column) / 2;
                 }
                 tokens.rows[block] =
@@ -238,6 +248,26 @@ struct Chain {
             if (params.has_silu) value = silu_fast(value);
             publish(states(depth), params.hidden_size, value, first, rows, tile, first_tag + depth);
         });
+    }
+
+    // The beam of this lane's row, from what the LM head said of the `width` beams of the depth before: beam before, token.
+    __device__ int choose(int depth, int width) {
+        direct->read(params, first_tag + depth - 1, depth - 1, width, shfl(own_score, static_cast<int>(warp_id()) % width));
+        block_sync();
+        const int row = min(static_cast<int>(lane_id()) / 4, params.num_beams - 1);
+        int chosen = 0;
+        direct->choose(params.num_beams, [&](int beam, unsigned long long rank) {
+            if (beam == row) chosen = place_of(rank);
+            if (beam == static_cast<int>(lane_id()))
+                own_score = fminf(score_of(rank), direct->parents[place_of(rank) >> DIRECT_TOKEN_BITS]);
+        });
+        return chosen;
+    }
+
+    // The head will write where those that select have read two depths before.
+    __device__ void await_selected(int depth) const {
+        while (static_cast<int>(static_cast<unsigned>(load_relaxed_word(params.beams) >> 32) - (first_tag + depth)) < 0)
+            spin_pause();
     }
 
     // The context's share of every y, and of what the first block makes of it.

@@ -6,12 +6,8 @@
 // chain at first: weights are asked for once the first state is there.
 #pragma once
 
-#include "math.cuh"
-#include "params.cuh"
+#include "direct.cuh"
 #include "sample/noise.cuh"
-#include "tiles.cuh"
-
-constexpr float LOG2_OF_E = 1.4426950408889634f;
 
 template <class T, int ROW_BLOCKS>
 struct Head {
@@ -23,6 +19,8 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
     Resident resident;
     char* activations;  // GROUP_ROWS x row_pitch(E): E elements and a step of zeros
     float* noise;       // (B, own tiles, 16): T * Gumbel
+    float* scores;      // (MOST_DIRECT, own tiles, 16): logits, where the chain chooses
+    int* tokens;        // (own tiles, 16), likewise
     int first_block;
     int num_tiles;
     int own_tiles;
@@ -44,13 +42,19 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
         });
         activations = resident.rest(params.head_resident);
         noise = reinterpret_cast<float*>(activations + GROUP_ROWS * pitch);
+        scores = noise + params.requests * own_tiles * TILE_ROWS;
+        tokens = reinterpret_cast<int*>(scores + MOST_DIRECT * own_tiles * TILE_ROWS);
+        for (int at = threadIdx.x; is_direct() && at < own_tiles * TILE_ROWS; at += PASS_THREADS)
+            tokens[at] = static_cast<int>(params.vocab_ids[min(entry_of(at), params.num_draft - 1)]);
         if (threadIdx.x < GROUP_ROWS * 4)
             store16(activations + threadIdx.x / 4 * pitch + num_steps * STEP_COLUMNS * 2 + threadIdx.x % 4 * 16,
                     make_uint4(0, 0, 0, 0));
     }
 
+    __device__ bool is_direct() const { return ROW_BLOCKS == 1 && params.is_direct; }
     __device__ int stride() const { return gridDim.x - first_block; }
     __device__ int tile_of(int own) const { return static_cast<int>(blockIdx.x) - first_block + own * stride(); }
+    __device__ int entry_of(int at) const { return tile_of(at / TILE_ROWS) * TILE_ROWS + at % TILE_ROWS; }
     __device__ const char* tile_at(int own) const {
         return static_cast<const char*>(params.lm_head) +
                static_cast<long long>(tile_of(own)) * tile_bytes(params.exit_dim);
@@ -78,6 +82,8 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
                 }
                 trace(depth, 1);
                 block_sync();
+                if (is_direct() && static_cast<int>(warp_id()) < rows) summarise(depth, warp_id());
+                trace(depth, 3);
             }
         }
     }
@@ -184,8 +190,8 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
 #pragma unroll
                 for (int i = 0; i < 4; ++i) logits[i] += added[i % 2 + i / 2 * 8];
             }
-            unsigned long long* words =
-                params.logits + static_cast<long long>(row) * num_tiles * TILE_ROWS + entry;
+            const long long kept_row = first_row_of(params, depth) + row;
+            unsigned long long* words = params.logits + kept_row * num_tiles * TILE_ROWS + entry;
             float largest = -INFINITY, sum = 0.0f;
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
@@ -198,14 +204,56 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
                     store_relaxed_words(words + 8 * half,
                                         make_ulonglong2(tagged(__float_as_uint(logits[2 * half]), tag),
                                                         tagged(__float_as_uint(logits[2 * half + 1]), tag)));
+            if (is_direct() && is_real) {
+                float* kept = scores + (row * own_tiles + own) * TILE_ROWS + token;
+#pragma unroll
+                for (int i = 0; i < 4; ++i) kept[i % 2 + i / 2 * 8] = logits[i];
+            }
             for (int mask = 8; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
 #pragma unroll
             for (int i = 0; i < 4; ++i) sum += exp2_fast((logits[i] - largest) * LOG2_OF_E);
             for (int mask = 8; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
             if (is_real && lane < 8)
-                store_relaxed_words(params.maxima + (static_cast<long long>(row) * num_tiles + tile) * 2,
+                store_relaxed_words(params.maxima + (kept_row * num_tiles + tile) * 2,
                                     make_ulonglong2(tagged(__float_as_uint(largest), tag),
                                                     tagged(__float_as_uint(sum), tag)));
         }
+    }
+
+    // By a warp: what this block says of a row, see direct.cuh. Lower tokens are first among equals, as places ascend. The
+    // chain will ask for the embeddings of some.
+    __device__ void summarise(int depth, int row) {
+        const int count = own_tiles * TILE_ROWS, lane = static_cast<int>(lane_id());
+        float* own = scores + row * count;
+        unsigned long long* words = summary_of(params, depth, row, static_cast<int>(blockIdx.x) - first_block);
+#pragma unroll 1
+        for (int round = 0; round < params.num_beams; ++round) {
+            unsigned long long best = 0;
+#pragma unroll 1
+            for (int at = lane; at < count; at += 32) best = max(best, rank_of(own[at], at));
+            best = highest(best);
+            const float largest = score_of(best);
+            if (round == 0) {
+                float sum = 0.0f;
+#pragma unroll 1
+                for (int at = lane; at < count; at += 32) sum += exp2_fast((own[at] - largest) * LOG2_OF_E);
+                sum = warp_sum(sum);
+                if (lane == 0) publish_pair(words, depth, __float_as_uint(largest), __float_as_uint(sum));
+            }
+            warp_sync();
+            const int place = place_of(best), token = tokens[place];
+            if (lane == 0) {
+                publish_pair(words + 2 * (1 + round), depth, __float_as_uint(largest), token);
+                own[place] = -INFINITY;
+            }
+            warp_sync();
+            if (depth == params.depth) continue;
+            const char* embedded = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
+            for (int byte = 128 * lane; byte < 2 * params.hidden_size; byte += 32 * 128) prefetch_l2(embedded + byte);
+        }
+    }
+
+    __device__ void publish_pair(unsigned long long* words, int depth, unsigned one, unsigned other) const {
+        store_relaxed_words(words, make_ulonglong2(tagged(one, first_tag + depth), tagged(other, first_tag + depth)));
     }
 };
