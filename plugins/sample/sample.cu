@@ -1,5 +1,4 @@
 // Entry points of sampling, both of SAMPLE_THREADS threads.
-#include "grid.cuh"
 #include "sample.cuh"
 
 extern "C" __device__ const unsigned sample_params_bytes = sizeof(SampleParams);
