@@ -223,7 +223,7 @@ struct Chain {
                 const int row = row_of(first, block, rows);
                 long long token;
                 if (depth == 1) {
-                    token = params.root_ids[row];
+                    token = root_of(params, row);
                 } else {
                     int parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
                     if (is_direct()) {
@@ -277,7 +277,7 @@ struct Chain {
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block)
                 contexts.rows[block] = params.hidden + lane_column +
-                    static_cast<long long>(row_of(first, block, params.requests)) * params.hidden_size;
+                    params.slots[row_of(first, block, params.requests)] * params.hidden_size;
             const float bias = bias_of(static_cast<const T*>(context_biases), tile);
             TileSums<ROW_BLOCKS> sums;
             multiply(sums, hidden_share,

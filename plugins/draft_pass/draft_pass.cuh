@@ -16,6 +16,7 @@
 
 template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void draft_pass(const DraftPassParams& params) {
+    grid_dependency_launch();
     const unsigned launch = params.launches[blockIdx.x], first_tag = launch << DEPTH_BITS;
     block_sync();
     const int block = blockIdx.x;

@@ -93,13 +93,14 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
         for (int at = threadIdx.x; at < params.requests * count; at += PASS_THREADS) {
             const int request = at / count, own = at % count;
             const int entry = tile_of(own / TILE_ROWS) * TILE_ROWS + own % TILE_ROWS;
-            const float temperature = params.temperature[request];
+            const long long slot = params.slots[request];
+            const float temperature = params.temperature[slot];
             noise[at] = 0.0f;
             if (temperature <= 0 || entry >= params.num_draft) continue;
-            const unsigned long long seed = params.seed[request];
+            const unsigned long long seed = params.seed[slot];
             const NoiseKey key = {static_cast<unsigned>(seed), static_cast<unsigned>(seed >> 32),
-                                  static_cast<unsigned>(params.sample_index[request]),
-                                  static_cast<unsigned>(params.positions[request] + depth)};
+                                  static_cast<unsigned>(params.sample_index[slot]),
+                                  static_cast<unsigned>(root_position(params, slot) + depth)};
             noise[at] = temperature * gumbel_fast(noise_word(key, static_cast<unsigned>(params.vocab_ids[entry])));
         }
     }

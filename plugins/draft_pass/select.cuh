@@ -400,7 +400,7 @@ struct Select {
         const long long row = static_cast<long long>(request) * params.num_nodes;
         if (at < params.num_nodes) {
             shared.parent_of[at] = -1;  // padding, until a candidate takes the node
-            params.token_ids[row + at] = at == 0 ? params.root_ids[request] : -1;
+            params.token_ids[row + at] = at == 0 ? root_of(params, request) : -1;
         }
         block_sync();
         if (at < most && is_node(candidates[at])) {
