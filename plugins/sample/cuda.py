@@ -9,10 +9,9 @@ from plugins.cuda.source import KernelSource
 
 SOURCE = KernelSource("sample", "sample/sample.cu")
 THREADS = 512  # SAMPLE_THREADS of sample.cuh
-HISTOGRAM_BYTES = 256 * 12
-SHARED_BYTES = 16 * 16 + 2 * HISTOGRAM_BYTES + 4096 * 8 + 40  # SampleScratch
+SHARED_BYTES = 16 * (16 + 8) + 2 * 256 * 16 + 4096 * 8 + 32  # SampleScratch
 BEST_BYTES = 16
-ROW_BYTES = HISTOGRAM_BYTES + 8  # RowSums
+ROW_BYTES = 256 * 12 + 8  # RowSums
 _BLOCKS = 264  # two on every multiprocessor of the largest GPUs
 _CHUNK = 2048  # tokens that are worth a block
 

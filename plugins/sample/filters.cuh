@@ -44,26 +44,25 @@ struct EvenBins {
 
 __device__ inline void clear_bins(Histogram& histogram) {
   block_sync();
-  for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS) histogram.masses[bin] = histogram.counts[bin] = 0;
+  for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS) histogram.set(bin, 0, 0);
   block_sync();
 }
 
 // Adds some groups of a row to the row's histogram in memory.
 __device__ inline void add_histogram(
-    const SampleRow& row, Histogram& sums, int first_group, int end_group, double top, SampleScratch& scratch) {
+    const SampleRow& row, RowSums& sums, int first_group, int end_group, double top, SampleScratch& scratch) {
   const EvenBins bins(row, top);
   const double largest = top / row.temperature;
   clear_bins(scratch.whole);
   for_each_token<1>(row, first_group, end_group, [&](int, float logit) {
     const int bin = bins.bin(logit);
-    atomicAdd(&scratch.whole.counts[bin], 1u);
-    if (bin > 0) atomicAdd(&scratch.whole.masses[bin], mass_of(row, logit, largest));
+    scratch.whole.add(bin, bin > 0 ? mass_of(row, logit, largest) : 0);
   });
   block_sync();
   for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS) {
     if (scratch.whole.counts[bin] == 0) continue;
     atomicAdd(&sums.counts[bin], scratch.whole.counts[bin]);
-    atomicAdd(&sums.masses[bin], scratch.whole.masses[bin]);
+    atomicAdd(&sums.masses[bin], scratch.whole.mass(bin));
   }
 }
 
@@ -73,7 +72,7 @@ struct Wanted {
   double share;
 
   __device__ unsigned long long weight(const Histogram& histogram, int bin) const {
-    return count > 0 ? histogram.counts[bin] : histogram.masses[bin];
+    return count > 0 ? histogram.counts[bin] : histogram.mass(bin);
   }
 };
 
@@ -109,97 +108,127 @@ __device__ inline void find_bin(const Histogram& histogram, const Wanted& wanted
   block_sync();
 }
 
-// The tokens of one even bin that the filters before have let pass: held in shared memory, or the row where they are too
-// many.
-struct OpenTokens {
+// A row's tokens of the highest even bins: held in shared memory, where they are not too many.
+struct HeldTokens {
   const SampleRow& row;
-  const EvenBins& bins;
-  const int bin;
-  const unsigned long long floor_key;
+  const EvenBins bins;
+  const double largest;
   SampleScratch& scratch;
-  const bool are_held;
+  int first_bin = NUM_BINS;  // of those that are held
+  int last_bin = -1;
 
-  __device__ OpenTokens(
-      const SampleRow& row, const EvenBins& bins, unsigned long long floor_key, SampleScratch& scratch)
-      : row(row), bins(bins), bin(scratch.bin), floor_key(floor_key), scratch(scratch),
-        are_held(scratch.whole.counts[scratch.bin] <= MOST_HELD) {
+  __device__ HeldTokens(const SampleRow& row, double top, SampleScratch& scratch)
+      : row(row), bins(row, top), largest(top / row.temperature), scratch(scratch) {}
+
+  __device__ bool has(int bin) const { return first_bin <= bin && bin <= last_bin; }
+  __device__ bool has_all() const { return last_bin == NUM_BINS - 1; }
+
+  // Hold those from the last bin down to `bin`; where they are too many, those of `bin`, or none. Only tokens with keys of
+  // `floor_key` and above count, of which the row's histogram is.
+  __device__ void hold(int bin, unsigned long long floor_key) {
+    if (has(bin)) return;
+    unsigned count = 0;
+    for (int at = bin + int(lane_id()); at < NUM_BINS; at += 32) count += scratch.whole.counts[at];
+    for (int mask = 16; mask > 0; mask /= 2) count += shfl_xor(count, mask);
+    first_bin = bin;
+    last_bin = count <= MOST_HELD ? NUM_BINS - 1 : scratch.whole.counts[bin] <= MOST_HELD ? bin : -1;
     block_sync();
     if (threadIdx.x == 0) scratch.num_held = 0;
     block_sync();
-    if (are_held)
-      for_each_of_row([&](unsigned long long key) { scratch.held[atomicAdd(&scratch.num_held, 1u)] = key; });
+    if (last_bin < 0) return;
+    for_each_token<GROUPS_AHEAD>(row, 0, row.num_groups(), [&](int id, float logit) {
+      const unsigned long long key = rank_key(logit, id);
+      if (has(bins.bin(logit)) && key >= floor_key) scratch.held[atomicAdd(&scratch.num_held, 1u)] = key;
+    });
     block_sync();
   }
 
-  template <class Visit>
-  __device__ __forceinline__ void for_each_of_row(Visit visit) const {
-    for_each_token<GROUPS_AHEAD>(row, 0, row.num_groups(), [&](int id, float logit) {
-      const unsigned long long key = rank_key(logit, id);
-      if (bins.bin(logit) == bin && key >= floor_key) visit(key);
-    });
-  }
-
+  // Calls `visit(key)` for every token that is held.
   template <class Visit>
   __device__ __forceinline__ void for_each(Visit visit) const {
-    if (are_held)
-      for (int at = threadIdx.x; at < int(scratch.num_held); at += SAMPLE_THREADS) visit(scratch.held[at]);
-    else
-      for_each_of_row(visit);
+    for (int at = threadIdx.x; at < int(scratch.num_held); at += SAMPLE_THREADS) visit(scratch.held[at]);
   }
 
-  __device__ void add(Histogram& histogram, int to, unsigned long long key, double largest) const {
-    atomicAdd(&histogram.counts[to], 1u);
-    atomicAdd(&histogram.masses[to], mass_of(row, logit_of(key), largest));
+  // Calls `visit(key)` for every token of a bin, held or not, with a key of `floor_key` or above.
+  template <class Visit>
+  __device__ __forceinline__ void for_each_of(int bin, unsigned long long floor_key, Visit visit) const {
+    const auto visit_open = [&](unsigned long long key) {
+      if (key >= floor_key && bins.bin(logit_of(key)) == bin) visit(key);
+    };
+    if (has(bin))
+      for_each(visit_open);
+    else
+      for_each_token<1>(row, 0, row.num_groups(), [&](int id, float logit) { visit_open(rank_key(logit, id)); });
   }
+
+  __device__ unsigned long long mass(unsigned long long key) const { return mass_of(row, logit_of(key), largest); }
 };
 
 // The smallest key such that the tokens from the top down to it weigh what is wanted or more, of those in the row's
-// histogram with keys of `floor_key` and above. The histogram then has the tokens that pass this filter too.
+// histogram, whose keys are `floor_key` and above. The histogram then has those that pass this filter too.
 __device__ inline unsigned long long select_key(
-    const SampleRow& row, double top, unsigned long long floor_key, const Wanted& wanted, SampleScratch& scratch) {
-  const EvenBins bins(row, top);
-  const double largest = top / row.temperature;
+    HeldTokens& tokens, unsigned long long floor_key, const Wanted& wanted, SampleScratch& scratch) {
   find_bin(scratch.whole, wanted, true, scratch);
-  const OpenTokens open(row, bins, floor_key, scratch);
-  unsigned long long prefix = 0;
-  int shift = 64;
-  do {
+  const int bin = scratch.bin;
+  tokens.hold(bin, floor_key);
+  unsigned long long lowest = ~0ull, highest = 0;
+  tokens.for_each_of(bin, floor_key, [&](unsigned long long key) {
+    lowest = min(lowest, key);
+    highest = max(highest, key);
+  });
+  lowest = block_lowest(lowest, scratch);
+  highest = ~block_lowest(~highest, scratch);
+  int shift = lowest == highest ? 0 : 64 - __clzll(lowest ^ highest);
+  unsigned long long prefix = shift == 64 ? 0 : lowest >> shift;  // that all have in common
+  while (shift > 0) {
+    const int next = max(shift - DIGIT_BITS, 0), mask = (1 << (shift - next)) - 1;
     clear_bins(scratch.digits);
-    open.for_each([&](unsigned long long key) {
-      if (shift == 64 || key >> shift == prefix)
-        open.add(scratch.digits, int(key >> (shift - DIGIT_BITS)) & (NUM_BINS - 1), key, largest);
+    tokens.for_each_of(bin, floor_key, [&](unsigned long long key) {
+      if (shift < 64 && key >> shift != prefix) return;
+      scratch.digits.add(int(key >> next) & mask, wanted.count > 0 ? 0 : tokens.mass(key));
     });
     find_bin(scratch.digits, wanted, false, scratch);
-    prefix = prefix << DIGIT_BITS | unsigned(scratch.bin);
-    shift -= DIGIT_BITS;
-  } while (shift > 0 && scratch.digits.counts[scratch.bin] > 1);
+    prefix = prefix << (shift - next) | unsigned(scratch.bin);
+    shift = next;
+    if (scratch.digits.counts[scratch.bin] == 1) break;
+  }
   block_sync();
-  for (int bin = threadIdx.x; bin <= open.bin; bin += SAMPLE_THREADS)
-    scratch.whole.masses[bin] = scratch.whole.counts[bin] = 0;
-  if (threadIdx.x == 0) scratch.lowest = ~0ull;
+  for (int lower = threadIdx.x; lower <= bin; lower += SAMPLE_THREADS)
+    scratch.whole.set(lower, 0, 0);
   block_sync();
-  open.for_each([&](unsigned long long key) {
+  lowest = ~0ull;
+  tokens.for_each_of(bin, floor_key, [&](unsigned long long key) {
     if (key >> shift < prefix) return;
-    open.add(scratch.whole, open.bin, key, largest);
-    atomicMin(&scratch.lowest, key);
+    scratch.whole.add(bin, tokens.mass(key));
+    lowest = min(lowest, key);
   });
-  block_sync();
-  return scratch.lowest;
+  return block_lowest(lowest, scratch);
 }
 
 // A row with filters, of which the histogram is made; `top` is its largest logit.
-__device__ inline Best filtered_best(const SampleRow& row, const Histogram& sums, double top, SampleScratch& scratch) {
-  for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS) {
-    scratch.whole.counts[bin] = sums.counts[bin];
-    scratch.whole.masses[bin] = sums.masses[bin];
-  }
+__device__ inline Best filtered_best(const SampleRow& row, const RowSums& sums, double top, SampleScratch& scratch) {
+  for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS)
+    scratch.whole.set(bin, sums.counts[bin], sums.masses[bin]);
+  block_sync();
+  HeldTokens tokens(row, top, scratch);
   unsigned long long floor_key = 0;
   if (row.has_top_k())
-    floor_key = select_key(row, top, 0, Wanted{static_cast<unsigned long long>(row.top_k), 0.0}, scratch);
-  if (row.top_p < 1.0) floor_key = select_key(row, top, floor_key, Wanted{0, row.top_p}, scratch);
-  const double lowest = row.min_p > 0.0 ? row.scaled(float(top)) + log(row.min_p) : -INFINITY;
-  const Best best = drawn_of<GROUPS_AHEAD>(row, 0, row.num_groups(), [&](int id, float logit) {
-    return rank_key(logit, id) >= floor_key && row.scaled(logit) >= lowest;
-  });
+    floor_key = select_key(tokens, 0, Wanted{static_cast<unsigned long long>(row.top_k), 0.0}, scratch);
+  if (row.top_p < 1.0) floor_key = select_key(tokens, floor_key, Wanted{0, row.top_p}, scratch);
+  const double lowest = row.min_p > 0.0 ? tokens.largest + log(row.min_p) : -INFINITY;
+  const auto is_likely = [&](float logit) { return row.min_p <= 0.0 || row.scaled(logit) >= lowest; };
+  if (floor_key == 0) tokens.hold(max(tokens.bins.bin(float(lowest * row.temperature)) - 1, 0), 0);
+  Best best = nobody();
+  if (tokens.has_all())
+    tokens.for_each([&](unsigned long long key) {
+      const float logit = logit_of(key);
+      if (key < floor_key || !is_likely(logit)) return;
+      const int id = int(~unsigned(key));
+      take(best, Best{row.scaled(logit) + gumbel(noise_word(row.noise, id)), id, 0});
+    });
+  else
+    best = drawn_of<1>(row, 0, row.num_groups(), [&](int id, float logit) {
+      return rank_key(logit, id) >= floor_key && is_likely(logit);
+    });
   return block_best(best, scratch);
 }

@@ -22,15 +22,39 @@ struct Best {
   int has_nan;
 };
 
-// What the tokens of each bin weigh, and how many there are.
+// What the tokens of each bin weigh, and how many there are. Masses lie in three parts, as shared memory has atomic additions
+// of 32 bits alone; 2^18 tokens of MASS_ONE fit.
 struct Histogram {
-  unsigned long long masses[NUM_BINS];
+  static constexpr int PART_BITS = 14;
+  static constexpr unsigned PART = (1u << PART_BITS) - 1;
+
   unsigned counts[NUM_BINS];
+  unsigned low[NUM_BINS];
+  unsigned middle[NUM_BINS];
+  unsigned high[NUM_BINS];
+
+  __device__ unsigned long long mass(int bin) const {
+    return low[bin] + ((unsigned long long)middle[bin] << PART_BITS) + ((unsigned long long)high[bin] << 2 * PART_BITS);
+  }
+  __device__ void set(int bin, unsigned count, unsigned long long mass) {
+    counts[bin] = count;
+    low[bin] = unsigned(mass) & PART;
+    middle[bin] = unsigned(mass >> PART_BITS) & PART;
+    high[bin] = unsigned(mass >> 2 * PART_BITS);
+  }
+  __device__ void add(int bin, unsigned long long mass) {
+    atomicAdd(&counts[bin], 1u);
+    if (mass == 0) return;
+    atomicAdd(&low[bin], unsigned(mass) & PART);
+    atomicAdd(&middle[bin], unsigned(mass >> PART_BITS) & PART);
+    atomicAdd(&high[bin], unsigned(mass >> 2 * PART_BITS));
+  }
 };
 
 // What the blocks of a row with filters add up.
 struct RowSums {
-  Histogram histogram;
+  unsigned long long masses[NUM_BINS];
+  unsigned counts[NUM_BINS];
   unsigned arrived;  // blocks
   unsigned unused;
 };
@@ -59,12 +83,12 @@ static_assert(sizeof(SampleParams) == 13 * 8 + 4 * 4, "mirrored in cuda.py");
 
 struct SampleScratch {
   Best warp_bests[SAMPLE_WARPS];
+  unsigned long long warp_keys[SAMPLE_WARPS];
   Histogram whole;   // of the row, by even bins
   Histogram digits;  // of the keys in question
   unsigned long long held[MOST_HELD];
   unsigned long long above;  // mass, or count, of what is above a bin
   unsigned long long goal;
-  unsigned long long lowest;  // key that passes
   int bin;
   unsigned num_held;
   int is_last;
@@ -131,6 +155,16 @@ __device__ inline Best block_best(Best best, SampleScratch& scratch) {
   block_sync();
   for (int warp = 0; warp < SAMPLE_WARPS; ++warp) take(best, scratch.warp_bests[warp]);
   return best;
+}
+
+// The lowest of all threads' keys, in every thread.
+__device__ inline unsigned long long block_lowest(unsigned long long key, SampleScratch& scratch) {
+  for (int mask = 16; mask > 0; mask /= 2) key = min(key, shfl_xor(key, mask));
+  block_sync();
+  if (lane_id() == 0) scratch.warp_keys[warp_id()] = key;
+  block_sync();
+  for (int warp = 0; warp < SAMPLE_WARPS; ++warp) key = min(key, scratch.warp_keys[warp]);
+  return key;
 }
 
 __device__ inline Best nobody() { return Best{-INFINITY, NO_ID, 0}; }

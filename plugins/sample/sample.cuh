@@ -39,7 +39,7 @@ __device__ inline void sample_chunk(const SampleParams& params) {
   if (blockIdx.x != 0 || !row.has_filter()) return;
   RowSums& sums = params.sums[blockIdx.y];
   for (int bin = threadIdx.x; bin < NUM_BINS; bin += SAMPLE_THREADS)
-    sums.histogram.masses[bin] = sums.histogram.counts[bin] = 0;
+    sums.masses[bin] = sums.counts[bin] = 0;
   if (threadIdx.x == 0) sums.arrived = 0;
 }
 
@@ -62,9 +62,9 @@ __device__ inline void sample_whole_row(const SampleParams& params) {
   if (row.has_filter() && !best.has_nan) {
     RowSums& sums = params.sums[blockIdx.y];
     const Chunk chunk(params, row);
-    add_histogram(row, sums.histogram, chunk.first, chunk.end, best.score, scratch);
+    add_histogram(row, sums, chunk.first, chunk.end, best.score, scratch);
     if (!is_last(sums, params.num_chunks, scratch)) return;
-    best = filtered_best(row, sums.histogram, best.score, scratch);
+    best = filtered_best(row, sums, best.score, scratch);
   }
   if (threadIdx.x == 0) params.out[blockIdx.y] = best.has_nan || best.id == NO_ID ? NO_TOKEN : best.id;
 }
