@@ -99,7 +99,7 @@ struct Chain {
     enum Matrix { RNN_W, RNN_U, STATE_PROJ, FIRST_BLOCK };
 
     const DraftPassParams& params;
-    const unsigned first_tag;
+    unsigned first_tag;
     const Share hidden_share;
     const Share exit_share;
     Resident resident;
@@ -113,8 +113,8 @@ struct Chain {
     int all_rows;     // B W
     int lane_column;  // of a step
 
-    __device__ Chain(const DraftPassParams& params, unsigned first_tag)
-        : params(params), first_tag(first_tag), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
+    __device__ explicit Chain(const DraftPassParams& params)
+        : params(params), first_tag(0), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
         const int columns = max(params.hidden_size, params.exit_dim);
         resident.fill(columns, params.chain_resident, [&](int slot, int& bytes) -> const void* {
             const int matrix = slot % num_matrices(), tile = blockIdx.x + slot / num_matrices() * params.chain_blocks;
@@ -154,7 +154,8 @@ struct Chain {
         return resident.tile(own * num_matrices() + matrix, tile_at(matrix, tile));
     }
 
-    __device__ void run() {
+    __device__ void run(unsigned tag) {
+        first_tag = tag;
 #pragma unroll 1
         for (int depth = 1; depth <= params.depth; ++depth) {
             const int rows = depth == 1 ? params.requests : all_rows;

@@ -12,7 +12,10 @@
 template <class T, int ROW_BLOCKS>
 struct Head {
     static constexpr int GROUP_ROWS = 8 * ROW_BLOCKS;
-static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in registers
+#ifndef HEAD_STEPS
+#define HEAD_STEPS 6
+#endif
+    static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? HEAD_STEPS : 5;  // of a warp in registers
 
     const DraftPassParams& params;
     unsigned first_tag;
@@ -78,12 +81,11 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
                     TileSums<ROW_BLOCKS> sums;
                     multiply(sums, ahead, own, count);
                     trace(depth, 2);
-                    publish(sums, own, depth, first, rows, width);
+                    is_direct() ? keep(sums, own, rows) : publish(sums, own, depth, first, rows, width);
                 }
-                trace(depth, 1);
                 block_sync();
-                if (is_direct() && static_cast<int>(warp_id()) < rows) summarise(depth, warp_id());
-                trace(depth, 3);
+                if (is_direct()) publish_kept(depth, rows);
+                trace(depth, 1);
             }
         }
     }
@@ -167,73 +169,114 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
             }
     }
 
-    // A lane has tokens lane / 4 and + 8 of the tile, for rows 2 (lane % 4) and + 1 of each 8. Two lanes exchange, so that
-    // each has a pair of tokens and the pair 8 after it for one row.
+    // What a lane has of a tile's logits once two lanes have exchanged: a pair of tokens and the pair 8 after it, for one row
+    // of each 8.
+    struct LanePlace {
+        int row;    // of its 8
+        int token;  // of the tile
+
+        __device__ LanePlace() {
+            const int lane = static_cast<int>(lane_id());
+            row = lane % 4 * 2 + lane / 4 % 2;
+            token = lane / 8 * 2;
+        }
+        __device__ int at(int i) const { return token + i % 2 + i / 2 * 8; }
+    };
+
+    // A tile's logits for 8 of the rows. The products leave tokens lane / 4 and + 8, for rows 2 (lane % 4) and + 1.
+    __device__ void take_logits(
+        float (&logits)[4], const TileSums<ROW_BLOCKS>& sums, int block, int own, int row, int rows, int width) const {
+        const LanePlace place;
+        const int side = place.row % 2, entry = tile_of(own) * TILE_ROWS;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float low = sums.even[block][2 * half] + sums.odd[block][2 * half];
+            const float high = sums.even[block][2 * half + 1] + sums.odd[block][2 * half + 1];
+            const float other = shfl_xor(side ? low : high, 4);
+            logits[2 * half] = side ? other : low;
+            logits[2 * half + 1] = side ? high : other;
+        }
+        const float* added = noise + (row / width * own_tiles + own) * TILE_ROWS;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            if (params.temperature && row < rows) logits[i] += added[place.at(i)];
+            if (entry + place.at(i) >= params.num_draft) logits[i] = -INFINITY;
+        }
+    }
+
     __device__ void publish(const TileSums<ROW_BLOCKS>& sums, int own, int depth, int first, int rows, int width) const {
-        const unsigned tag = first_tag + depth;
-        const int lane = static_cast<int>(lane_id()), side = lane / 4 % 2, token = lane / 8 * 2;
-        const int tile = tile_of(own), entry = tile * TILE_ROWS + token;
 #pragma unroll
         for (int block = 0; block < ROW_BLOCKS; ++block) {
-            const int row = first + block * 8 + lane % 4 * 2 + side;
-            const bool is_real = row < rows;
+            const int row = first + block * 8 + LanePlace().row;
+            float logits[4];
+            take_logits(logits, sums, block, own, row, rows, width);
+            publish_tile(logits, own, depth, row, row < rows);
+        }
+    }
+
+    __device__ void keep(const TileSums<ROW_BLOCKS>& sums, int own, int rows) const {
+        const LanePlace place;
+        float logits[4];
+        take_logits(logits, sums, 0, own, place.row, rows, rows);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            if (place.row < rows) scores[(place.row * own_tiles + own) * TILE_ROWS + place.at(i)] = logits[i];
+    }
+
+    // Of the rows kept: what the others wait for first.
+    __device__ void publish_kept(int depth, int rows) const {
+        if (static_cast<int>(warp_id()) < rows) summarise(depth, warp_id());
+        trace(depth, 3);
+        const LanePlace place;
+#pragma unroll 1
+        for (int own = warp_id(); own < own_tiles; own += PASS_WARPS) {
             float logits[4];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const float low = sums.even[block][2 * half] + sums.odd[block][2 * half];
-                const float high = sums.even[block][2 * half + 1] + sums.odd[block][2 * half + 1];
-                const float other = shfl_xor(side ? low : high, 4);
-                logits[2 * half] = side ? other : low;
-                logits[2 * half + 1] = side ? high : other;
-            }
-            if (params.temperature && is_real) {
-                const float* added = noise + (row / width * own_tiles + own) * TILE_ROWS + token;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) logits[i] += added[i % 2 + i / 2 * 8];
-            }
-            const long long kept_row = first_row_of(params, depth) + row;
-            unsigned long long* words = params.logits + kept_row * num_tiles * TILE_ROWS + entry;
-            float largest = -INFINITY, sum = 0.0f;
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                if (entry + i % 2 + i / 2 * 8 >= params.num_draft) logits[i] = -INFINITY;
-                largest = fmaxf(largest, logits[i]);
-            }
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-                if (is_real)
-                    store_relaxed_words(words + 8 * half,
-                                        make_ulonglong2(tagged(__float_as_uint(logits[2 * half]), tag),
-                                                        tagged(__float_as_uint(logits[2 * half + 1]), tag)));
-            if (is_direct() && is_real) {
-                float* kept = scores + (row * own_tiles + own) * TILE_ROWS + token;
-#pragma unroll
-                for (int i = 0; i < 4; ++i) kept[i % 2 + i / 2 * 8] = logits[i];
-            }
-            for (int mask = 8; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum += exp2_fast((logits[i] - largest) * LOG2_OF_E);
-            for (int mask = 8; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
-            if (is_real && lane < 8)
-                store_relaxed_words(params.maxima + (kept_row * num_tiles + tile) * 2,
-                                    make_ulonglong2(tagged(__float_as_uint(largest), tag),
-                                                    tagged(__float_as_uint(sum), tag)));
+            for (int i = 0; i < 4; ++i)
+                logits[i] = scores[(min(place.row, rows - 1) * own_tiles + own) * TILE_ROWS + place.at(i)];
+            publish_tile(logits, own, depth, place.row, place.row < rows);
         }
+    }
+
+    __device__ void publish_tile(const float (&logits)[4], int own, int depth, int row, bool is_real) const {
+        const unsigned tag = first_tag + depth;
+        const int tile = tile_of(own);
+        const long long kept_row = first_row_of(params, depth) + row;
+        unsigned long long* words = params.logits + kept_row * num_tiles * TILE_ROWS + tile * TILE_ROWS + LanePlace().token;
+        float largest = -INFINITY, sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) largest = fmaxf(largest, logits[i]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            if (is_real)
+                store_relaxed_words(words + 8 * half, make_ulonglong2(tagged(__float_as_uint(logits[2 * half]), tag),
+                                                                      tagged(__float_as_uint(logits[2 * half + 1]), tag)));
+        for (int mask = 8; mask < 32; mask *= 2) largest = fmaxf(largest, shfl_xor(largest, mask));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += exp2_fast((logits[i] - largest) * LOG2_OF_E);
+        for (int mask = 8; mask < 32; mask *= 2) sum += shfl_xor(sum, mask);
+        if (is_real && lane_id() < 8)
+            publish_pair(params.maxima + (kept_row * num_tiles + tile) * 2, depth, __float_as_uint(largest),
+                         __float_as_uint(sum));
     }
 
     // By a warp: what this block says of a row, see direct.cuh. Lower tokens are first among equals, as places ascend. The
     // chain will ask for the embeddings of some.
-    __device__ void summarise(int depth, int row) {
+    __device__ void summarise(int depth, int row) const {
         const int count = own_tiles * TILE_ROWS, lane = static_cast<int>(lane_id());
-        float* own = scores + row * count;
+        const float* own = scores + row * count;
         unsigned long long* words = summary_of(params, depth, row, static_cast<int>(blockIdx.x) - first_block);
+        unsigned long long last = ~0ull;
 #pragma unroll 1
         for (int round = 0; round < params.num_beams; ++round) {
             unsigned long long best = 0;
 #pragma unroll 1
-            for (int at = lane; at < count; at += 32) best = max(best, rank_of(own[at], at));
-            best = highest(best);
-            const float largest = score_of(best);
+            for (int at = lane; at < count; at += 32) {
+                const unsigned long long rank = rank_of(own[at], at);
+                if (rank < last) best = max(best, rank);
+            }
+            last = highest(best);
+            const float largest = score_of(last);
             if (round == 0) {
                 float sum = 0.0f;
 #pragma unroll 1
@@ -241,13 +284,8 @@ static constexpr int STEPS_AHEAD = ROW_BLOCKS == 1 ? 9 : 5;  // of a warp in reg
                 sum = warp_sum(sum);
                 if (lane == 0) publish_pair(words, depth, __float_as_uint(largest), __float_as_uint(sum));
             }
-            warp_sync();
-            const int place = place_of(best), token = tokens[place];
-            if (lane == 0) {
-                publish_pair(words + 2 * (1 + round), depth, __float_as_uint(largest), token);
-                own[place] = -INFINITY;
-            }
-            warp_sync();
+            const int token = tokens[place_of(last)];
+            if (lane == 0) publish_pair(words + 2 * (1 + round), depth, __float_as_uint(largest), token);
             if (depth == params.depth) continue;
             const char* embedded = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
             for (int byte = 128 * lane; byte < 2 * params.hidden_size; byte += 32 * 128) prefetch_l2(embedded + byte);
