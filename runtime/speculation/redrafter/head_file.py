@@ -127,10 +127,10 @@ def worthwhile(trees: Sequence[TreeStatistics]) -> tuple[TreeStatistics, ...]:
 
 
 def worthwhile_on_gpus(trees: Sequence[TreeStatistics]) -> tuple[TreeShape, ...]:
-    """Of each size and depth, no deeper than the worthwhile tree, the one that gives most with beams that cost nothing.
+    """The worthwhile trees, and of each size and depth, no deeper than these, the one that gives most with few beams.
 
-    There a draft costs as much for four beams as for one, and each depth as much as some rows of the target. Sizes that
-    were not measured, between those that were, are among them.
+    There a request alone drafts as fast with four beams as with one, and each depth costs as much as some rows of the
+    target. Sizes that were not measured, between those that were, are among them.
     """
     chosen: dict[tuple[int, int], TreeStatistics] = {}
     for best in worthwhile(trees):
@@ -140,7 +140,7 @@ def worthwhile_on_gpus(trees: Sequence[TreeStatistics]) -> tuple[TreeShape, ...]
             if tree.num_beams <= max(best.num_beams, _FREE_BEAMS):
                 place = tree.num_nodes, tree.depth
                 chosen[place] = max(chosen.get(place, tree), tree, key=lambda one: one.accepted_length["mean"])
-    shapes = [tree.shape for _, tree in sorted(chosen.items())]
+    shapes = list(dict.fromkeys(tree.shape for tree in (*worthwhile(trees), *chosen.values())))
     sizes: dict[tuple[int, int], list[int]] = {}
     for shape in shapes:
         sizes.setdefault((shape.num_beams, shape.depth), []).append(shape.num_nodes)
