@@ -1,7 +1,6 @@
 """The backend whose steps are captured graphs: one upload of what the host knows, replays, one download of tokens."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy
@@ -21,7 +20,6 @@ from runtime.model.decoder import Decoder, DecoderOutput
 from runtime.speculation.acceptance import Accepted
 from runtime.speculation.drafter import Drafter
 
-SEVERAL = 4  # passes in one graph, where a plan has as many: between graphs the GPU waits for some microseconds
 _COUNT, _NUM_DRAFTED, _TOKENS = 0, 1, 2  # columns of a row's result, see plugins.emit_tokens.Report
 
 
@@ -36,7 +34,7 @@ class _Pass(NamedTuple):
 class _Graph(NamedTuple):
     words: torch.Tensor  # (1 + n,) int64: which pass of the plan was the last, then the packed plan
     results: torch.Tensor  # (most_repeats, E, 2 + K + 1) int64: count, drafted nodes, tokens
-    recordings: dict[int, Recording[_Pass]]  # by how many passes they have, the most first
+    recording: Recording[_Pass]
 
 
 class _Handle:
@@ -103,10 +101,10 @@ class CapturedBackend(TorchBackend):
         graph = self._graph(layout, any(state.samples[row.slot] for row in plan.rows if row.drafts))
         padded = self._buckets.pad(plan, layout)
         self._transfers.upload(_words(padded, layout), graph.words)
-        for recording in _in_parts(plan.repeats, graph.recordings):
-            recording.replay()
+        for _ in range(plan.repeats):
+            graph.recording.replay()
         emitting = [index for index, row in enumerate(plan.rows) if row.emits]
-        logprobs = [self._logprobs_of(recording.result, index, plan) for index in emitting]
+        logprobs = [self._logprobs_of(graph.recording.result, index, plan) for index in emitting]
         return _Handle(self._transfers.download(graph.results), emitting, logprobs, plan.repeats)
 
     @torch.inference_mode()
@@ -130,13 +128,7 @@ class CapturedBackend(TorchBackend):
         results = words.new_zeros(self.most_repeats, layout.num_draws, _TOKENS + depth + 1)
 
         report = Report(words[:1], results, self._buckets.dummy_slot)
-
-        def passes(count: int) -> _Pass:
-            return [self._one_pass(words[1:], layout, samples, report) for _ in range(count)][-1]
-
-        repeats = layout.one_each or layout.shape is not None
-        counts = [SEVERAL, 1] if repeats and self.most_repeats >= SEVERAL else [1]
-        return _Graph(words, results, {count: self._recorder.record(partial(passes, count)) for count in counts})
+        return _Graph(words, results, self._recorder.record(lambda: self._one_pass(words[1:], layout, samples, report)))
 
     def _one_pass(self, words: torch.Tensor, layout: Layout, samples: bool, report: Report) -> _Pass:
         propose = self.drafter.propose if self.drafter else None
@@ -154,13 +146,6 @@ class CapturedBackend(TorchBackend):
         """Of the pass that was launched last, before another overwrites its logits; waits for it."""
         count = plan.rows[index].logprobs
         return None if count is None else token_logprobs(done.output.logits, done.drawing, done.accepted, index, count)
-
-
-def _in_parts(repeats: int, recordings: dict[int, Recording[_Pass]]) -> Iterator[Recording[_Pass]]:
-    for count, recording in recordings.items():
-        for _ in range(repeats // count):
-            yield recording
-        repeats %= count
 
 
 def _words(padded: StepPlan, layout: Layout) -> numpy.ndarray:
