@@ -105,6 +105,7 @@ struct Chain {
     Resident resident;
     float* partial;       // warps x GROUP_ROWS x PARTIAL_PITCH, of two halves in turn
     float* next_partial;
+    float* second_partial;  // of two products at once
     float* residual;  // (own tiles, rows, 16): y
     float* begun;     // (2, own tiles, B, 16): what y and the first block's L y + l begin with
     int begun_floats;
@@ -126,7 +127,8 @@ struct Chain {
         lane_column = lane_id() % 4 * 8;
         partial = reinterpret_cast<float*>(resident.rest(params.chain_resident));
         next_partial = partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
-        residual = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        second_partial = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        residual = second_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         begun = residual + own_tiles * all_rows * TILE_ROWS;
         begun_floats = own_tiles * params.requests * TILE_ROWS;
         direct = reinterpret_cast<Direct*>(begun + 2 * begun_floats);
@@ -304,17 +306,13 @@ struct Chain {
             const char* tiles[2] = {weights(STATE_PROJ, own, tile), nullptr};
             tiles[1] = has_first ? weights(FIRST_BLOCK, own, tile) : tiles[0];
             multiply_two(sums, first_sums, tiles, operand);
-            if (static_cast<int>(warp_id()) < hidden_share.warps) {
-                store_partial(partial, sums);
-                store_partial(next_partial, first_sums);
-            }
-            block_sync();
-            float value = added_up(partial, hidden_share.warps) + (is_real ? from[0] : 0.0f);
+            if (static_cast<int>(warp_id()) < hidden_share.warps) store_partial(second_partial, first_sums);
+            float value = add_up(sums, hidden_share.warps) + (is_real ? from[0] : 0.0f);
             if (has_first)
-                value += silu_fast(added_up(next_partial, hidden_share.warps) + (is_real ? from[begun_floats] : 0.0f));
+                value += silu_fast(added_up(second_partial, hidden_share.warps) + (is_real ? from[begun_floats] : 0.0f));
             if (is_real) residual[(own * all_rows + row) * TILE_ROWS + out_column()] = value;
             publish(hiddens(has_first), params.exit_dim, value, first, rows, tile, tag);
-            block_sync();  // both halves have been read
+            block_sync();  // the second products have been read
         });
     }
 

@@ -35,6 +35,11 @@ __device__ __forceinline__ float score_of(unsigned long long rank) {
 
 __device__ __forceinline__ int place_of(unsigned long long rank) { return static_cast<int>(~static_cast<unsigned>(rank)); }
 
+// The largest of a warp's values.
+__device__ __forceinline__ float warp_largest(float value) {
+    return score_of(static_cast<unsigned long long>(warp_max(static_cast<unsigned>(rank_of(value, 0) >> 32))) << 32);
+}
+
 // Blocks of the LM head that have a tile.
 __device__ __forceinline__ int summary_blocks(const DraftPassParams& params) {
     const int blocks = static_cast<int>(gridDim.x) - params.chain_blocks - params.select_blocks;
@@ -64,7 +69,7 @@ __device__ __forceinline__ float shift_of(const ulonglong2 (&sums)[LANE_BLOCKS],
 #pragma unroll
     for (int i = 0; i < LANE_BLOCKS; ++i)
         if (32 * i + static_cast<int>(lane_id()) < blocks) own = fmaxf(own, value_of(sums[i].x));
-    const float largest = warp_max(own);
+    const float largest = warp_largest(own);
 #pragma unroll
     for (int i = 0; i < LANE_BLOCKS; ++i)
         if (32 * i + static_cast<int>(lane_id()) < blocks)

@@ -260,32 +260,36 @@ struct Head {
                          __float_as_uint(sum));
     }
 
-    // By a warp: what this block says of a row, see direct.cuh. Lower tokens are first among equals, as places ascend. The
-    // chain will ask for the embeddings of some.
+    // By a warp: what this block says of a row, see direct.cuh. The chain will ask for the embeddings of some tokens.
     __device__ void summarise(int depth, int row) const {
+        constexpr int EACH = 8;
         const int count = own_tiles * TILE_ROWS, lane = static_cast<int>(lane_id());
-        const float* own = scores + row * count;
         unsigned long long* words = summary_of(params, depth, row, static_cast<int>(blockIdx.x) - first_block);
-        unsigned long long last = ~0ull;
+        float logits[EACH], sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < EACH; ++i)
+            logits[i] = lane + 32 * i < count ? scores[row * count + lane + 32 * i] : -INFINITY;
 #pragma unroll 1
         for (int round = 0; round < params.num_beams; ++round) {
-            unsigned long long best = 0;
-#pragma unroll 1
-            for (int at = lane; at < count; at += 32) {
-                const unsigned long long rank = rank_of(own[at], at);
-                if (rank < last) best = max(best, rank);
-            }
-            last = highest(best);
-            const float largest = score_of(last);
+            float largest = logits[0];
+#pragma unroll
+            for (int i = 1; i < EACH; ++i) largest = fmaxf(largest, logits[i]);
+            largest = warp_largest(largest);
+            unsigned place = count - 1;
+#pragma unroll
+            for (int i = EACH - 1; i >= 0; --i) place = logits[i] == largest ? lane + 32 * i : place;
+            place = warp_min(place);  // the lowest token among equals, as places ascend
+            const int token = tokens[place];
+            if (lane == 0) publish_pair(words + 2 * (1 + round), depth, __float_as_uint(largest), token);
             if (round == 0) {
-                float sum = 0.0f;
-#pragma unroll 1
-                for (int at = lane; at < count; at += 32) sum += exp2_fast((own[at] - largest) * LOG2_OF_E);
+#pragma unroll
+                for (int i = 0; i < EACH; ++i) sum += exp2_fast((logits[i] - largest) * LOG2_OF_E);
                 sum = warp_sum(sum);
                 if (lane == 0) publish_pair(words, depth, __float_as_uint(largest), __float_as_uint(sum));
             }
-            const int token = tokens[place_of(last)];
-            if (lane == 0) publish_pair(words + 2 * (1 + round), depth, __float_as_uint(largest), token);
+#pragma unroll
+            for (int i = 0; i < EACH; ++i)
+                if (lane + 32 * i == static_cast<int>(place)) logits[i] = -INFINITY;
             if (depth == params.depth) continue;
             const char* embedded = static_cast<const char*>(params.embedding) + 2ll * token * params.hidden_size;
             for (int byte = 128 * lane; byte < 2 * params.hidden_size; byte += 32 * 128) prefetch_l2(embedded + byte);
