@@ -61,6 +61,7 @@ def measure_costs(
     budget_seconds: float = 4.0,
     runs_each: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    rows_each: tuple[int, ...] = ROWS,
 ) -> CostTable:
     """Time steps and drafts, small ones first, each the best of three after a warm-up: noise only ever adds.
 
@@ -74,11 +75,12 @@ def measure_costs(
         max_batch_size, max_num_tokens: what a step may have; at most 16 requests are timed.
         budget_seconds: of steps and drafts together, half each.
         runs_each: how often one call of `target_step` or `draft` runs its size.
+        rows_each: tokens of each request in the steps that are timed.
     """
     largest = min(max_batch_size, BATCH_SIZES[-1])
     batch_sizes = [size for size in BATCH_SIZES if size < largest] + [largest]
     by_beams = {(shape.num_beams, shape.depth): shape for shape in shapes}
-    target_sizes = [(batch, rows) for batch in batch_sizes for rows in ROWS]
+    target_sizes = [(batch, rows) for batch in batch_sizes for rows in rows_each]
     draft_sizes = [(batch, *beams) for batch in batch_sizes for beams in by_beams]
     return CostTable(
         time_sizes(
