@@ -18,12 +18,21 @@ class RowLosses(NamedTuple):
     gradient: torch.Tensor  # (R, V_draft), d(weight x loss) / d logits
 
 
-def row_losses(logits: torch.Tensor, target_logits: torch.Tensor, weight: torch.Tensor, hard_share: float) -> RowLosses:
+def row_losses(
+    logits: torch.Tensor, labels: torch.Tensor, label_rows: torch.Tensor, weight: torch.Tensor, hard_share: float
+) -> RowLosses:
     """Cross-entropy with m = hard_share x onehot(target's argmax) + (1 - hard_share) x softmax(target's logits).
 
     With hard_share 0 its gradient is that of KL(target || head); the two differ by the target's own entropy. The
     softmax is over the draft vocabulary: what the target puts elsewhere is left out.
+
+    Args:
+        logits: (R, V_draft), the head's.
+        labels: (U, V_draft), the target's logits, each row for one or more of R.
+        label_rows: (R,) int64, which one.
+        weight: (R,).
     """
+    target_logits = labels[label_rows]
     log_q = torch.log_softmax(logits.float(), -1)
     p = torch.softmax(target_logits.float(), -1)
     choice = target_logits.argmax(-1, keepdim=True)
@@ -37,7 +46,15 @@ def row_losses(logits: torch.Tensor, target_logits: torch.Tensor, weight: torch.
 @cache
 def _row_losses_for(device_type: str) -> Callable[..., RowLosses]:
     """Fused where there is a compiler for it: unfused, the passes over the logits cost more than the products."""
-    return torch.compile(row_losses, dynamic=False) if device_type == "cuda" else row_losses
+    if device_type != "cuda":
+        return row_losses
+    compiled = torch.compile(row_losses)
+
+    def fused(logits: torch.Tensor, labels: torch.Tensor, *rest: Any) -> RowLosses:
+        torch._dynamo.mark_dynamic(labels, 0)  # or every batch with another number of them would be compiled anew
+        return compiled(logits, labels, *rest)
+
+    return fused
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -48,18 +65,19 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any,
         read: torch.Tensor,
         lm_head: torch.Tensor,
-        target_logits: torch.Tensor,
+        labels: torch.Tensor,
+        label_rows: torch.Tensor,
         weight: torch.Tensor,
         hard_share: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """read (R, E), lm_head (V_draft, E), target_logits (R, V_draft), weight (R,): loss and hits, both weighted."""
+        """read (R, E), lm_head (V_draft, E), the rest as in `row_losses`: loss and hits, both weighted."""
         fused = _row_losses_for(read.device.type)
         gradient = torch.empty_like(read)
         head_gradient = torch.zeros_like(lm_head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         total, hits = (torch.zeros((), device=read.device) for _ in range(2))
         for rows in torch.arange(len(read), device="cpu").split(CHUNK_ROWS):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            losses = fused(read[part] @ lm_head.T, target_logits[part], weight[part], hard_share)
+            losses = fused(read[part] @ lm_head.T, labels, label_rows[part], weight[part], hard_share)
             gradient[part] = losses.gradient @ lm_head
             if head_gradient is not None:
                 head_gradient += (losses.gradient.T @ read[part]).float()
@@ -73,12 +91,17 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: torch.Tensor, grad_hits: torch.Tensor) -> tuple[Any, ...]:
         gradient, *head_gradient = ctx.saved_tensors
         scaled = [grad_total.to(x.dtype) * x for x in (gradient, *head_gradient)]
-        return scaled[0], scaled[1] if len(scaled) > 1 else None, None, None, None
+        return scaled[0], scaled[1] if len(scaled) > 1 else None, None, None, None, None
 
 
 def head_loss(
-    read: torch.Tensor, lm_head: torch.Tensor, target_logits: torch.Tensor, weight: torch.Tensor, hard_share: float
+    read: torch.Tensor,
+    lm_head: torch.Tensor,
+    labels: torch.Tensor,
+    label_rows: torch.Tensor,
+    weight: torch.Tensor,
+    hard_share: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of `row_losses`, differentiable in `read` and `lm_head`, and that of the hits."""
-    total, hits = _HeadLoss.apply(read, lm_head, target_logits, weight, hard_share)  # type: ignore[no-untyped-call]
+    total, hits = _HeadLoss.apply(read, lm_head, labels, label_rows, weight, hard_share)  # type: ignore[no-untyped-call]
     return total, hits

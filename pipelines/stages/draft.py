@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import DraftConfig
-from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 
@@ -38,7 +38,9 @@ class DraftStage:
                 model has another tokenizer.
         """
         from pipelines.draft.base import base_digest
-        from pipelines.draft.train import read_curves, train_head
+        from pipelines.draft.recipe import read_curves
+        from pipelines.draft.train import train_head
+        from plugins.cuda.library import keep_compiled
         from runtime.formats.checkpoint import Checkpoint
         from runtime.speculation.redrafter.head_file import read_description
 
@@ -50,6 +52,7 @@ class DraftStage:
         checkpoint = Checkpoint(inputs["convert"].path)
         if config.drafter == "train":
             base = (checkpoint.spec.architecture, digest)
+            keep_compiled(context.kept_dir / CUBINS)  # the data are written with the engine's kernels
             description = train_head(config.train, checkpoint, base, out_dir, context.scratch_dir, context.progress)
         else:
             folder = ready_head(digest)
