@@ -16,6 +16,7 @@ import torch
 from pipelines.draft.corpus import Corpus, hidden_of
 from pipelines.draft.loss import head_loss
 from pipelines.draft.target import TargetModel
+from runtime.errors import EnginewrightError
 from runtime.speculation.redrafter.head import DraftHead
 from runtime.speculation.redrafter.head_file import PREFIX, VOCAB_IDS, HeadConfig
 
@@ -90,6 +91,11 @@ class Training:
         )  # fmt: skip
         self.step_index = 0
         self._roots = corpus.roots(settings.future_tokens).cpu()  # the host decides what a batch is, without waiting
+        if not len(self._roots):
+            raise EnginewrightError(
+                f"draft data: none of {corpus.num_tokens} tokens is in an answer of three tokens or more; raise "
+                "draft.train.tokens_per_sequence, or give more text"
+            )
         self._order: tuple[int, torch.Tensor] | None = None
         self._embedding = target.embedding.to(self.compute_dtype)
         rows = target.lm_head[self.vocab_ids]

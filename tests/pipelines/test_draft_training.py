@@ -16,6 +16,7 @@ from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts
 from pipelines.draft.target import TargetModel
 from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE
 from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, labels_of, run_training
+from runtime.errors import EnginewrightError
 from runtime.scoring import score
 from runtime.speculation.redrafter.head_file import HeadConfig, HeadDescription, read_head
 from runtime.speculation.redrafter.loading import make_redrafter
@@ -123,6 +124,12 @@ def test_a_batch_is_runs_of_the_corpus_and_a_pass_takes_no_root_twice(corpus, ta
     first = torch.searchsorted(training._roots, taken[:: SETTINGS.run_len].contiguous())
     runs = training._roots[first.unsqueeze(1) + torch.arange(SETTINGS.run_len)]
     assert torch.equal(taken.view_as(runs), runs)
+
+
+def test_data_without_answers_are_refused(corpus, target):
+    silent = Corpus(corpus.token_ids, corpus.positions, torch.zeros_like(corpus.learnt), corpus.hidden)
+    with pytest.raises(EnginewrightError, match="none of 960 tokens is in an answer"):
+        new_training(silent, target)
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
