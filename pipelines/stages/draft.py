@@ -126,7 +126,7 @@ def _gate(
         for name in HEAD_FILES:
             (out_dir / name).unlink(missing_ok=True)
         return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
-    _write(out_dir, "redrafter")
+    _write(out_dir, "redrafter", **({} if config.drafter == "train" else {"shipped": True}))
     length = max(tree.accepted_length["mean"] for tree in description.trees)
     metrics["has_head"] = 1.0
     return StageOutput(metrics=metrics, summary=f"redrafter, accepted length up to {length:.2f}, {verdict}")
@@ -139,8 +139,9 @@ def _without_head(out_dir: Path, drafter: str, reason: str, metrics: Mapping[str
     )
 
 
-def _write(out_dir: Path, drafter: str) -> None:
-    (out_dir / DRAFT_FILE).write_text(json.dumps({"schema": 1, "drafter": drafter}) + "\n", encoding="utf-8")
+def _write(out_dir: Path, drafter: str, **more: bool) -> None:
+    fields = {"schema": 1, "drafter": drafter, **more}
+    (out_dir / DRAFT_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
 STAGE = DraftStage()
