@@ -32,7 +32,7 @@ class SynthesisSettings:
     answer_tokens: int = 160
     user_temperature: float = 1.0
     answer_temperature: float = 0.7
-    greedy_share: float = 0.7  # of the answers
+    greedy_share: float = 0.75  # of the answers
     min_p: float = 0.03  # tokens less likely than this times the most likely one are not drawn
 
 
