@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from pipelines.digest import json_digest
+from pipelines.draft.plots import draw_training
 from runtime.speculation.redrafter.head_file import HeadDescription, write_head
 
-RECIPE_FILE, CURVES_FILE = "recipe.json", "curves.jsonl"
+RECIPE_FILE, CURVES_FILE, PLOT_FILE = "recipe.json", "curves.jsonl", "curves.png"
 
 
 def write_trained(
@@ -21,7 +22,7 @@ def write_trained(
     tensors: Mapping[str, torch.Tensor],
     curves: Path,
 ) -> HeadDescription:
-    """Write a head, its recipe with the step that it is from, and its curves; returns what `head.json` says.
+    """Write a head, its recipe with the step that it is from, and its curves, drawn too; returns what `head.json` says.
 
     Args:
         description: the digest of the recipe is filled in.
@@ -36,6 +37,7 @@ def write_trained(
     if curves != folder / CURVES_FILE:
         lines = (json.dumps(row) + "\n" for row in rows)
         (folder / CURVES_FILE).write_text("".join(lines), encoding="utf-8")
+    draw_training(rows, best["step"]).savefig(folder / PLOT_FILE, dpi=100)
     return described
 
 

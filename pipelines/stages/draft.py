@@ -123,7 +123,7 @@ def _gate(
         metrics[f"n{num_nodes}_predicted_speedup"] = speedup
     verdict = f"predicted {best:.2f}x at batch 1 on this machine"
     if best <= 1.0 and not config.keep:
-        for name in HEAD_FILES:
+        for name in (*HEAD_FILES, "curves.png"):
             (out_dir / name).unlink(missing_ok=True)
         return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
     _write(out_dir, "redrafter", **({} if config.drafter == "train" else {"shipped": True}))

@@ -156,13 +156,15 @@ def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
 def test_the_head_of_a_training_that_was_cut_short_is_whole(corpus, target, tmp_path):
     training = new_training(corpus, target)
     curves = tmp_path / "curves.jsonl"
-    curves.write_text('{"step": 2, "accepted_length": 1.5}\n{"step": 4, "accepted_length": 1.25}\n')
+    rows = [{"step": step, "loss": 3.0, "top1": [0.5, 0.4], "accepted_length": 2 - step / 4} for step in (2, 4)]
+    curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
     description = HeadDescription(training.config, "tiny", "0" * 64, "")
     write_trained(tmp_path, description, {"data": corpus.digest()}, training.tensors(torch.float32), curves)
     described, tensors = read_head(tmp_path)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe == {"data": corpus.digest(), "best_step": 2}
     assert described.recipe_digest == json_digest(recipe)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert torch.equal(tensors["drafter.rnn_w.weight"], training.ema["drafter.rnn_w.weight"])
 
 
