@@ -26,9 +26,7 @@ def draw_training(rows: Sequence[Mapping[str, Any]], best_step: int) -> Figure:
     lengths = [row["accepted_length"] for row in rows]
     accepted.plot(steps, lengths, marker="o", markersize=3, color=colour)
     accepted.axvline(best_step, color=MUTED, linewidth=0.8, linestyle="--")
-    accepted.annotate(f"kept: {max(lengths):.2f} at {best_step:,}", (best_step, max(lengths)), (0, -24),
-                      textcoords="offset points", ha="right", fontsize=8, color=INK)  # fmt: skip
-    _dress(accepted, "held-out accepted length, tokens per step")
+    _dress(accepted, f"held-out accepted length; kept: {max(lengths):.2f} at step {best_step:,}")
     return figure
 
 
