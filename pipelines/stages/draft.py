@@ -48,10 +48,11 @@ class DraftStage:
             return _without_head(out_dir, config.drafter, "")
         if config.drafter == "model":
             return _smaller_model(config, inputs, out_dir)
-        digest = base_digest(json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8")))
+        source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
+        digest = base_digest(source)
         checkpoint = Checkpoint(inputs["convert"].path)
         if config.drafter == "train":
-            base = (checkpoint.spec.architecture, digest)
+            base = (source["uri"], digest)
             keep_compiled(context.kept_dir / CUBINS)  # the data are written with the engine's kernels
             description = train_head(config.train, checkpoint, base, out_dir, context.scratch_dir, context.progress)
         else:
