@@ -36,7 +36,7 @@ def test_a_seed_gives_the_same_data_again_and_their_hidden_states(target, tokeni
     corpus = write_corpus(target, tokenizer)
     assert write_corpus(target, tokenizer).digest() == corpus.digest()
     whole = target.encode(corpus.token_ids.long(), corpus.positions.long())
-    # Two orders of summing in bfloat16, whose roundings of 2^-9 two layers of large random weights multiply; 0.024 seen.
+    # Two orders of summing in bfloat16, whose roundings of 2^-9 large random weights multiply; 0.024 seen.
     error = (whole.float() - corpus.hidden.float()).norm() / whole.float().norm()
     assert error < 0.05
 
