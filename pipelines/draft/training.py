@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipelines.draft.corpus import Corpus, hidden_of
-from pipelines.draft.loss import head_loss
+from pipelines.draft.loss import head_loss, targets_of
 from pipelines.draft.target import TargetModel
 from runtime.errors import EnginewrightError
 from runtime.speculation.redrafter.head import DraftHead
@@ -98,12 +98,9 @@ class Training:
             )
         self._order: tuple[int, torch.Tensor] | None = None
         self._embedding = target.embedding.to(self.compute_dtype)
-        rows = target.lm_head[self.vocab_ids]
         # Half precision keeps logits of size 25 to 1/64, bfloat16 to 1/8: too coarse to say what the target prefers.
-        self._label_dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._target_rows = rows.to(self._label_dtype)
-        self._tied_rows = rows.to(self.compute_dtype)
-        self._exits = torch.compile(self._read, dynamic=False) if device.type == "cuda" else self._read
+        self._logits_dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._target_rows = target.lm_head[self.vocab_ids].to(self._logits_dtype)
 
     def step(self) -> torch.Tensor:
         """One optimizer step; returns (1 + K,) on the device: mean loss, then the share of right first choices."""
@@ -165,32 +162,29 @@ class Training:
         token_ids = self.corpus.token_ids.flatten()[at].to(device, torch.int64)
         positions = self.corpus.positions.flatten()[at].to(device, torch.int64)
         hidden = self._hidden(torch.cat([roots, places])).to(device)
-        # Text goes on where positions do; a text's last token predicts nothing.
-        in_text = (positions - positions[:, :1] == torch.arange(steps + 2, device=device)).float()
         weights = {name: x.to(self.compute_dtype) for name, x in self.parameters.items()}
-        context, predicting = hidden[: len(roots)].to(self.compute_dtype), hidden[len(roots) :].to(self._label_dtype)
-        reads = self._exits(weights, context, self._embedding[token_ids[:, 1 : steps + 1]])
-        rows = self._tied_rows if self.config.tied_head else weights[PREFIX + "lm_head.weight"][self.vocab_ids]
-        target_logits = predicting @ self._target_rows.T
-        total, figures = torch.zeros((), device=device), []
-        weight_sum = sum(settings.depth_decay**step for step in range(steps))
-        for step, read in enumerate(reads):
-            weight = in_text[:, step + 2] / in_text[:, step + 2].sum().clamp(min=1)
-            loss, hits = head_loss(read, rows, target_logits, label_rows[:, step], weight, settings.hard_share)
-            total = total + loss * (settings.depth_decay**step / weight_sum)
-            figures.append(hits)
-        return total, torch.stack([total.detach(), *figures])
+        context, predicting = hidden[: len(roots)].to(self.compute_dtype), hidden[len(roots) :].to(self._logits_dtype)
+        read = self._read(weights, context, self._embedding[token_ids[:, 1 : steps + 1]])
+        own_rows = self.parameters.get(PREFIX + "lm_head.weight")
+        rows = self._target_rows if own_rows is None else own_rows[self.vocab_ids].to(self._logits_dtype)
+        targets = targets_of(predicting @ self._target_rows.T, rows, settings.hard_share)
+        # Text goes on where positions do; a text's last token predicts nothing.
+        in_text = positions[:, 2:] - positions[:, :1] == torch.arange(2, steps + 2, device=device)
+        share = in_text / in_text.sum(0).clamp(min=1)  # (P, K)
+        decay = settings.depth_decay ** torch.arange(steps, device=device)
+        weight = share * (decay / decay.sum())
+        loss, hits = head_loss(read.flatten(0, 1), rows, targets, label_rows.T.flatten(), weight.T.flatten())
+        top1 = (hits.view(steps, -1) * share.T).sum(1)
+        return loss, torch.cat([loss.detach().unsqueeze(0), top1])
 
-    def _read(
-        self, weights: dict[str, torch.Tensor], context: torch.Tensor, embedded: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """What the LM head reads after each of K tokens: context (P, H), embedded (P, K, H) -> K of (P, E)."""
+    def _read(self, weights: dict[str, torch.Tensor], context: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        """What the LM head reads after each of K tokens: context (P, H), embedded (P, K, H) -> (K, P, E)."""
         head = DraftHead(self.config, weights, embedded, "torch")  # its LM head is not called
-        begun, state, reads = head.begin(context), None, []
+        states, state = [], None
         for step in range(embedded.shape[1]):
             state = head.advance(embedded[:, step], state)
-            reads.append(head.exit(begun, state))
-        return reads
+            states.append(state)
+        return head.exit(head.begin(context), torch.stack(states))
 
     def _hidden(self, places: torch.Tensor) -> torch.Tensor:
         """(n, H) hidden states at flat positions (n,); computed again where they are not kept."""

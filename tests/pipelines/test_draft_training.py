@@ -10,7 +10,7 @@ import torch
 from pipelines.digest import json_digest
 from pipelines.draft.corpus import Corpus, pack_texts, with_hidden
 from pipelines.draft.evaluation import GreedyPath, accepted_depths, greedy_paths, walk_paths
-from pipelines.draft.loss import head_loss
+from pipelines.draft.loss import head_loss, targets_of
 from pipelines.draft.recipe import read_curves, write_trained
 from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
 from pipelines.draft.target import TargetModel
@@ -88,12 +88,12 @@ def test_conversations_follow_the_template_and_learnt_tokens_are_the_answers(cor
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
 def test_the_fused_gradient_is_autograds(hard_share):
     read, rows, predicted = torch.randn(5, 4), torch.randn(7, 4), torch.randn(3, 7)
-    label_rows = torch.tensor([0, 1, 1, 2, 0])
+    places = torch.tensor([0, 1, 1, 2, 0])
     weight = torch.tensor([0.1, 0.0, 0.4, 0.3, 0.2])
     leaves = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
-    total, hits = head_loss(*leaves, predicted, label_rows, weight, hard_share)
+    total, hits = head_loss(*leaves, targets_of(predicted, rows, hard_share), places, weight)
     total.backward()
-    labels = predicted[label_rows]
+    labels = predicted[places]
     plain = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
     logits = plain[0] @ plain[1].T
     soft = torch.nn.functional.cross_entropy(logits, labels.softmax(-1), reduction="none")
@@ -101,7 +101,7 @@ def test_the_fused_gradient_is_autograds(hard_share):
     expected = (weight * (hard_share * hard + (1 - hard_share) * soft)).sum()
     expected.backward()
     torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(hits, (weight * (logits.argmax(-1) == labels.argmax(-1))).sum())
+    assert torch.equal(hits, logits.argmax(-1) == labels.argmax(-1))
     for ours, theirs in zip(leaves, plain, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
 
