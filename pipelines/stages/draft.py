@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plugins.linear import LinearKind
     from runtime.formats.checkpoint import Checkpoint
     from runtime.speculation.redrafter.head_file import HeadDescription
+    from runtime.speculation.tree import TreeShape
 
 HEADS_DIR = Path(__file__).parents[1] / "data" / "heads"
 HEAD_FILES = ("head.json", "head.safetensors", "recipe.json", "curves.jsonl")
@@ -101,7 +102,7 @@ def _gate(
     """Measure what drafting costs here; a head that does not pay stays out unless the configuration insists."""
     import torch
 
-    from pipelines.draft.cost import measure_cost
+    from pipelines.draft.cost import MAX_SEQ_LEN, measure_cost, measure_speedup
     from runtime.model.decoder import Decoder
     from runtime.speculation.redrafter import load_redrafter
     from runtime.speculation.redrafter.head_file import worthwhile
@@ -109,19 +110,23 @@ def _gate(
     context.progress.advance(0.9, text="measuring what drafting costs")
     dtype = getattr(torch, checkpoint.config.dtype)
     linear: LinearKind = config.linear  # type: ignore[assignment]
-    decoder = Decoder(checkpoint, dtype, linear, 512)
+    decoder = Decoder(checkpoint, dtype, linear, MAX_SEQ_LEN)
     drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
     metrics: dict[str, float] = {}
-    best = 0.0
+    speedups: dict[TreeShape, float] = {}
     for tree in worthwhile(description.trees):
         num_nodes = tree.num_nodes
         cost = measure_cost(checkpoint, decoder, drafter, tree)
         speedup = cost.speedup(tree.accepted_length["mean"])
-        best = max(best, speedup)
+        speedups[tree.shape] = speedup
         metrics |= {f"n{num_nodes}_accepted_length_{kind}": value for kind, value in tree.accepted_length.items()}
         metrics |= {f"n{num_nodes}_acceptance_depth_{i}": x for i, x in enumerate(tree.acceptance, 1)}
         metrics |= {f"n{num_nodes}_{name}": value for name, value in cost._asdict().items()}
         metrics[f"n{num_nodes}_predicted_speedup"] = speedup
+    shape, best = max(speedups.items(), key=lambda pair: pair[1])
+    if (measured := measure_speedup(checkpoint, decoder, drafter, shape)) is not None:
+        metrics["measured_speedup"] = measured
+        context.log.info("%d nodes: predicted %.2fx plain decoding, measured %.2fx", shape.num_nodes, best, measured)
     verdict = f"predicted {best:.2f}x at batch 1 on this machine"
     if best <= 1.0 and not config.keep:
         for name in (*HEAD_FILES, "curves.png"):
