@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import DraftConfig
-from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 
@@ -39,7 +39,9 @@ class DraftStage:
                 model has another tokenizer.
         """
         from pipelines.draft.base import base_digest
-        from pipelines.draft.train import read_curves, train_head
+        from pipelines.draft.recipe import read_curves
+        from pipelines.draft.train import train_head
+        from plugins.cuda.library import keep_compiled
         from runtime.formats.checkpoint import Checkpoint
         from runtime.speculation.redrafter.head_file import read_description
 
@@ -47,10 +49,12 @@ class DraftStage:
             return _without_head(out_dir, config.drafter, "")
         if config.drafter == "model":
             return _smaller_model(config, inputs, out_dir)
-        digest = base_digest(json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8")))
+        source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
+        digest = base_digest(source)
         checkpoint = Checkpoint(inputs["convert"].path)
         if config.drafter == "train":
-            base = (checkpoint.spec.architecture, digest)
+            base = (source["uri"], digest)
+            keep_compiled(context.kept_dir / CUBINS)  # the data are written with the engine's kernels
             description = train_head(config.train, checkpoint, base, out_dir, context.scratch_dir, context.progress)
         else:
             folder = ready_head(digest)
@@ -125,10 +129,10 @@ def _gate(
         context.log.info("%d nodes: predicted %.2fx plain decoding, measured %.2fx", shape.num_nodes, best, measured)
     verdict = f"predicted {best:.2f}x at batch 1 on this machine"
     if best <= 1.0 and not config.keep:
-        for name in HEAD_FILES:
+        for name in (*HEAD_FILES, "curves.png"):
             (out_dir / name).unlink(missing_ok=True)
         return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
-    _write(out_dir, "redrafter")
+    _write(out_dir, "redrafter", **({} if config.drafter == "train" else {"shipped": True}))
     length = max(tree.accepted_length["mean"] for tree in description.trees)
     metrics["has_head"] = 1.0
     return StageOutput(metrics=metrics, summary=f"redrafter, accepted length up to {length:.2f}, {verdict}")
@@ -141,8 +145,9 @@ def _without_head(out_dir: Path, drafter: str, reason: str, metrics: Mapping[str
     )
 
 
-def _write(out_dir: Path, drafter: str) -> None:
-    (out_dir / DRAFT_FILE).write_text(json.dumps({"schema": 1, "drafter": drafter}) + "\n", encoding="utf-8")
+def _write(out_dir: Path, drafter: str, **more: bool) -> None:
+    fields = {"schema": 1, "drafter": drafter, **more}
+    (out_dir / DRAFT_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
 STAGE = DraftStage()
