@@ -110,6 +110,7 @@ def test_float16_takes_a_stream_of_any_size(step_device, stream):
 def test_wide_layers_equal_the_reference(kernel_device, monkeypatch, spec, dtype, stream):
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+    monkeypatch.setattr("plugins.layer_step.cuda.is_small", lambda spec: False)
     monkeypatch.setattr("plugins.layer_step.layout.SMALL_WEIGHTS", 0)
     actual, expected = run(spec, [Request(19, 9, TREE), Request(5, 2)], kernel_device, dtype, stream)
     for ours, exact in zip(actual, expected, strict=True):
