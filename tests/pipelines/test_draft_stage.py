@@ -1,7 +1,9 @@
 """The draft stage through the real command line on a tiny model, and its choice of a ready head."""
 
 import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ from mlflow import MlflowClient
 from pipelines.config import DraftConfig, DraftTrainConfig
 from pipelines.digest import json_digest
 from pipelines.draft.base import base_digest
+from pipelines.draft.recipe import read_rows
+from pipelines.draft.train import OPENINGS_FILE, loop_settings, synthesis_settings
 from pipelines.stage import Artifact
 from pipelines.stages import draft
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import open_bundle
+from runtime.formats.digest import sha256_file
 from runtime.speculation.redrafter import load_redrafter
 from runtime.speculation.redrafter.head_file import read_description, read_head
 from tests.pipelines.running_stages import stage_context
@@ -87,3 +92,33 @@ def test_the_shipped_head_is_sound_and_small_and_belongs_to_the_default_model():
     description, _ = read_head(folder)
     best = {n: max(t.accepted_length["mean"] for t in description.trees if t.num_nodes == n) for n in (12, 32, 64)}
     assert best[12] < best[32] < best[64]
+
+
+def test_the_shipped_head_says_how_it_was_made_and_of_which_data():
+    folder = draft.HEADS_DIR / "smollm2-135m"
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    assert json_digest(recipe) == read_description(folder).recipe_digest
+    config = DraftTrainConfig(**recipe["settings"])
+    assert recipe["settings"] == asdict(config)
+    assert recipe["loop"] == asdict(loop_settings(config))
+    data = recipe["data"]
+    assert data["settings"] == asdict(synthesis_settings(config))
+    assert data["tokens"] == config.num_sequences * config.tokens_per_sequence
+    assert data["openings_sha256"] == sha256_file(OPENINGS_FILE)
+    assert re.fullmatch("[0-9a-f]{64}", data["data_sha256"])
+    rows = read_rows(folder / "curves.jsonl")
+    assert rows[-1]["step"] == config.num_steps
+    best = max(rows, key=lambda row: row["accepted_length"])
+    assert recipe["best_step"] == best["step"]
+
+
+def test_the_figures_in_the_docs_are_those_of_the_shipped_head():
+    trees = {(t.num_nodes, t.num_beams, t.depth): t for t in read_description(draft.HEADS_DIR / "smollm2-135m").trees}
+    docs = (Path(__file__).parents[2] / "docs/drafting.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\d+) x (\d+) \| ([\d. |]+) \| [\d.]+ \|$", docs, re.MULTILINE)
+    assert len(rows) == 6
+    for *shape, figures in rows:
+        measured = trees[tuple(map(int, shape))].accepted_length
+        kinds = ("chat", "prose", "code", "reasoning", "mean")
+        assert figures.split(" | ") == [f"{measured[kind]:.2f}" for kind in kinds]
+    assert f"All {len(trees)} shapes are in `head.json`" in docs
