@@ -52,7 +52,8 @@ struct AttentionParams {
 static_assert(sizeof(AttentionParams) == 10 * 8 + 6 * 8 + 10 * 4, "mirrored in cuda.py");
 
 // The token of a packed row.
-__device__ __forceinline__ int token_of(int row, const AttentionParams& params) {
+template <class Params>
+__device__ __forceinline__ int token_of(int row, const Params& params) {
     return static_cast<int>(static_cast<unsigned>(row) * params.group_inverse >> 32);
 }
 
@@ -136,7 +137,8 @@ struct TreeKeys {
     unsigned long long nodes;
 
     __device__ __forceinline__ TreeKeys() {}
-    __device__ __forceinline__ TreeKeys(const AttentionParams& params, const AttentionTask& task, int row) {
+    template <class Params>
+    __device__ __forceinline__ TreeKeys(const Params& params, const AttentionTask& task, int row) {
         const int token = token_of(task.first_row + row, params);
         root = task.item.context - task.item.rows;
         high = root + token + 1;
@@ -151,9 +153,19 @@ struct TreeKeys {
         low = root + num_seen - params.window;
     }
 
-    __device__ __forceinline__ bool sees(int key, const AttentionParams&) const {
+    template <class Params>
+    __device__ __forceinline__ bool sees(int key, const Params&) const {
         const unsigned node = static_cast<unsigned>(key - root);
         return (key >= low && key < high) || (node < 64 && (nodes >> node & 1));
+    }
+
+    // Bit i: whether it sees key first_key + i, for SLICE_KEYS keys; without a branch.
+    __device__ __forceinline__ unsigned seen_in(int first_key) const {
+        const auto below = [](int key) { return (1u << min(max(key, 0), SLICE_KEYS)) - 1; };
+        const int node = first_key - root;
+        const unsigned long long later = node < 64 ? nodes >> max(node, 0) : 0;
+        const unsigned from_tree = static_cast<unsigned>(node < 0 ? nodes << min(-node, 63) : later);
+        return (below(high - first_key) & ~below(max(low, 0) - first_key)) | from_tree;
     }
 };
 
@@ -167,7 +179,8 @@ struct VisibleKeys<false> {
 };
 
 // Element offset of a packed row of the tile in `out`.
-__device__ __forceinline__ long long out_offset(const AttentionParams& params, const AttentionTask& task, int row) {
+template <class Params>
+__device__ __forceinline__ long long out_offset(const Params& params, const AttentionTask& task, int row) {
     const int packed = task.first_row + row;
     const int token = token_of(packed, params);
     const int head = task.kv_head * params.group + packed - token * params.group;
