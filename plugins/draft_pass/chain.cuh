@@ -12,7 +12,9 @@
 // A lane whose row does not exist takes the last one's place: its products go nowhere, and nothing has to be asked.
 #pragma once
 
-#include "direct.cuh"
+#include "math.cuh"
+#include "params.cuh"
+#include "tiles.cuh"
 
 constexpr int STEPS_AT_ONCE = 2;
 constexpr int PARTIAL_PITCH = TILE_ROWS + 4;  // floats: no two lanes that store hit one bank
@@ -99,7 +101,7 @@ struct Chain {
     enum Matrix { RNN_W, RNN_U, STATE_PROJ, FIRST_BLOCK };
 
     const DraftPassParams& params;
-    unsigned first_tag;
+    const unsigned first_tag;
     const Share hidden_share;
     const Share exit_share;
     Resident resident;
@@ -109,13 +111,11 @@ struct Chain {
     float* residual;  // (own tiles, rows, 16): y
     float* begun;     // (2, own tiles, B, 16): what y and the first block's L y + l begin with
     int begun_floats;
-    Direct* direct;
-    float own_score;  // of the beam that has this lane's number, where the chain chooses
     int all_rows;     // B W
     int lane_column;  // of a step
 
-    __device__ explicit Chain(const DraftPassParams& params)
-        : params(params), first_tag(0), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
+    __device__ Chain(const DraftPassParams& params, unsigned first_tag)
+        : params(params), first_tag(first_tag), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
         const int columns = max(params.hidden_size, params.exit_dim);
         resident.fill(columns, params.chain_resident, [&](int slot, int& bytes) -> const void* {
             const int matrix = slot % num_matrices(), tile = blockIdx.x + slot / num_matrices() * params.chain_blocks;
@@ -131,11 +131,8 @@ struct Chain {
         residual = second_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         begun = residual + own_tiles * all_rows * TILE_ROWS;
         begun_floats = own_tiles * params.requests * TILE_ROWS;
-        direct = reinterpret_cast<Direct*>(begun + 2 * begun_floats);
-        own_score = 0.0f;
     }
 
-    __device__ bool is_direct() const { return ROW_BLOCKS == 1 && params.is_direct; }
     __device__ int num_matrices() const { return FIRST_BLOCK + params.num_blocks; }
     __device__ int columns_of(int matrix) const { return matrix <= FIRST_BLOCK ? params.hidden_size : params.exit_dim; }
     __device__ int tiles_of(int matrix) const {
@@ -156,8 +153,7 @@ struct Chain {
         return resident.tile(own * num_matrices() + matrix, tile_at(matrix, tile));
     }
 
-    __device__ void run(unsigned tag) {
-        first_tag = tag;
+    __device__ void run() {
 #pragma unroll 1
         for (int depth = 1; depth <= params.depth; ++depth) {
             const int rows = depth == 1 ? params.requests : all_rows;
@@ -214,8 +210,6 @@ struct Chain {
     // The cell reads the beams' tokens: the roots at first, then what was selected.
     __device__ void advance(int depth, int rows) {
         const T* biases = static_cast<const T*>(depth > 1 || params.has_silu ? params.rnn_bias : nullptr);
-        const int chosen = is_direct() && depth > 1 ? choose(depth, depth == 2 ? 1 : params.num_beams) : 0;
-        if (is_direct() && depth > 2 && blockIdx.x == 0 && warp_id() == PASS_WARPS - 1) await_selected(depth - 2);
         each(rows, tiles_of(RNN_W), [&](int first, int own, int tile) {
             ElementRows<T, ROW_BLOCKS> tokens;
             PublishedRows<ROW_BLOCKS> before;
@@ -228,15 +222,10 @@ struct Chain {
                 if (depth == 1) {
                     token = root_of(params, row);
                 } else {
-                    int parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
-                    if (is_direct()) {
-                        token = chosen % (1 << DIRECT_TOKEN_BITS);
-                        parent = chosen >> DIRECT_TOKEN_BITS;
-                    } else {
-                        const unsigned beam = await_word(params.beams + row, before.tag);
-                        token = beam >> DEPTH_BITS;
-                        parent += static_cast<int>(beam % (1 << DEPTH_BITS));
-                    }
+                    const int first_parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
+                    const unsigned beam = await_word(params.beams + row, before.tag);
+                    token = beam >> DEPTH_BITS;
+                    const int parent = first_parent + static_cast<int>(beam % (1 << DEPTH_BITS));
                     before.rows[block] = states(depth - 1) + (parent * params.hidden_size + lane_column) / 2;
                 }
                 tokens.rows[block] =
@@ -251,26 +240,6 @@ struct Chain {
             if (params.has_silu) value = silu_fast(value);
             publish(states(depth), params.hidden_size, value, first, rows, tile, first_tag + depth);
         });
-    }
-
-    // The beam of this lane's row, from what the LM head said of the `width` beams of the depth before: beam before, token.
-    __device__ int choose(int depth, int width) {
-        direct->read(params, first_tag + depth - 1, depth - 1, width, shfl(own_score, static_cast<int>(warp_id()) % width));
-        block_sync();
-        const int row = min(static_cast<int>(lane_id()) / 4, params.num_beams - 1);
-        int chosen = 0;
-        direct->choose(params.num_beams, [&](int beam, unsigned long long rank) {
-            if (beam == row) chosen = place_of(rank);
-            if (beam == static_cast<int>(lane_id()))
-                own_score = fminf(score_of(rank), direct->parents[place_of(rank) >> DIRECT_TOKEN_BITS]);
-        });
-        return chosen;
-    }
-
-    // The head will write where those that select have read two depths before.
-    __device__ void await_selected(int depth) const {
-        while (static_cast<int>(static_cast<unsigned>(load_relaxed_word(params.beams) >> 32) - (first_tag + depth)) < 0)
-            spin_pause();
     }
 
     // The context's share of every y, and of what the first block makes of it.

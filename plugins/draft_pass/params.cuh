@@ -36,7 +36,6 @@ struct DraftPassParams {
     unsigned long long* maxima;   // (R, T, 2) words: the largest of a tile's logits, the sum of exp(logit - largest)
     unsigned long long* logits;   // (R, 16 T) words
     unsigned long long* beams;    // (R,) words: token and beam before
-    unsigned long long* summaries;  // (2, MOST_DIRECT, SUMMARY_BLOCKS, SUMMARY_PAIRS, 2) words, see direct.cuh
     unsigned* launches;  // (blocks,), 0 before the first launch
     int requests;
     int num_nodes;
@@ -51,11 +50,11 @@ struct DraftPassParams {
     int select_blocks;   // those after them; the others have the LM head
     int chain_resident;  // tiles that a block of the chain keeps in shared memory
     int head_resident;
-    int has_silu;   // dialect `apple`
-    int is_direct;  // the blocks of the chain choose the beams, see direct.cuh
+    int has_silu;  // dialect `apple`
     int history_len;
+    int unused;
 };
-static_assert(sizeof(DraftPassParams) == 32 * 8 + 16 * 4, "mirrored in state.py");
+static_assert(sizeof(DraftPassParams) == 31 * 8 + 16 * 4, "mirrored in state.py");
 
 // Where the root of a slot's tree stands in its text.
 __device__ __forceinline__ long long root_position(const DraftPassParams& params, long long slot) {

@@ -6,18 +6,18 @@ import torch
 
 from plugins.cuda.run import require_contiguous, require_shape
 from plugins.draft_pass import DraftTexts, DraftWeights, DrawNoise
-from plugins.draft_pass.plan import MOST_DIRECT, MOST_ROWS, SUMMARY_BLOCKS, HeadSizes, PassPlan, PassSizes
+from plugins.draft_pass.plan import MOST_ROWS, HeadSizes, PassPlan, PassSizes
 from plugins.tree_pack import PackedTree
 
 _POINTERS = (
     "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head",
     "context_bias", "rnn_bias", "first_bias", "block_biases", "vocab_ids", "slots", "hidden", "num_tokens", "history",
     "temperature", "seed", "sample_index", "token_ids", "parents", "depths", "ancestors", "states", "hiddens",
-    "maxima", "logits", "beams", "summaries", "launches",
+    "maxima", "logits", "beams", "launches",
 )  # fmt: skip
 _COUNTS = (
     "requests", "num_nodes", "num_beams", "depth", "hidden_size", "exit_dim", "num_blocks", "num_draft", "max_rows",
-    "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu", "is_direct", "history_len",
+    "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu", "history_len", "unused",
 )  # fmt: skip
 _TILED = ("context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head")
 _KEPT = ("embedding", "context_bias", "rnn_bias", "first_bias", "block_biases")
@@ -86,7 +86,6 @@ class PassState:
             "maxima": MOST_ROWS * tiles * 2,
             "logits": MOST_ROWS * tiles * 16,
             "beams": MOST_ROWS,
-            "summaries": 2 * MOST_DIRECT * SUMMARY_BLOCKS * (1 + MOST_DIRECT) * 2,
         }
         self._words = {name: torch.zeros(count, dtype=torch.int64, device=device) for name, count in words.items()}
         self._launches = torch.zeros(processors, dtype=torch.int32, device=device)
@@ -119,5 +118,5 @@ class PassState:
             given |= noise._asdict()
         pointers = {name: given[name].data_ptr() if name in given else None for name in _POINTERS}
         counts = {**sizes._asdict(), **self.sizes._asdict(), **plan._asdict(), "max_rows": MOST_ROWS,
-                  "has_silu": int(self._has_silu), "history_len": history_len}  # fmt: skip
+                  "has_silu": int(self._has_silu), "history_len": history_len, "unused": 0}  # fmt: skip
         return DraftPassParams(**pointers, **{name: counts[name] for name in _COUNTS})

@@ -31,7 +31,7 @@ SCHEMA = 1
 PREFIX = "drafter."
 VOCAB_IDS = "draft_vocab_ids"
 _NEAR_BEST = 0.97  # of the best accepted length
-_FREE_BEAMS = 4  # on a GPU
+_FEW_BEAMS = 4  # on a GPU
 _SIZES_BETWEEN = (16, 24)  # nodes; rows that GPU kernels take together
 Dialect = Literal["apple", "tensorrt_llm"]
 
@@ -127,20 +127,20 @@ def worthwhile(trees: Sequence[TreeStatistics]) -> tuple[TreeStatistics, ...]:
 
 
 def worthwhile_on_gpus(trees: Sequence[TreeStatistics]) -> tuple[TreeShape, ...]:
-    """The worthwhile trees, and of each size and depth, no deeper than these, the one that gives most with few beams.
+    """Of each size and each depth up to the worthwhile tree's, the best with no more beams than it and with a few.
 
-    There a request alone drafts as fast with four beams as with one, and each depth costs as much as some rows of the
-    target. Sizes that were not measured, between those that were, are among them.
+    There each depth of a draft costs as much as some rows of the target, and a few beams little more than one. Sizes
+    that were not measured, between those that were, are among them.
     """
-    chosen: dict[tuple[int, int], TreeStatistics] = {}
+    shapes = []
     for best in worthwhile(trees):
-        for tree in trees:
-            if tree.num_nodes != best.num_nodes or tree.depth > best.depth:
-                continue
-            if tree.num_beams <= max(best.num_beams, _FREE_BEAMS):
-                place = tree.num_nodes, tree.depth
-                chosen[place] = max(chosen.get(place, tree), tree, key=lambda one: one.accepted_length["mean"])
-    shapes = list(dict.fromkeys(tree.shape for tree in (*worthwhile(trees), *chosen.values())))
+        for depth in range(best.depth, 0, -1):
+            for most_beams in (best.num_beams, max(best.num_beams, _FEW_BEAMS)):
+                fitting = [tree for tree in trees if (tree.num_nodes, tree.depth) == (best.num_nodes, depth)]
+                fitting = [tree for tree in fitting if tree.num_beams <= most_beams]
+                longest = max((tree.accepted_length["mean"] for tree in fitting), default=0.0)
+                shapes += [tree.shape for tree in fitting if tree.accepted_length["mean"] == longest][:1]
+    shapes = list(dict.fromkeys(shapes))
     sizes: dict[tuple[int, int], list[int]] = {}
     for shape in shapes:
         sizes.setdefault((shape.num_beams, shape.depth), []).append(shape.num_nodes)

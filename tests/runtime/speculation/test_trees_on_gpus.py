@@ -15,9 +15,9 @@ TREES = (
 )  # fmt: skip
 
 
-def test_beams_that_cost_nothing_are_taken_at_every_depth_that_may_pay():
+def test_trees_of_every_depth_with_no_more_beams_and_with_a_few_are_candidates():
     assert [one.shape for one in worthwhile(TREES)] == [TreeShape(12, 1, 4), TreeShape(32, 8, 4)]
-    fewest = [TreeShape(12, 1, 4), TreeShape(32, 8, 4)]
-    measured = [TreeShape(12, 4, 3), TreeShape(12, 4, 4), TreeShape(32, 4, 3)]
+    small = [TreeShape(12, 1, 4), TreeShape(12, 4, 4), TreeShape(12, 1, 3), TreeShape(12, 4, 3)]
+    large = [TreeShape(32, 8, 4), TreeShape(32, 4, 3)]
     between = [TreeShape(16, 4, 3), TreeShape(24, 4, 3)]  # no tree of 12 nodes has 8 beams
-    assert worthwhile_on_gpus(TREES) == (*fewest, *measured, *between)
+    assert worthwhile_on_gpus(TREES) == (*small, *large, *between)
