@@ -1,7 +1,8 @@
 """What running decodes feel while a prompt of 8k tokens arrives, on a tiny model: `python -m bench.tiny_arrivals DIR`.
 
 A tiny model's step is mostly the engine's own work, so this is the scheduler's figure. One thread, float32. A chunk
-late in the prompt attends to 8k keys, which costs this model far more than the rest of its pass: so few tokens a step.
+late in the prompt attends to 8k keys, which costs this model far more than the rest of its pass: so few tokens a step,
+or chunks by the time that they take (docs/pacing.md).
 """
 
 import argparse
@@ -51,8 +52,10 @@ def main() -> None:
         figures = measure_arrivals(backend, SPEC.vocab_size, 3, subtitle, out, lambda done, text: None, budgets)
     for row in figures["chunks"]:
         busy, idle = row["busy_p99_ms"], row["idle_p99_ms"]
+        name = f"budget {row['budget']}" if row["itl_ratio"] is None else f"itl_ratio {row['itl_ratio']:g}"
         print(
-            f"budget {row['budget']}: p99 {busy:.2f} ms, {busy / idle:.2f} of idle; first token {row['ttft_ms']:.0f} ms"
+            f"{name}: p99 {busy:.2f} ms, {busy / idle:.2f} of idle ({idle:.2f}); first token {row['ttft_ms']:.0f} ms, "
+            f"{row['tokens_per_s']:.0f} tokens/s"
         )
     print(figures["burst"])
 

@@ -43,9 +43,10 @@ class AsyncLLM:
         target: str | None = None,
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         trust: str | Path | None = None,
+        itl_ratio: str = "auto",
     ) -> None:
         if not isinstance(bundle, TextEngine):
-            bundle = load_bundle(bundle, target, speculation, trust=trust)
+            bundle = load_bundle(bundle, target, speculation, trust=trust, itl_ratio=itl_ratio)
         self._text_engine = bundle
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._subscribers: dict[Completion, _Subscriber] = {}

@@ -9,6 +9,7 @@ from runtime.backends.base import Backend, StepResult, TokenHandle, TokenLogprob
 from runtime.batch import PlanRow, StepPlan
 from runtime.errors import EnginewrightError
 from runtime.kv.prefix_cache import PrefixStats
+from runtime.pacing.pace import Pace
 from runtime.request import FinishReason, Request
 from runtime.sampling import SamplingParams
 from runtime.sampling_rules.grammar import Grammar
@@ -44,6 +45,7 @@ class Engine:
         policy: TreePolicy | None = None,
         prefix_reuse: bool = True,
         prefill_budget: int | None = None,
+        pace: Pace | None = None,
     ) -> None:
         """Make an idle engine.
 
@@ -51,10 +53,11 @@ class Engine:
         prefix_reuse: whether requests share what they have in common; outputs are the same either way.
         prefill_budget: most tokens of prompts in a step in which others decode: a small one keeps their tokens coming
             evenly while a long prompt arrives, a large one gives it its first token sooner. None is the whole step.
+        pace: the same by time: how much longer such a step may take than its decodes alone would.
         """
         self.backend = backend
         self.scheduler = Scheduler(
-            backend.limits, prefix_reuse, prefill_budget, backend.uniform_drafts, whole_slots=backend.kv == "slots"
+            backend.limits, prefix_reuse, prefill_budget, backend.uniform_drafts, backend.kv == "slots", pace
         )
         self.speculation = SpeculationStatistics()
         self._policy = policy if backend.drafter is not None else None

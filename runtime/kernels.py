@@ -13,6 +13,7 @@ from plugins.draft_pass import cuda as draft_pass
 from plugins.emit_tokens import cuda as emit_tokens
 from plugins.kv_compact import cuda as kv_compact
 from plugins.kv_copy_blocks import cuda as kv_copy_blocks
+from plugins.layer_step import wide
 from plugins.place_tokens import cuda as place_tokens
 from plugins.rms_norm import cuda as rms_norm
 from plugins.rope_kv_write import cuda as rope_kv_write
@@ -79,3 +80,5 @@ def _needed(spec: ModelSpec, dtype: torch.dtype, block_size: int, head_dims: tup
         yield NeededKernel(source, whole_step.ARCHS)
     for source in layer_steps.layer_sources(spec, dtype):
         yield NeededKernel(source, layer_steps.ARCHS)
+    for source in layer_steps.wide_sources(spec, dtype):
+        yield NeededKernel(source, wide.ARCHS)

@@ -23,12 +23,15 @@ def load_bundle(
     speculation: SpeculationOptions = DEFAULT_SPECULATION,
     prefix_reuse: bool = True,
     trust: str | Path | None = None,
+    itl_ratio: str = "off",
 ) -> TextEngine:
     """Open and check a bundle, unless it is open, and load its engine for `target`, with a drafter where it has one.
 
     Args:
         target: which of its engines; None takes cuda where it runs and cpu elsewhere, as the commands do, and logs it.
         trust: the PEM of a public key; the bundle must be what its owner signed.
+        itl_ratio: how many times longer than usual a running request may wait for its next token while prompts are
+            taken in: a number above 1, `auto` (8 on CPUs) or `off`; measured at the first load. See docs/pacing.md.
 
     Raises:
         EnginewrightError: the bundle is damaged or not to be trusted, or has no engine that runs here.
@@ -41,7 +44,7 @@ def load_bundle(
     _log.info("%s: engine %s (%s)", bundle.path, target, reason)
     engine = load_engine(
         bundle.checkpoint(), bundle.engine_dir(target), tokenizer, bundle.draft_dir, speculation, prefix_reuse,
-        bundle=bundle.path,
+        itl_ratio=itl_ratio, bundle=bundle.path,
     )  # fmt: skip
     return TextEngine(engine, tokenizer)
 
@@ -61,10 +64,11 @@ class LLM:
         speculation: SpeculationOptions = DEFAULT_SPECULATION,
         prefix_reuse: bool = True,
         trust: str | Path | None = None,
+        itl_ratio: str = "off",
     ) -> None:
         """Load a bundle's folder, as `load_bundle` does, or take an engine that is loaded already."""
         if not isinstance(bundle, TextEngine):
-            bundle = load_bundle(bundle, target, speculation, prefix_reuse, trust)
+            bundle = load_bundle(bundle, target, speculation, prefix_reuse, trust, itl_ratio)
         self.text_engine = bundle
 
     def generate(

@@ -1,5 +1,6 @@
 """From files to a running engine."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from runtime.backends.base import Backend, EngineLimits
 from runtime.backends.gpu_errors import gpu_errors
 from runtime.backends.torch_backend import TorchBackend
+from runtime.device_costs import device_key, load_or_measure
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
@@ -16,7 +18,10 @@ from runtime.formats.engine_plan import ENGINE_FILE, EnginePlan
 from runtime.formats.kernel_list import KERNELS_FILE
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
-from runtime.speculation.cost_table import CostTable, device_key, load_or_measure
+from runtime.pacing import measuring
+from runtime.pacing.costs import ChunkCosts
+from runtime.pacing.pace import Pace, parse_ratio
+from runtime.speculation.cost_table import CostTable
 from runtime.speculation.costs import is_current, measure_backend
 from runtime.speculation.drafter import Drafter
 from runtime.speculation.loading import Drafting, LoadedDrafter, SpeculationOptions, load_drafter
@@ -34,22 +39,25 @@ def load_engine(
     draft_dir: Path | None = None,
     speculation: SpeculationOptions = _NO_SPECULATION,
     prefix_reuse: bool = True,
-    prefill_budget: int | None = None,
+    itl_ratio: str = "off",
     bundle: Path | None = None,
 ) -> Engine:
     """Load the engine that `engine_dir` describes over a checkpoint's weights, with the drafter of `draft_dir`.
 
     Args:
-        prefix_reuse, prefill_budget: see `Engine`.
+        speculation: its `costs_dir` keeps what is measured for `itl_ratio` too.
+        prefix_reuse: see `Engine`.
+        itl_ratio: how much longer a step with prompts may take than its decodes alone: a number above 1, `auto`, `off`.
         bundle: its folder, where it may say what was measured on this device.
 
     Raises:
         EnginewrightError: a damaged file, or a plan or drafter that this machine cannot run.
     """
+    parse_ratio(itl_ratio, "cpu")  # a mistake fails before the weights are read
     backend = load_backend(checkpoint, engine_dir, draft_dir, bundle)
-    engine = Engine(backend, tokenizer.eos_token_ids, None, prefix_reuse, prefill_budget)
-    engine.draft_with(*load_drafting(backend, checkpoint, engine_dir, draft_dir, speculation))
-    return engine
+    backend.drafter, policy = load_drafting(backend, checkpoint, engine_dir, draft_dir, speculation)
+    pace = _pace(backend, engine_dir, draft_dir, itl_ratio, speculation.costs_dir)
+    return Engine(backend, tokenizer.eos_token_ids, policy, prefix_reuse, pace=pace)
 
 
 def load_drafting(
@@ -67,7 +75,7 @@ def load_drafting(
         loaded = load_drafter(speculation, draft_dir, checkpoint, plan, str(backend.device), engine_dir)
         if loaded is None:
             return Drafting(None, None)
-        digests = (_engine_digest(engine_dir, backend), _drafter_digest(draft_dir, loaded))
+        digests = (_engine_digest(engine_dir, backend), _drafter_digest(draft_dir, loaded.drafter))
         return Drafting(loaded.drafter, _policy(backend, loaded, speculation, digests))
 
 
@@ -131,10 +139,29 @@ def _policy(
     def measure() -> CostTable:
         return measure_backend(backend, loaded.drafter, loaded.candidates)
 
-    key = device_key(backend.device, *digests)
-    folder = speculation.costs_dir
-    costs = load_or_measure(folder, key, measure, lambda table: is_current(backend, table)) if folder else measure()
+    key = device_key(backend.device, engine=digests[0], drafter=digests[1])
+    costs = load_or_measure(
+        speculation.costs_dir, key, CostTable.from_fields, measure, lambda table: is_current(backend, table)
+    )
     return SpeculationPolicy(costs, loaded.candidates, loaded.prior, backend.limits.max_num_tokens)
+
+
+def _pace(
+    backend: Backend, engine_dir: Path, draft_dir: Path | None, itl_ratio: str, folder: Path | None
+) -> Pace | None:  # fmt: skip
+    """By costs that are measured on the idle backend, or were before; None where steps last as long as they may."""
+    ratio = parse_ratio(itl_ratio, backend.device.type)
+    limits = backend.limits
+    if ratio is None or min(limits.max_batch_size, limits.max_num_tokens) < 2:  # no step has two requests
+        return None
+    drafter = _drafter_digest(draft_dir, backend.drafter) if backend.drafter else "none"
+    key = device_key(backend.device, engine=_engine_digest(engine_dir, backend), beside_prompts=drafter)
+    with gpu_errors("measuring steps"):
+        costs = load_or_measure(
+            folder, key, ChunkCosts.from_fields, partial(measuring.measure_backend, backend),
+            partial(measuring.is_current, backend),
+        )  # fmt: skip
+    return Pace(costs, ratio)
 
 
 def _engine_digest(engine_dir: Path, backend: Backend) -> str:
@@ -143,9 +170,9 @@ def _engine_digest(engine_dir: Path, backend: Backend) -> str:
     return " ".join([*map(sha256_file, files), backend.variant]).strip()
 
 
-def _drafter_digest(draft_dir: Path | None, loaded: LoadedDrafter) -> str:
+def _drafter_digest(draft_dir: Path | None, drafter: Drafter) -> str:
     """Of what a drafter's cost depends on: its kind, and the sizes of its head or of the smaller model."""
     if draft_dir is None:
-        return loaded.drafter.name
+        return drafter.name
     files = [path for name in (DRAFT_FILE, HEAD_FILE, CONFIG_FILE) if (path := draft_dir / name).is_file()]
-    return " ".join([loaded.drafter.name, *map(sha256_file, files)])
+    return " ".join([drafter.name, *map(sha256_file, files)])

@@ -7,6 +7,7 @@ from runtime.backends.base import EngineLimits
 from runtime.batch import PlanRow, StepPlan
 from runtime.kv.block_pool import BlockPool
 from runtime.kv.reuse import Found, PrefixReuse
+from runtime.pacing.pace import Pace
 from runtime.request import FinishReason, Request
 from runtime.speculation.tree import TreeShape
 
@@ -37,11 +38,13 @@ class Scheduler:
         prefill_budget: int | None = None,
         uniform_drafts: bool = False,
         whole_slots: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         """prefill_budget: most tokens of prompts in a step in which others decode; None is the whole step.
 
         uniform_drafts: a step has draft trees for all of its requests or for none.
         whole_slots: a block holds a whole request, and is kept for others' copies though it never is full.
+        pace: how long prompts may make such a step.
         """
         self.pool = BlockPool(limits.num_blocks)
         self.prefixes = PrefixReuse(self.pool, limits.block_size, prefix_reuse, whole_slots)
@@ -50,6 +53,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._limits = limits
         self._prefill_budget = prefill_budget
+        self.pace = pace
         self._uniform_drafts = uniform_drafts
         self._free_slots = list(range(limits.max_batch_size))
 
@@ -83,14 +87,16 @@ class Scheduler:
         budget = self._limits.max_num_tokens
         for request in list(self.running):
             if not request.is_decoding:  # the last in order: while its prompt takes the budget, nobody is admitted
-                budget = self._prompt_budget(budget, rows)
+                budget = self._prompt_budget(budget, rows, request.num_computed)
             row = self._next_row(request, budget, shape, repeats) if budget else None
             if row is not None:
                 requests.append(request)
                 rows.append(row)
                 budget -= row.num_tokens
-        budget = self._prompt_budget(budget, rows)
         while budget and (found := self._can_admit()) is not None:
+            budget = self._prompt_budget(budget, rows, self.prefixes.num_found(found))
+            if not budget:
+                break
             request = self._admit(found, copies)
             admitted.append(request)
             requests.append(request)
@@ -133,12 +139,15 @@ class Scheduler:
         assert sorted(slot for slot in slots if slot is not None) == list(range(self._limits.max_batch_size))
         assert all(not request.blocks and request.slot is None for request in self.waiting)
 
-    def _prompt_budget(self, budget: int, rows: list[PlanRow]) -> int:
-        """What of the budget prompts may take, beside the rows planned so far."""
-        taken = sum(row.num_tokens for row in rows if row.token_ids is not None)
-        if self._prefill_budget is None or not any(row.token_ids is None for row in rows):
+    def _prompt_budget(self, budget: int, rows: list[PlanRow], start: int) -> int:
+        """What of the budget a prompt may take from `start` on, beside the rows planned so far."""
+        decoding = [row.start + row.num_tokens for row in rows if row.token_ids is None]
+        if not decoding:
             return budget
-        return max(0, min(budget, self._prefill_budget - taken))
+        chunks = [(row.num_tokens, row.start) for row in rows if row.token_ids is not None]
+        if self._prefill_budget is not None:
+            budget = max(0, min(budget, self._prefill_budget - sum(count for count, _ in chunks)))
+        return min(budget, self.pace.most_tokens(decoding, chunks, start)) if self.pace else budget
 
     def _all_can_draft(self, decoding: list[Request], shape: TreeShape) -> bool:
         """Whether every request may draft, within the token budget and without taking another's blocks."""

@@ -1,12 +1,11 @@
 """Measure rows on this machine's NVIDIA GPU, one process for each: `python -m bench.gpu --out DIR [ROW ...]`.
 
-A row that is complete for the same sources is not measured again; its raw lines are in DIR/<row>.jsonl.
+A row that is complete for the same sources is not measured again; its raw lines are in DIR/<row>.jsonl, which is there
+once the row has ended.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from itertools import chain
@@ -54,46 +53,38 @@ def parser() -> argparse.ArgumentParser:
 def run_all(rows: list[str], options: argparse.Namespace) -> list[str]:
     """Measure rows one after the other, for as long as there is time; name those that are not complete."""
     from bench.gpu.device import source_digest
+    from bench.gpu.files import is_complete, row_file
+    from bench.gpu.processes import RowProcess
+    from bench.gpu.rows import ROWS
 
     end = time.monotonic() + options.seconds if options.seconds else None
-    failed = []
-    for row in rows:
-        if is_complete(options.out / f"{row}.jsonl", source_digest()):
-            print(f"{row}: measured already", flush=True)
-            continue
-        left = None if end is None else end - time.monotonic()
-        if (left is not None and left <= 0) or not run(row, options, left):
-            failed.append(row)
+    complete = [row for row in rows if is_complete(row_file(options.out, row), source_digest())]
+    for row in complete:
+        print(f"{row}: measured already", flush=True)
+    waiting = [row for row in rows if row not in complete]
+    failed, started = [], []
+    try:
+        for row in waiting:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                failed.append(row)
+                continue
+            process = started.pop() if started else RowProcess(row, options)
+            following = waiting[waiting.index(row) + 1 :][:1]
+            started += [RowProcess(name, options) for name in following if not ROWS[name].starts_on_gpu]
+            if not process.measure(left):
+                failed.append(row)
+    finally:
+        for process in started:
+            process.stop()
     return failed
 
 
-def run(row: str, options: argparse.Namespace, left_s: float | None) -> bool:
-    """Measure one row in a process of its own."""
-    start = time.monotonic()
-    command = [sys.executable, "-m", "bench.gpu", "--row", row, "--out", str(options.out)]
-    for name in ("kernels", "bundle"):
-        if getattr(options, name) is not None:
-            command += [f"--{name}", str(getattr(options, name))]
-    try:
-        code = subprocess.run(command, check=False, timeout=left_s).returncode
-        ended = "done" if code == 0 else "FAILED"
-    except subprocess.TimeoutExpired:
-        code, ended = 1, "out of time"
-    print(f"{row}: {ended} in {time.monotonic() - start:.0f} s", flush=True)
-    return code == 0
-
-
-def is_complete(path: Path, digest: str) -> bool:
-    """Whether a row was measured to its end, of these sources."""
-    try:
-        first, *_, last = map(json.loads, path.read_text().splitlines())
-    except (OSError, ValueError):  # never begun, or ended in the middle of a line
-        return False
-    return bool(first.get("source_digest") == digest and last == {"kind": "end"})
-
-
 def measure(row: str, options: argparse.Namespace) -> None:
+    """The process of one row: start up, wait for its turn, write its lines."""
     from bench.gpu.device import as_line, describe
+    from bench.gpu.files import write_row
+    from bench.gpu.processes import wait_for_turn
     from bench.gpu.rows import ROWS
     from plugins.cuda.library import add_folder, keep_compiled
 
@@ -101,11 +92,9 @@ def measure(row: str, options: argparse.Namespace) -> None:
     if options.kernels is not None:
         add_folder(options.kernels)
     arguments = {"bundle": options.bundle} if ROWS[row].takes_bundle else {}
-    with (options.out / f"{row}.jsonl").open("w") as file:
-        first, last = {**as_line(describe()), "row": row}, {"kind": "end"}
-        for line in chain([first], ROWS[row].measure(**arguments), [last]):
-            file.write(json.dumps(line) + "\n")
-            file.flush()
+    lines = ROWS[row].measure(**arguments)
+    wait_for_turn()
+    write_row(options.out, row, chain([{**as_line(describe()), "row": row}], lines))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from runtime.benchmark.ladder import ladder
 from runtime.benchmark.session import make_session
 from runtime.benchmark.settings import SessionSizes
 from runtime.benchmark.stack import run_batches, run_stack
-from runtime.formats.bundle import open_bundle
+from runtime.formats.bundle import Bundle, open_bundle
 from runtime.formats.engine_plan import EnginePlan
 from runtime.formats.manifest import ATTESTATIONS_DIR
 from runtime.formats.reference import REFERENCE_FILE, Reference
@@ -19,6 +19,7 @@ from runtime.loading import load_drafting
 from runtime.speculation.loading import Drafting, SpeculationOptions
 
 TARGET = "cuda"
+ENOUGH_S = 12.0  # of a slow stage's timed runs, which differ by some percent
 
 
 def speculation(bundle: Path, num_prompts: int = 12, new_tokens: int = 128) -> Iterator[Line]:
@@ -30,13 +31,16 @@ def speculation(bundle: Path, num_prompts: int = 12, new_tokens: int = 128) -> I
 
 def stack(bundle: Path, sizes: SessionSizes | None = None) -> Iterator[Line]:
     """Where the speed comes from: one switch at a time, transformers' eager loop first."""
-    opened = open_bundle(bundle)
+    transformers_baseline.start_up()
+    return _stack(open_bundle(bundle), sizes or SessionSizes())
+
+
+def _stack(opened: Bundle, sizes: SessionSizes) -> Iterator[Line]:
     checkpoint, engine_dir = opened.checkpoint(), opened.engine_dir(TARGET)
     reference = Reference.load(opened.path / ATTESTATIONS_DIR / "verify" / REFERENCE_FILE)
-    sizes = sizes or SessionSizes()
     session = make_session(reference.text_ids, reference.prompts, sizes)
     baseline = transformers_baseline.Batches(transformers_baseline.load(checkpoint.spec))
-    for sample in run_batches(EAGER, baseline, session, REPEATS):
+    for sample in run_batches(EAGER, baseline, session, REPEATS, ENOUGH_S):
         yield {"metric": "stack", **asdict(sample)}
     del baseline
 
@@ -44,5 +48,5 @@ def stack(bundle: Path, sizes: SessionSizes | None = None) -> Iterator[Line]:
         return load_drafting(backend, checkpoint, engine_dir, opened.draft_dir, SpeculationOptions())
 
     stages = ladder(checkpoint, EnginePlan.read(engine_dir), sizes, draft if opened.draft_dir else None)
-    for sample in run_stack(stages, session, REPEATS, lambda share, text: None):
+    for sample in run_stack(stages, session, REPEATS, lambda share, text: None, ENOUGH_S):
         yield {"metric": "stack", **asdict(sample)}

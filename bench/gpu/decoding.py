@@ -4,30 +4,44 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 from bench.gpu import transformers_baseline
 from bench.gpu.device import median_seconds
 from bench.gpu.energy import measure_energy
-from bench.gpu.lines import COMPILED, EAGER, EAGER_AS_IS, NAIVE, OURS, REPEATS, Line, decode_line, free, make_backend
+from bench.gpu.lines import (
+    COMPILED,
+    EAGER,
+    EAGER_AS_IS,
+    NAIVE,
+    OURS,
+    REPEATS,
+    Line,
+    ceiling_lines,
+    decode_line,
+    free,
+    make_backend,
+)
 from bench.gpu.models import RandomCheckpoint
 from bench.gpu.naive import NaiveGraph
-from bench.gpu.shapes import SHAPES, streamed_bytes
-from runtime.benchmark.ceilings import read_bandwidth
+from bench.gpu.roofline import DECODE_CONTEXT, NEW_TOKENS, PROMPT
+from bench.gpu.shapes import SHAPES
 from runtime.benchmark.systems import EngineSystem
 from runtime.benchmark.workloads import Workload, uniform_workload
 from runtime.engine import Engine
+from runtime.spec import ModelSpec
 
-PROMPT, NEW_TOKENS = 128, 128
+ENERGY_PROMPT, ENERGY_TOKENS = 64, 256  # the same context on average, with little of it a prompt's
 EAGER_STEPS = 12
 _REPLAYS = 100  # of a graph, between two looks at the clock
 
 
 def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] = ()) -> Iterator[Line]:
     """Greedy tokens per second after the first, through the engine; 128 tokens before and 128 after."""
-    spec = SHAPES[model]
-    yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth(torch.device("cuda"))}
-    yield {"metric": "streamed_bytes", "unit": "bytes", "value": streamed_bytes(spec)}
+    transformers_baseline.start_up()
+    return _decode(SHAPES[model], batch_sizes, energy_at)
+
+
+def _decode(spec: ModelSpec, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...]) -> Iterator[Line]:
+    yield from ceiling_lines()
     checkpoint = RandomCheckpoint(spec)
     yield from _ours(checkpoint, batch_sizes, energy_at)
     free()
@@ -35,7 +49,7 @@ def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] 
         yield from _naive(checkpoint, batch_size, batch_size in energy_at)
         free()
     baseline = transformers_baseline.load(spec)
-    for batch_size in dict.fromkeys((batch_sizes[0], *energy_at, batch_sizes[-1])):
+    for batch_size in batch_sizes:
         yield from _eager(baseline, batch_size, batch_size in energy_at)
     for repeat, seconds in enumerate(
         transformers_baseline.eager_step_seconds(baseline, batch_sizes[0], PROMPT, EAGER_STEPS, as_is=True)
@@ -45,10 +59,13 @@ def decode(model: str, batch_sizes: tuple[int, ...], energy_at: tuple[int, ...] 
 
 def compiled(model: str) -> Iterator[Line]:
     """transformers over a static cache, compiled, at batch 1; what the compilation takes is its first line."""
-    baseline = transformers_baseline.load(SHAPES[model])
-    steps = transformers_baseline.compiled_steps(baseline, 1, PROMPT, 200)
-    yield {"metric": "compilation", "system": COMPILED, "repeat": 0, "unit": "s", "value": next(steps)}
-    seconds = [next(steps) for _ in range(30)]
+    steps = transformers_baseline.compiled_steps(transformers_baseline.load(SHAPES[model]), 1, PROMPT, 200)
+    return _compiled(next(steps), steps)
+
+
+def _compiled(compilation_s: float, steps: Iterator[float]) -> Iterator[Line]:
+    yield {"metric": "compilation", "system": COMPILED, "repeat": 0, "unit": "s", "value": compilation_s}
+    seconds = [next(steps) for _ in range(40)][10:]
     for repeat in range(REPEATS):
         part = sorted(seconds[repeat * 10 : repeat * 10 + 10])
         yield decode_line(COMPILED, 1, repeat, 1 / part[len(part) // 2])
@@ -63,7 +80,8 @@ def _ours(checkpoint: RandomCheckpoint, batch_sizes: tuple[int, ...], energy_at:
             timings = system.run(work)
             yield decode_line(OURS, batch_size, repeat, batch_size * (NEW_TOKENS - 1) / sum(timings.step_s))
         if batch_size in energy_at:
-            yield measure_energy(OURS, batch_size, partial(_tokens_of, system, work))
+            longer = uniform_workload(batch_size, ENERGY_PROMPT, ENERGY_TOKENS, checkpoint.spec.vocab_size)
+            yield measure_energy(OURS, batch_size, partial(_tokens_of, system, longer))
 
 
 def _tokens_of(system: EngineSystem, work: Workload) -> int:
@@ -71,7 +89,7 @@ def _tokens_of(system: EngineSystem, work: Workload) -> int:
 
 
 def _naive(checkpoint: RandomCheckpoint, batch_size: int, with_energy: bool) -> Iterator[Line]:
-    naive = NaiveGraph(checkpoint, batch_size, PROMPT + NEW_TOKENS)
+    naive = NaiveGraph(checkpoint, batch_size, DECODE_CONTEXT)
     for repeat in range(REPEATS):
         yield decode_line(NAIVE, batch_size, repeat, batch_size / median_seconds(naive.step, 3, 20))
 

@@ -1,4 +1,4 @@
-"""The GPU that a row was taken on: what it is, what it reads per second, what it uses."""
+"""The GPU that a row was taken on: what it is, how fast it is clocked, what it uses."""
 
 import hashlib
 import platform
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+_LOAD = 800  # additions that read and write 256 MiB; a GPU queues about as many before a launch has to wait
 
 
 @dataclass(frozen=True)
 class Device:
-    """Said in every row's first line. Clocks are what they were then, in MHz."""
+    """Said in every row's first line. Clocks are those under load just before the row, in MHz."""
 
     name: str
     driver: str
@@ -30,6 +31,9 @@ def describe() -> Device:
     handle = _nvml()
     import pynvml
 
+    _load()
+    torch.cuda.synchronize()
+    _load()  # without which the clocks would be those of an idle GPU
     return Device(
         name=torch.cuda.get_device_name(),
         driver=str(pynvml.nvmlSystemGetDriverVersion()),
@@ -69,6 +73,13 @@ def median_seconds(run: Callable[[], object], repeats: int, inner: int = 1) -> f
         end.synchronize()
         seconds.append(start.elapsed_time(end) / 1e3 / inner)
     return sorted(seconds)[len(seconds) // 2]
+
+
+def _load() -> None:
+    """Launch some tenths of a second of work, which has not ended at return."""
+    data = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+    for _ in range(_LOAD):
+        data.add_(1)
 
 
 def energy_mj() -> int:

@@ -1,12 +1,14 @@
 """Raw lines of the rows, and what rows share: an engine over weights made on the device, and memory given back."""
 
 import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from bench.gpu.models import RandomCheckpoint
 from runtime.backends.cuda import CudaBackend
+from runtime.benchmark.ceilings import product_rate, read_bandwidth
 from runtime.cuda_engine import load_on_gpu
 from runtime.formats.checkpoint import Checkpoint
 from runtime.formats.engine_plan import EnginePlan
@@ -36,6 +38,14 @@ def free() -> None:
     """Give back what the row has let go of."""
     gc.collect()
     torch.cuda.empty_cache()
+
+
+def ceiling_lines(products_in: torch.dtype | None = None) -> Iterator[Line]:
+    """What this device reads per second, and multiplies."""
+    device = torch.device("cuda")
+    yield {"metric": "read_bandwidth", "unit": "bytes/s", "value": read_bandwidth(device)}
+    if products_in is not None:
+        yield {"metric": "product_rate", "unit": "flop/s", "value": product_rate(device, products_in)}
 
 
 def decode_line(system: str, batch_size: int, repeat: int, tokens_per_s: float) -> Line:

@@ -6,28 +6,37 @@ from functools import partial
 import torch
 
 from bench.gpu.device import median_seconds
-from bench.gpu.lines import OURS, REPEATS, Line, decode_line, engine_plan, make_backend
+from bench.gpu.flashinfer_baseline import FLASHINFER, flashinfer_us
+from bench.gpu.lines import OURS, REPEATS, Line, ceiling_lines, decode_line, engine_plan, free, make_backend
 from bench.gpu.models import RandomCheckpoint
+from bench.gpu.roofline import LONG_CONTEXT, VERIFY_CONTEXT
 from bench.gpu.shapes import SHAPES
-from plugins.attention.bench import CASES, measure
+from plugins.attention.bench import CASES, layers_of, measure
+from runtime.backends.cuda import OPS
 from runtime.batch import Batch
 
-TREE_ROWS = 32
+TREE_ROWS = (1, 4, 8, 12, 16, 32, 64)
+CUBLAS, SDPA = "ops over cuBLAS", "torch SDPA"
 ATTENTION = ("decode b1 1024", "decode b1 32768", "decode b64 4096", "tree 32 b1 1024", "prefill 2048", "prefill 8192")
 
 
 def verify(model: str) -> Iterator[Line]:
-    """Device time of a pass over a tree of 32 nodes, and over one row, at 256 tokens of context."""
+    """Device time of a pass over a tree at 256 tokens of context, as the engine does it, and by cuBLAS and the ops."""
+    yield from ceiling_lines()
     backend = make_backend(RandomCheckpoint(SHAPES[model]))
-    for num_rows in (1, 8, 16, TREE_ROWS, 64):
-        run = backend.prepared(partial(backend.forward, _tree_batch(num_rows, 256)))
-        for repeat in range(REPEATS):
-            yield {"metric": "verify", "system": OURS, "rows": num_rows, "repeat": repeat, "unit": "us",
-                   "value": median_seconds(run, 5, 20) * 1e6}  # fmt: skip
+    for num_rows in TREE_ROWS:
+        batch = _tree_batch(num_rows, VERIFY_CONTEXT)
+        for system, forward in ((OURS, backend.forward), (CUBLAS, partial(backend.forward_on, OPS))):
+            run = backend.prepared(partial(forward, batch))
+            for repeat in range(REPEATS):
+                yield {"metric": "verify", "system": system, "rows": num_rows, "repeat": repeat, "unit": "us",
+                       "value": median_seconds(run, 5, 20) * 1e6}  # fmt: skip
 
 
-def long_context(model: str, context_len: int = 65536) -> Iterator[Line]:
+def long_context(model: str, context_len: int = LONG_CONTEXT) -> Iterator[Line]:
     """Decode passes at 64k of context with as many requests as the memory holds; sampling is not in the time."""
+    yield from ceiling_lines()
+    free()
     spec = SHAPES[model]
     plan = engine_plan(max_batch_size=16, max_seq_len=context_len + 1024, num_blocks=0)
     backend = make_backend(RandomCheckpoint(spec), plan)
@@ -43,12 +52,17 @@ def long_context(model: str, context_len: int = 65536) -> Iterator[Line]:
 
 
 def attention(head_dim: int = 128) -> Iterator[Line]:
-    """One layer's attention, 32 query and 8 K/V heads, over cold caches in a graph; torch's SDPA reads them whole."""
+    """One layer's attention, 32 query and 8 K/V heads, over cold caches in a graph. torch's SDPA reads them whole."""
+    yield from ceiling_lines(torch.bfloat16)
+    free()
     for name in ATTENTION:
         (case,) = (case for case in CASES if case.name == name and case.head_dim == head_dim)
         for repeat in range(REPEATS):
             found = measure(case)
-            for system, value in ((OURS, found["us"]), ("torch SDPA", found["sdpa_us"])):
+            figures = {OURS: found["us"], SDPA: found["sdpa_us"], FLASHINFER: flashinfer_us(case, layers_of(case))}
+            for system, value in figures.items():
+                if value is None:
+                    continue
                 yield {"metric": "attention", "system": system, "shape": name, "repeat": repeat, "unit": "us",
                        "value": value}  # fmt: skip
         yield {"metric": "attention_bytes", "shape": name, "unit": "bytes", "value": case.kv_bytes}

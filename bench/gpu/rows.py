@@ -12,11 +12,16 @@ from bench.gpu.lines import Line
 
 
 class Row(NamedTuple):
-    """`measure` yields raw lines; it takes `bundle=` where the row can use a finished bundle of SmolLM2-135M."""
+    """`measure` starts up, and gives an iterator that measures as it yields raw lines.
+
+    takes_bundle: it takes `bundle=`, a finished bundle of SmolLM2-135M. starts_on_gpu: starting up uses the GPU, so
+    that no row may be measured beside it.
+    """
 
     measure: Callable[..., Iterator[Line]]
     takes_bundle: bool = False
     needs_bundle: bool = False
+    starts_on_gpu: bool = False
 
 
 ROWS: dict[str, Row] = {
@@ -36,6 +41,6 @@ ROWS: dict[str, Row] = {
     "reuse-llama-3.2-1b": Row(partial(prompts.reuse, "llama-3.2-1b")),
     "profile-llama-3.2-1b": Row(partial(profiles.profile, "llama-3.2-1b")),
     "profile-smollm2-135m": Row(partial(profiles.profile, "smollm2-135m")),
-    "compiled-llama-3.2-1b": Row(partial(decoding.compiled, "llama-3.2-1b")),
-    "compiled-smollm2-135m": Row(partial(decoding.compiled, "smollm2-135m")),
+    "compiled-llama-3.2-1b": Row(partial(decoding.compiled, "llama-3.2-1b"), starts_on_gpu=True),
+    "compiled-smollm2-135m": Row(partial(decoding.compiled, "smollm2-135m"), starts_on_gpu=True),
 }

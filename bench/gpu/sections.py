@@ -8,6 +8,8 @@ from runtime.benchmark.stack import StackRow, StackSample, summarise_stack
 
 Lines = list[dict[str, Any]]
 OURS = "enginewright"
+_SHARED = (("one request", "reuse", "cold", "warm"), ("eight at once, prefix computed", "burst", "none", "warm"),
+           ("eight at once", "burst", "none", "reuse"))  # fmt: skip
 _BASELINES = ("transformers eager", "transformers compiled", "naive graph")
 
 
@@ -50,17 +52,18 @@ def _over_baselines(rows: dict[str, Lines]) -> str:
 
 
 def _verify(rows: dict[str, Lines]) -> str:
-    """What a pass over more rows takes beside one over a single row."""
-    cells, columns = [], ["model"]
+    """What a pass over more rows takes beside our own over a single row."""
+    cells, columns = [], ["model", "through"]
     for name, lines in rows.items():
-        values: dict[int, list[float]] = {}
+        values: dict[str, dict[int, list[float]]] = {}
         for line in (line for line in lines if line.get("metric") == "verify"):
-            values.setdefault(line["rows"], []).append(line["value"])
-        if 1 in values:
-            columns = ["model", *(f"{count} row{'s' if count > 1 else ''}" for count in values)]
-            one = median(values[1])
-            told = [f"{median(each):,.0f} us, {median(each) / one:.2f}x" for each in values.values()]
-            cells.append([name.removeprefix("verify-"), *told])
+            values.setdefault(line["system"], {}).setdefault(line["rows"], []).append(line["value"])
+        if 1 in values.get(OURS, {}):
+            columns = ["model", "through", *(f"{count} row{'s' if count > 1 else ''}" for count in values[OURS])]
+            one = median(values[OURS][1])
+            for system, counts in values.items():
+                told = [f"{median(each):,.0f} us, {median(each) / one:.2f}x" for each in counts.values()]
+                cells.append([name.removeprefix("verify-"), system, *told])
     return _table("A pass over a draft tree", columns, cells)
 
 
@@ -68,14 +71,14 @@ def _reuse(rows: dict[str, Lines]) -> str:
     """First tokens after a prefix that was computed before, and of a burst's later requests."""
     cells = []
     for name, lines in rows.items():
-        for metric, slow, fast in (("reuse", "cold", "warm"), ("burst", "none", "reuse")):
+        for case, metric, slow, fast in _SHARED:
             ms = [
                 [line["value"] for line in lines if line.get("metric") == metric and line["system"] == system
                  and line.get("request", 1) > 0] for system in (slow, fast)
             ]  # fmt: skip
             if all(ms):
                 computed, reused = map(median, ms)
-                cells.append([name.removeprefix("reuse-"), metric, f"{computed:.1f}", f"{reused:.2f}",
+                cells.append([name.removeprefix("reuse-"), case, f"{computed:.1f}", f"{reused:.2f}",
                               f"{computed / reused:.1f}x"])  # fmt: skip
     columns = ["model", "case", "computed, ms", "reused, ms", "ratio"]
     return _table("Time to first token over a shared prefix of 8,192 tokens", columns, cells)
@@ -84,19 +87,21 @@ def _reuse(rows: dict[str, Lines]) -> str:
 def _attention(rows: dict[str, Lines]) -> str:
     cells = []
     for lines in rows.values():
+        reads = [line["value"] for line in lines if line.get("metric") == "read_bandwidth"]
         for shape in dict.fromkeys(line["shape"] for line in lines if line.get("metric") == "attention"):
-            here = [line for line in lines if line.get("shape") == shape]
-            ours, theirs = (
-                median(line["value"] for line in here if line.get("system") == system)
-                for system in (OURS, "torch SDPA")
-            )
+            all_us: dict[str, list[float]] = {}
+            for line in (line for line in lines if line.get("shape") == shape and line["metric"] == "attention"):
+                all_us.setdefault(line["system"], []).append(line["value"])
+            ours = median(all_us.pop(OURS))
             size, flop = (
-                next(line["value"] for line in here if line["metric"] == metric)
+                next(line["value"] for line in lines if line.get("shape") == shape and line["metric"] == metric)
                 for metric in ("attention_bytes", "attention_flop")
             )
-            cells.append([shape, f"{ours:.1f}", f"{theirs:.1f}", f"{theirs / ours:.2f}x", f"{size / ours / 1e6:.2f}",
-                          f"{flop / ours / 1e6:.0f}"])  # fmt: skip
-    columns = ["shape", "ours, us", "torch SDPA, us", "ratio", "TB/s", "TFLOP/s"]
+            others = "; ".join(f"{system} {median(us):.1f}, {median(us) / ours:.2f}x" for system, us in all_us.items())
+            rate = size / ours * 1e6
+            share = f"{rate / median(reads):.0%}" if reads and not shape.startswith("prefill") else ""
+            cells.append([shape, f"{ours:.1f}", others, f"{rate / 1e12:.2f}", share, f"{flop / ours / 1e6:.0f}"])
+    columns = ["shape", "ours, us", "others, us", "TB/s", "of the read roofline", "TFLOP/s"]
     return _table("Attention of one layer, 32 query and 8 K/V heads, head_dim 128", columns, cells)
 
 

@@ -25,9 +25,3 @@ SHAPES = {
         rope_scaling=RopeScaling("llama3", 8.0, 8192),
     ),
 }  # fmt: skip
-
-
-def streamed_bytes(spec: ModelSpec) -> int:
-    """Bytes of 16-bit weights that a step of one row reads: all but an input embedding of its own."""
-    unread = 0 if spec.tied_head else spec.vocab_size * spec.hidden_size
-    return 2 * (spec.num_parameters - unread)

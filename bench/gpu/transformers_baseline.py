@@ -20,6 +20,11 @@ from runtime.spec import ModelSpec
 _COMPILING = 4  # steps in which torch.compile may still be at work
 
 
+def start_up() -> None:
+    """Import what `load` needs, which takes seconds and no GPU."""
+    from transformers import LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401  (a lazy module, which imports by name)
+
+
 def load(spec: ModelSpec) -> Any:
     """A causal model on the GPU in bfloat16."""
     import transformers

@@ -1,7 +1,7 @@
 """Measures what requests feel when others arrive, and draws it: a burst over one prefix, chunk sizes beside decodes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from pipelines.benchmark.plots import draw_burst, draw_chunks
 from runtime.backends.base import Backend
 from runtime.benchmark.arrivals import (
     CHUNK_BUDGETS,
+    ITL_RATIOS,
     BurstSample,
     ChunkSample,
     run_burst,
@@ -20,6 +21,7 @@ from runtime.benchmark.arrivals import (
 
 SAMPLES_FILE = "arrivals.jsonl"
 NUM_DECODING = 4
+_CURVES = ("tokens_per_s", "ttft_ms", "busy_p99_ms", "idle_p99_ms")
 
 
 def measure_arrivals(
@@ -30,6 +32,7 @@ def measure_arrivals(
     out_dir: Path,
     report: Callable[[float, str], None],
     budgets: Sequence[int] = CHUNK_BUDGETS,
+    ratios: Sequence[float] = ITL_RATIOS,
 ) -> dict[str, Any]:
     """Write raw samples and two plots; return what they come to, as plain data."""
     prompt_len = min(8192, backend.limits.max_seq_len - 2)
@@ -38,7 +41,7 @@ def measure_arrivals(
         for sample in run_burst(backend, vocab_size, repeats, report):
             samples.append(sample)
             file.write(json.dumps({"case": "burst", **asdict(sample)}) + "\n")
-        for chunk in run_chunks(backend, vocab_size, prompt_len, NUM_DECODING, repeats, report, budgets):
+        for chunk in run_chunks(backend, vocab_size, prompt_len, NUM_DECODING, repeats, report, budgets, ratios):
             samples.append(chunk)
             file.write(json.dumps({"case": "chunks", **asdict(chunk)}) + "\n")
     bursts = [sample for sample in samples if isinstance(sample, BurstSample)]
@@ -46,6 +49,24 @@ def measure_arrivals(
     draw_burst(bursts, subtitle).savefig(out_dir / "burst.png", dpi=140)
     draw_chunks(rows, subtitle).savefig(out_dir / "chunks.png", dpi=140)
     return {"burst": _burst(bursts), "chunks": [asdict(row) for row in rows]}
+
+
+def arrival_metrics(figures: Mapping[str, Any]) -> dict[str, float]:
+    """What `measure_arrivals` returned, if it ran, as metrics: the burst, and chunks by their time."""
+    if not figures:
+        return {}
+    burst = figures["burst"]
+    metrics = {f"burst_{name}": burst[name] for name in ("ttft_with_reuse_s", "ttft_without_s", "ratio")}
+    for row in figures["chunks"]:
+        if row["itl_ratio"] is not None:
+            metrics |= {f"itl_ratio_{row['itl_ratio']:g}_{name}": row[name] for name in _CURVES}
+    return metrics
+
+
+def arrival_curves(figures: Mapping[str, Any]) -> dict[str, list[tuple[int, float]]]:
+    """The curves over the fixed budgets, which stand where a training has its steps."""
+    rows = [row for row in figures.get("chunks", []) if row["itl_ratio"] is None]
+    return {f"chunks_{name}": [(row["budget"], row[name]) for row in rows] for name in _CURVES if rows}
 
 
 def _burst(samples: list[BurstSample]) -> dict[str, float]:

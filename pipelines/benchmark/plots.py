@@ -71,27 +71,43 @@ def draw_burst(samples: Sequence[BurstSample], subtitle: str) -> Figure:
 
 
 def draw_chunks(rows: Sequence[ChunkRow], subtitle: str) -> Figure:
-    """Three curves over the budget of prompt tokens per step: throughput, time to first token, p99 between tokens."""
+    """Throughput, time to first token and p99 between tokens, over the tokens of the prompt in a mean step.
+
+    One curve for fixed budgets and one for chunks by their time, with the ratio at each point.
+    """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     figure.suptitle(f"A {rows[0].prompt_len}-token prompt arrives while others decode\n{subtitle}",
                     fontsize=11, color=INK, x=0.01, ha="left")  # fmt: skip
-    budgets = [row.budget for row in rows]
-    ours, faint = COLOURS["enginewright"], COLOURS["transformers"]
-    curves = (
-        ("throughput, tokens/s (higher is better)", [([row.tokens_per_s for row in rows], ours, "prompt and decodes")]),
-        ("time to first token, ms (lower is better)", [([row.ttft_ms for row in rows], ours, "the prompt's")]),
-        ("p99 between tokens, ms (lower is better)", [([row.busy_p99_ms for row in rows], ours, "during the prefill"),
-                                                      ([row.idle_p99_ms for row in rows], faint, "idle")]),
-    )  # fmt: skip
-    for axes, (label, lines) in zip(figure.subplots(1, len(curves)), curves, strict=True):
-        for values, colour, name in lines:
-            axes.plot(budgets, values, marker="o", color=colour, label=name, zorder=3)
+    panels = (
+        ("throughput, tokens/s (higher is better)", "tokens_per_s", "linear"),
+        ("time to first token, ms (lower is better)", "ttft_ms", "log"),
+        ("p99 between tokens, ms (lower is better)", "busy_p99_ms", "log"),
+    )
+    fixed = [row for row in rows if row.itl_ratio is None]
+    paced = [row for row in rows if row.itl_ratio is not None]
+    for axes, (label, field, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _draw_curve(axes, fixed, field, COLOURS["enginewright"], "fixed number of tokens")
+        if paced:
+            _draw_curve(axes, paced, field, SLOWER, "by itl_ratio")
+            for row in paced:
+                place = (row.step_tokens, getattr(row, field))
+                axes.annotate(f"{row.itl_ratio:g}", place, (4, 5), textcoords="offset points", fontsize=8, color=INK)
+        if field == "busy_p99_ms":
+            _draw_curve(axes, fixed, "idle_p99_ms", COLOURS["transformers"], "without the prompt")
+            if paced:
+                _draw_curve(axes, paced, "idle_p99_ms", FAINT, "as many steps without it")
         axes.set_xscale("log", base=2)
-        axes.set_xticks(budgets, [str(budget) for budget in budgets], fontsize=9)
-        axes.set_xlabel("prompt tokens per step", fontsize=9, color=INK)
-        dress_axes(axes, label)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("tokens of the prompt in the mean step", fontsize=9, color=INK)
+        axes.set_yscale(scale)
+        dress_axes(axes, label, from_zero=scale == "linear")
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_curve(axes: Axes, rows: Sequence[ChunkRow], field: str, colour: str, name: str) -> None:
+    places = [row.step_tokens for row in rows]
+    axes.plot(places, [getattr(row, field) for row in rows], marker="o", color=colour, label=name, zorder=3)
 
 
 def _new_figure(title: str, subtitle: str) -> tuple[Figure, Axes]:
@@ -126,13 +142,14 @@ def _dress(axes: Axes, labels: list[str]) -> None:
     dress_axes(axes, "tokens/s (higher is better)")
 
 
-def dress_axes(axes: Axes, label: str) -> None:
+def dress_axes(axes: Axes, label: str, from_zero: bool = True) -> None:
     axes.set_ylabel(label, fontsize=9, color=INK)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(colors=INK, labelsize=9, length=0)
     axes.grid(axis="y", color=FAINT, zorder=0)
     axes.margins(y=0.15)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

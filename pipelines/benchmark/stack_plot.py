@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from pipelines.benchmark.plots import COLOURS, FAINT, INK, MUTED, SLOWER
 from runtime.benchmark.stack import StackRow
@@ -61,6 +62,7 @@ def _draw_felt(axes: Axes, title: str, values: list[float], stages: list[str]) -
     axes.margins(y=0.2)
     axes.margins(x=0.12)
     _dress(axes, stages, "")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
     axes.set_xticks(range(len(stages)), stages, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_title(title, fontsize=9, color=INK, loc="left")
 

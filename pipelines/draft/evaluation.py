@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from pipelines.draft.lockstep import Lockstep
 from pipelines.draft.target import TargetModel
 from runtime.speculation.drafter import Drafter, GivenContext
 from runtime.speculation.redrafter.head_file import TreeStatistics
@@ -31,12 +32,12 @@ def greedy_paths(
     lengths = torch.tensor([len(ids) for _, ids in prompts], device=device)
     total = int(lengths.max()) + num_tokens
     given = torch.tensor([ids + [0] * (total - len(ids)) for _, ids in prompts], device=device)
-    cache = target.make_cache(len(prompts), -(-total // 8) * 8)
+    lockstep = Lockstep(target, len(prompts), total)
     hidden = torch.empty(len(prompts), total, target.spec.hidden_size, dtype=target.dtype, device=device)
     for position in range(total - 1):
-        state = target.decode(given[:, position], torch.full_like(lengths, position), cache)
-        hidden[:, position] = state
-        chosen = target.logits(state).argmax(-1)
+        output = lockstep.read(given[:, position], torch.full_like(lengths, position))
+        hidden[:, position] = output.hidden
+        chosen = output.logits.argmax(-1)
         given[:, position + 1] = torch.where(position + 1 < lengths, given[:, position + 1], chosen)
     eos = torch.tensor(sorted(eos_token_ids), device=device)
     paths = []

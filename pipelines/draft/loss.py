@@ -1,10 +1,11 @@
-"""The loss of one draft step against the target's distribution, with the gradient computed in the same pass.
+"""The loss of drafted tokens against the target's distributions, with the gradient computed in the same pass.
 
-Logits over the draft vocabulary are by far the largest tensors of the training; here no two of them outlive a chunk.
+Logits over the draft vocabulary are by far the largest tensors of the training, so they live for a chunk of rows, and
+pass through memory as seldom as can be. With q the head's softmax, m the target's distribution and L the LM head, the
+gradient of cross-entropy with respect to what L reads is (q - m) L = q L - m L: no difference of large tensors is
+taken, and m L is computed once for all rows that are compared with the same m.
 """
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,59 +13,73 @@ import torch
 CHUNK_ROWS = 16384
 
 
-class RowLosses(NamedTuple):
-    loss: torch.Tensor  # (R,) float32, cross-entropy against the mixed target, not weighted
-    hits: torch.Tensor  # (R,) bool, the head's first choice is the target's
-    gradient: torch.Tensor  # (R, V_draft), d(weight x loss) / d logits
+class Targets(NamedTuple):
+    """What the target says at U places of the text."""
+
+    choice: torch.Tensor  # (U,) int64, its first choice, counted in the draft vocabulary
+    mixed: torch.Tensor  # (U, V_draft), m = hard_share x onehot(choice) + (1 - hard_share) x its softmax
+    mean_row: torch.Tensor  # (U, E) float32 or wider, m L
 
 
-def row_losses(logits: torch.Tensor, target_logits: torch.Tensor, weight: torch.Tensor, hard_share: float) -> RowLosses:
-    """Cross-entropy with m = hard_share x onehot(target's argmax) + (1 - hard_share) x softmax(target's logits).
+@torch.no_grad()
+def targets_of(logits: torch.Tensor, lm_head: torch.Tensor, hard_share: float) -> Targets:
+    """Make targets of the target's logits (U, V_draft); `lm_head` (V_draft, E) is the head's.
 
-    With hard_share 0 its gradient is that of KL(target || head); the two differ by the target's own entropy. The
+    With hard_share 0 the gradient is that of KL(target || head); the two differ by the target's own entropy. The
     softmax is over the draft vocabulary: what the target puts elsewhere is left out.
     """
-    log_q = torch.log_softmax(logits.float(), -1)
-    p = torch.softmax(target_logits.float(), -1)
-    choice = target_logits.argmax(-1, keepdim=True)
-    is_choice = torch.arange(logits.shape[-1], device=logits.device) == choice
-    mixed = torch.where(is_choice, hard_share + (1 - hard_share) * p, (1 - hard_share) * p)
-    loss = -(mixed * log_q).sum(-1)
-    gradient = (log_q.exp() - mixed) * weight.unsqueeze(-1)
-    return RowLosses(loss, logits.argmax(-1) == choice.squeeze(-1), gradient.to(logits.dtype))
+    choice = logits.argmax(-1)
+    mixed = torch.softmax(logits, -1).mul_(1 - hard_share)
+    mixed.scatter_add_(1, choice.unsqueeze(1), mixed.new_full((len(choice), 1), hard_share))
+    return Targets(choice, mixed, _wide_product(mixed, lm_head))
 
 
-@cache
-def _row_losses_for(device_type: str) -> Callable[..., RowLosses]:
-    """Fused where there is a compiler for it: unfused, the passes over the logits cost more than the products."""
-    return torch.compile(row_losses, dynamic=False) if device_type == "cuda" else row_losses
+def head_loss(
+    read: torch.Tensor, lm_head: torch.Tensor, targets: Targets, places: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of weight x cross-entropy over R drafted tokens, differentiable in `read` and `lm_head`.
+
+    Args:
+        read: (R, E), what the LM head reads.
+        lm_head: (V_draft, E), in the dtype that logits are computed in.
+        places: (R,) int64, which of the targets each is compared with.
+        weight: (R,) float32 or wider.
+
+    Returns:
+        The sum, and (R,) bool: the head's first choice is the target's.
+    """
+    total, hits = _HeadLoss.apply(read, lm_head, *targets, places, weight)  # type: ignore[no-untyped-call]
+    return total, hits
 
 
 class _HeadLoss(torch.autograd.Function):
-    """sum of weight x loss over rows, as a function of what the LM head reads and of the head's rows."""
-
     @staticmethod
     def forward(
         ctx: Any,
         read: torch.Tensor,
         lm_head: torch.Tensor,
-        target_logits: torch.Tensor,
+        choice: torch.Tensor,
+        mixed: torch.Tensor,
+        mean_row: torch.Tensor,
+        places: torch.Tensor,
         weight: torch.Tensor,
-        hard_share: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """read (R, E), lm_head (V_draft, E), target_logits (R, V_draft), weight (R,): loss and hits, both weighted."""
-        fused = _row_losses_for(read.device.type)
         gradient = torch.empty_like(read)
-        head_gradient = torch.zeros_like(lm_head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        total, hits = (torch.zeros((), device=read.device) for _ in range(2))
-        for rows in torch.arange(len(read), device="cpu").split(CHUNK_ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            losses = fused(read[part] @ lm_head.T, target_logits[part], weight[part], hard_share)
-            gradient[part] = losses.gradient @ lm_head
+        head_gradient = -_weighted_outer(read, mixed, places, weight) if ctx.needs_input_grad[1] else None
+        hits = torch.empty(len(read), dtype=torch.bool, device=read.device)
+        total = weight.new_zeros(())
+        for first in range(0, len(read), CHUNK_ROWS):
+            part = slice(first, first + CHUNK_ROWS)
+            rows, mean = read[part].to(lm_head.dtype), mean_row[places[part]]
+            logits = rows @ lm_head.T
+            q = torch.softmax(logits, -1)
+            likeliest = q.max(-1)
+            hits[part] = likeliest.indices == choice[places[part]]
+            log_z = logits.gather(1, likeliest.indices.unsqueeze(1)).squeeze(1) - likeliest.values.to(mean.dtype).log()
+            total += (weight[part] * (log_z - (rows * mean).sum(-1))).sum()
+            gradient[part] = (_wide_product(q, lm_head) - mean) * weight[part].unsqueeze(1)
             if head_gradient is not None:
-                head_gradient += (losses.gradient.T @ read[part]).float()
-            total = total + (losses.loss * weight[part]).sum()
-            hits = hits + (losses.hits * weight[part]).sum()
+                head_gradient += _wide_product(q.T, (rows * weight[part].unsqueeze(1)).to(q.dtype))
         ctx.save_for_backward(gradient, *([] if head_gradient is None else [head_gradient.to(lm_head.dtype)]))
         ctx.mark_non_differentiable(hits)
         return total, hits
@@ -73,12 +88,19 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: torch.Tensor, grad_hits: torch.Tensor) -> tuple[Any, ...]:
         gradient, *head_gradient = ctx.saved_tensors
         scaled = [grad_total.to(x.dtype) * x for x in (gradient, *head_gradient)]
-        return scaled[0], scaled[1] if len(scaled) > 1 else None, None, None, None
+        return scaled[0], scaled[1] if len(scaled) > 1 else None, None, None, None, None, None
 
 
-def head_loss(
-    read: torch.Tensor, lm_head: torch.Tensor, target_logits: torch.Tensor, weight: torch.Tensor, hard_share: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of `row_losses`, differentiable in `read` and `lm_head`, and that of the hits."""
-    total, hits = _HeadLoss.apply(read, lm_head, target_logits, weight, hard_share)  # type: ignore[no-untyped-call]
-    return total, hits
+def _weighted_outer(
+    read: torch.Tensor, mixed: torch.Tensor, places: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """(V_draft, E): the sum over rows of weight x the outer product of m and what was read."""
+    gathered = weight.new_zeros(len(mixed), read.shape[1]).index_add_(0, places, read * weight.unsqueeze(1))
+    return _wide_product(mixed.T, gathered.to(mixed.dtype))
+
+
+def _wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """A product of 16-bit matrices in float32; of others in their own dtype."""
+    if left.is_cuda and left.itemsize == 2:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).to(torch.promote_types(left.dtype, torch.float32))

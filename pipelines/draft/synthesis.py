@@ -4,7 +4,6 @@ All sequences advance in lockstep, one token a step; a sequence whose answer has
 once, so no step is wasted. The loop asks nothing of the host, and on CUDA a step is one graph.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +11,9 @@ from typing import NamedTuple
 import torch
 
 from pipelines.draft.corpus import Corpus
+from pipelines.draft.lockstep import Lockstep
 from pipelines.draft.target import TargetModel
+from plugins.sample import sample
 from runtime.errors import EnginewrightError
 from runtime.text.tokenizer import Tokenizer
 
@@ -31,7 +32,7 @@ class SynthesisSettings:
     answer_tokens: int = 160
     user_temperature: float = 1.0
     answer_temperature: float = 0.7
-    greedy_share: float = 0.7  # of the answers
+    greedy_share: float = 0.75  # of the answers
     min_p: float = 0.03  # tokens less likely than this times the most likely one are not drawn
 
 
@@ -70,6 +71,7 @@ class _State(NamedTuple):
     script_next: torch.Tensor  # index into the script
     turn_len: torch.Tensor  # tokens chosen in this turn
     temperature: torch.Tensor  # of this conversation's answer
+    conversation: torch.Tensor  # its number, which no other has
     is_answer: torch.Tensor  # bool, `token` was chosen in an answer
     ends: torch.Tensor  # bool, `token` is the conversation's last
 
@@ -89,39 +91,36 @@ class Synthesis:
                 f"draft data: conversations take up to {self.room} tokens, the model's context holds "
                 f"{target.spec.max_position_embeddings}; lower draft.train.answer_tokens"
             )
-        self.cache = target.make_cache(count, -(-self.room // 8) * 8)  # fused attention wants columns in eights
+        self._lockstep = Lockstep(target, count, self.room)
         self._eos = torch.tensor(sorted(eos_token_ids), device=device)
-        zeros = torch.zeros(count, dtype=torch.int64, device=device)
-        counts = [zeros.clone() for _ in range(6)]
-        self.state = _State(counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], zeros.float(),
-                            zeros.bool(), zeros.bool())  # fmt: skip
         self.hidden = torch.zeros(count, target.spec.hidden_size, dtype=target.dtype, device=device)
+        numbers, ones = torch.arange(count, device=device), torch.ones(count, device=device)
+        zeros = torch.zeros_like(numbers)
+        self._filters = (zeros, ones, settings.min_p * ones, zeros + settings.seed)  # top_k, top_p, min_p, seed
         torch.manual_seed(settings.seed)
-        self.restart()
+        self.state = _State(*(part.clone() for part in self._opening(numbers - count)))  # parts of an opening are one
 
     def restart(self) -> None:
         """Begin a new conversation in every sequence."""
-        for held, new in zip(self.state, self._opening(), strict=True):
+        for held, new in zip(self.state, self._opening(self.state.conversation), strict=True):
             held.copy_(new)
 
     def step(self) -> None:
         """Read the state's tokens, leave their hidden states in `hidden`, and move the state on; all in place."""
         state = self.state
-        hidden = self.target.decode(state.token, state.position, self.cache)
-        self.hidden.copy_(hidden)
-        chosen = self._choose(self.target.logits(hidden))
+        output = self._lockstep.read(state.token, state.position)
+        self.hidden.copy_(output.hidden)
+        chosen = self._choose(output.logits)
         for held, new in zip(state, self._advance(chosen), strict=True):
             held.copy_(new)
 
     def _choose(self, logits: torch.Tensor) -> torch.Tensor:
         """Draw each sequence's token at its temperature."""
-        state, settings = self.state, self.settings
-        temperature = torch.where(state.chooser == USER, settings.user_temperature, state.temperature).unsqueeze(1)
-        scaled = logits / temperature.clamp(min=1e-3)
-        floor = scaled.amax(-1, keepdim=True) + math.log(settings.min_p)
-        noise = -torch.empty_like(scaled).exponential_().log()
-        drawn = torch.where(scaled >= floor, scaled + noise, -torch.inf).argmax(-1)
-        return torch.where(temperature.squeeze(1) > 0, drawn, logits.argmax(-1))
+        state = self.state
+        temperature = torch.where(state.chooser == USER, self.settings.user_temperature, state.temperature)
+        return sample(
+            logits, temperature, *self._filters, state.conversation, state.position + 1, torch.empty_like(state.token)
+        )
 
     def _advance(self, chosen: torch.Tensor) -> _State:
         state, scripts, settings = self.state, self.scripts, self.settings
@@ -142,13 +141,14 @@ class Synthesis:
         after_script = torch.where(done, torch.where(script == closing, ANSWER, USER), SCRIPT)
         chooser = torch.where(scripted | closes, after_script, state.chooser)
         going_on = _State(
-            token, state.position + 1, chooser, script, index, turn_len, state.temperature, in_answer, ends
-        )
-        fresh = self._opening()
+            token, state.position + 1, chooser, script, index, turn_len, state.temperature, state.conversation,
+            in_answer, ends,
+        )  # fmt: skip
+        fresh = self._opening(state.conversation)
         return _State(*(torch.where(state.ends, new, old) for new, old in zip(fresh, going_on, strict=True)))
 
-    def _opening(self) -> _State:
-        """The first token of a new conversation in every sequence."""
+    def _opening(self, last: torch.Tensor) -> _State:
+        """The first token of a new conversation in every sequence, behind the ones numbered `last` (B,)."""
         settings, device = self.settings, self.target.device
         count = settings.num_sequences
         script = torch.randint(len(self.scripts.lengths) - 1, (count,), device=device)
@@ -157,8 +157,8 @@ class Synthesis:
         temperature = torch.where(is_greedy, 0.0, settings.answer_temperature)
         chooser = torch.where(self.scripts.lengths[script] > 1, SCRIPT, USER)
         return _State(
-            self.scripts.token_ids[script, 0], zeros, chooser, script, zeros + 1, zeros, temperature, zeros.bool(),
-            zeros.bool(),
+            self.scripts.token_ids[script, 0], zeros, chooser, script, zeros + 1, zeros, temperature, last + count,
+            zeros.bool(), zeros.bool(),
         )  # fmt: skip
 
 

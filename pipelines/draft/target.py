@@ -1,6 +1,4 @@
-"""The target as training needs it: many sequences in lockstep on any device; serving is runtime's business."""
-
-from typing import NamedTuple
+"""The target as training needs it: whole rows of packed texts at once, on any device."""
 
 import torch
 
@@ -8,53 +6,18 @@ from runtime.formats.checkpoint import EMBEDDING, FINAL_NORM, LM_HEAD, Checkpoin
 from runtime.model.rope import rope_table
 
 
-class Cache(NamedTuple):
-    """Keys and values of B sequences: (L, B, N_kv, S, D) each; position p of a sequence lies in column p."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
 class TargetModel:
-    """One model's weights in `dtype` on `device`; the residual stream and the head are float32 at least."""
+    """One model's weights in `dtype` on `device`; the residual stream is float32 at least."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: str = "cpu") -> None:
-        self.spec = checkpoint.spec
+        self.checkpoint, self.spec = checkpoint, checkpoint.spec
         self.dtype, self.device = dtype, torch.device(device)
         self.wide = torch.promote_types(dtype, torch.float32)
         self._weights = {name: tensor.to(self.device, dtype) for name, tensor in checkpoint.tensors()}
         self.embedding = self._weights[EMBEDDING]
         self.lm_head = self._weights[EMBEDDING if self.spec.tied_head else LM_HEAD]
-        self._wide_head = self.lm_head.to(self.wide)
         table = rope_table(self.spec, self.spec.max_position_embeddings, dtype)
         self._cos, self._sin = table.cos.to(self.device), table.sin.to(self.device)
-
-    def make_cache(self, num_sequences: int, length: int) -> Cache:
-        spec = self.spec
-        shape = (spec.num_layers, num_sequences, spec.num_kv_heads, length, spec.head_dim)
-        # Zeros: masked columns are multiplied by 0, which NaN would survive.
-        return Cache(*(torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)))
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., H) final hidden states -> (..., V), float32 at least."""
-        return hidden.to(self.wide) @ self._wide_head.T
-
-    @torch.inference_mode()
-    def decode(self, token_ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """Read one token of each sequence, (B,) at positions (B,): final hidden states (B, H) after the norm.
-
-        Columns past a sequence's position are not seen, so a sequence starts afresh by going back to position 0.
-        """
-        columns = torch.arange(cache.keys.shape[3], device=self.device)
-        mask = self._window(columns, positions[:, None]).unsqueeze(1)
-        rows = torch.arange(len(token_ids), device=self.device)
-        hidden = self.embedding[token_ids].to(self.wide).unsqueeze(1)
-        for layer in range(self.spec.num_layers):
-            query, key, value = self._qkv(layer, hidden, positions[:, None])
-            cache.keys[layer][rows, :, positions] = key[:, :, 0]
-            cache.values[layer][rows, :, positions] = value[:, :, 0]
-            hidden = self._finish(layer, hidden, query, cache.keys[layer], cache.values[layer], mask)
-        return self._norm(hidden, FINAL_NORM)[:, 0]
 
     @torch.inference_mode()
     def encode(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

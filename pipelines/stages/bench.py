@@ -34,6 +34,7 @@ class BenchStage:
         self, config: BenchConfig, inputs: Mapping[str, Artifact], out_dir: Path, context: StageContext
     ) -> StageOutput:
         """Write samples.jsonl (every timed run), summary.json and a plot per case."""
+        from pipelines.benchmark.arrivals import arrival_curves, arrival_metrics
         from pipelines.benchmark.plots import write_plots
         from runtime.benchmark.samples import summarise
         from runtime.benchmark.settings import SuiteSettings
@@ -71,8 +72,9 @@ class BenchStage:
                    **arrivals, **stack}  # fmt: skip
         (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return StageOutput(
-            metrics=_metrics(rows, peak_bytes) | _speculation_metrics(speculation),
+            metrics=_metrics(rows, peak_bytes) | _speculation_metrics(speculation) | arrival_metrics(arrivals),
             summary=_headline(rows, speculation),
+            curves=arrival_curves(arrivals),
         )
 
 

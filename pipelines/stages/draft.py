@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.config import DraftConfig
-from pipelines.stage import Artifact, StageContext, StageOutput
+from pipelines.stage import CUBINS, Artifact, StageContext, StageOutput
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import DRAFT_FILE
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plugins.linear import LinearKind
     from runtime.formats.checkpoint import Checkpoint
     from runtime.speculation.redrafter.head_file import HeadDescription
+    from runtime.speculation.tree import TreeShape
 
 HEADS_DIR = Path(__file__).parents[1] / "data" / "heads"
 HEAD_FILES = ("head.json", "head.safetensors", "recipe.json", "curves.jsonl")
@@ -38,7 +39,9 @@ class DraftStage:
                 model has another tokenizer.
         """
         from pipelines.draft.base import base_digest
-        from pipelines.draft.train import read_curves, train_head
+        from pipelines.draft.recipe import read_curves
+        from pipelines.draft.train import train_head
+        from plugins.cuda.library import keep_compiled
         from runtime.formats.checkpoint import Checkpoint
         from runtime.speculation.redrafter.head_file import read_description
 
@@ -46,10 +49,12 @@ class DraftStage:
             return _without_head(out_dir, config.drafter, "")
         if config.drafter == "model":
             return _smaller_model(config, inputs, out_dir)
-        digest = base_digest(json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8")))
+        source = json.loads((inputs["fetch"].path / "source.json").read_text(encoding="utf-8"))
+        digest = base_digest(source)
         checkpoint = Checkpoint(inputs["convert"].path)
         if config.drafter == "train":
-            base = (checkpoint.spec.architecture, digest)
+            base = (source["uri"], digest)
+            keep_compiled(context.kept_dir / CUBINS)  # the data are written with the engine's kernels
             description = train_head(config.train, checkpoint, base, out_dir, context.scratch_dir, context.progress)
         else:
             folder = ready_head(digest)
@@ -97,7 +102,7 @@ def _gate(
     """Measure what drafting costs here; a head that does not pay stays out unless the configuration insists."""
     import torch
 
-    from pipelines.draft.cost import measure_cost
+    from pipelines.draft.cost import MAX_SEQ_LEN, measure_cost, measure_speedup
     from runtime.model.decoder import Decoder
     from runtime.speculation.redrafter import load_redrafter
     from runtime.speculation.redrafter.head_file import worthwhile
@@ -105,25 +110,29 @@ def _gate(
     context.progress.advance(0.9, text="measuring what drafting costs")
     dtype = getattr(torch, checkpoint.config.dtype)
     linear: LinearKind = config.linear  # type: ignore[assignment]
-    decoder = Decoder(checkpoint, dtype, linear, 512)
+    decoder = Decoder(checkpoint, dtype, linear, MAX_SEQ_LEN)
     drafter = load_redrafter(out_dir, checkpoint, dtype, linear)
     metrics: dict[str, float] = {}
-    best = 0.0
+    speedups: dict[TreeShape, float] = {}
     for tree in worthwhile(description.trees):
         num_nodes = tree.num_nodes
         cost = measure_cost(checkpoint, decoder, drafter, tree)
         speedup = cost.speedup(tree.accepted_length["mean"])
-        best = max(best, speedup)
+        speedups[tree.shape] = speedup
         metrics |= {f"n{num_nodes}_accepted_length_{kind}": value for kind, value in tree.accepted_length.items()}
         metrics |= {f"n{num_nodes}_acceptance_depth_{i}": x for i, x in enumerate(tree.acceptance, 1)}
         metrics |= {f"n{num_nodes}_{name}": value for name, value in cost._asdict().items()}
         metrics[f"n{num_nodes}_predicted_speedup"] = speedup
+    shape, best = max(speedups.items(), key=lambda pair: pair[1])
+    if (measured := measure_speedup(checkpoint, decoder, drafter, shape)) is not None:
+        metrics["measured_speedup"] = measured
+        context.log.info("%d nodes: predicted %.2fx plain decoding, measured %.2fx", shape.num_nodes, best, measured)
     verdict = f"predicted {best:.2f}x at batch 1 on this machine"
     if best <= 1.0 and not config.keep:
-        for name in HEAD_FILES:
+        for name in (*HEAD_FILES, "curves.png"):
             (out_dir / name).unlink(missing_ok=True)
         return _without_head(out_dir, "none", f"the head does not pay: {verdict}; draft.keep=true keeps it", metrics)
-    _write(out_dir, "redrafter")
+    _write(out_dir, "redrafter", **({} if config.drafter == "train" else {"shipped": True}))
     length = max(tree.accepted_length["mean"] for tree in description.trees)
     metrics["has_head"] = 1.0
     return StageOutput(metrics=metrics, summary=f"redrafter, accepted length up to {length:.2f}, {verdict}")
@@ -136,8 +145,9 @@ def _without_head(out_dir: Path, drafter: str, reason: str, metrics: Mapping[str
     )
 
 
-def _write(out_dir: Path, drafter: str) -> None:
-    (out_dir / DRAFT_FILE).write_text(json.dumps({"schema": 1, "drafter": drafter}) + "\n", encoding="utf-8")
+def _write(out_dir: Path, drafter: str, **more: bool) -> None:
+    fields = {"schema": 1, "drafter": drafter, **more}
+    (out_dir / DRAFT_FILE).write_text(json.dumps(fields) + "\n", encoding="utf-8")
 
 
 STAGE = DraftStage()

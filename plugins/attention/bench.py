@@ -18,8 +18,8 @@ import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
 
+BLOCK_SIZE = 32
 _COLD_BYTES = 256 << 20  # several times the L2 cache
-_BLOCK_SIZE = 32
 _FEWEST_LAYERS = 16  # that one plan serves, as in the smaller models
 
 
@@ -58,6 +58,11 @@ CASES = [
 ]
 
 
+def layers_of(case: Case) -> int:
+    """How many layers' caches a graph goes through, so that each is cold."""
+    return max(_FEWEST_LAYERS, min(48, -(-_COLD_BYTES // case.kv_bytes)))
+
+
 def median_ms(step: Callable[[], object], replays: int = 20) -> float:
     """Milliseconds of one replay of `step` as a graph."""
     step()
@@ -75,15 +80,15 @@ def median_ms(step: Callable[[], object], replays: int = 20) -> float:
 
 def time_kernel(case: Case, num_layers: int) -> float:
     """Microseconds per layer, the plan spread over the layers."""
-    blocks = -(-case.context // _BLOCK_SIZE)
-    shape = (num_layers, case.batch * blocks, case.num_kv_heads, _BLOCK_SIZE, case.head_dim)
+    blocks = -(-case.context // BLOCK_SIZE)
+    shape = (num_layers, case.batch * blocks, case.num_kv_heads, BLOCK_SIZE, case.head_dim)
     keys, values = (torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in range(2))
     q = torch.randn(case.batch * case.rows, case.num_heads, case.head_dim, dtype=torch.bfloat16, device="cuda")
     out = torch.empty_like(q)
     tables = torch.randperm(case.batch * blocks, device="cuda").view(case.batch, blocks)
     starts = torch.arange(0, len(q) + 1, case.rows, device="cuda")
     lens = torch.full((case.batch,), case.context, device="cuda")
-    layout = AttentionShape(case.num_heads, case.num_kv_heads, _BLOCK_SIZE, None, case.head_dim)
+    layout = AttentionShape(case.num_heads, case.num_kv_heads, BLOCK_SIZE, None, case.head_dim)
     ancestors = None
     if case.tree:
         bits = torch.ones(case.rows, dtype=torch.int64) << torch.arange(case.rows) | 1
@@ -142,7 +147,7 @@ def main() -> None:
 
 def measure(case: Case) -> dict[str, Any]:
     """One case's figures, with its sizes."""
-    num_layers = max(_FEWEST_LAYERS, min(48, -(-_COLD_BYTES // case.kv_bytes)))
+    num_layers = layers_of(case)
     us, sdpa_us = time_kernel(case, num_layers), time_sdpa(case, num_layers)
     rates = {"tb_s": case.kv_bytes / us / 1e6, "tflop_s": case.flop / us / 1e6}
     return {**asdict(case), "us": us, "sdpa_us": sdpa_us, **rates}

@@ -16,8 +16,17 @@ from typing import NamedTuple
 import torch
 
 
+class DraftTexts(NamedTuple):
+    """The texts that B requests draft for, in tables of S slots. Integers are int64."""
+
+    slots: torch.Tensor  # (B,) rows of the others
+    hidden: torch.Tensor  # (S, H) float32, the target's final hidden state where the text's last token was drawn
+    num_tokens: torch.Tensor  # (S,)
+    history: torch.Tensor  # (S, longest) the tokens; the last of them is the tree's root
+
+
 class DrawNoise(NamedTuple):
-    """What the target's own draws depend on, per request (B,); see `plugins.sample`."""
+    """What the target's own draws depend on, per slot (S,); see `plugins.sample`."""
 
     temperature: torch.Tensor  # float32
     seed: torch.Tensor  # int64

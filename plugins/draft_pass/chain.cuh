@@ -12,9 +12,7 @@
 // A lane whose row does not exist takes the last one's place: its products go nowhere, and nothing has to be asked.
 #pragma once
 
-#include "math.cuh"
-#include "params.cuh"
-#include "tiles.cuh"
+#include "direct.cuh"
 
 constexpr int STEPS_AT_ONCE = 2;
 constexpr int PARTIAL_PITCH = TILE_ROWS + 4;  // floats: no two lanes that store hit one bank
@@ -101,20 +99,23 @@ struct Chain {
     enum Matrix { RNN_W, RNN_U, STATE_PROJ, FIRST_BLOCK };
 
     const DraftPassParams& params;
-    const unsigned first_tag;
+    unsigned first_tag;
     const Share hidden_share;
     const Share exit_share;
     Resident resident;
     float* partial;       // warps x GROUP_ROWS x PARTIAL_PITCH, of two halves in turn
     float* next_partial;
+    float* second_partial;  // of two products at once
     float* residual;  // (own tiles, rows, 16): y
     float* begun;     // (2, own tiles, B, 16): what y and the first block's L y + l begin with
     int begun_floats;
+    Direct* direct;
+    float own_score;  // of the beam that has this lane's number, where the chain chooses
     int all_rows;     // B W
     int lane_column;  // of a step
 
-    __device__ Chain(const DraftPassParams& params, unsigned first_tag)
-        : params(params), first_tag(first_tag), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
+    __device__ explicit Chain(const DraftPassParams& params)
+        : params(params), first_tag(0), hidden_share(params.hidden_size), exit_share(params.exit_dim) {
         const int columns = max(params.hidden_size, params.exit_dim);
         resident.fill(columns, params.chain_resident, [&](int slot, int& bytes) -> const void* {
             const int matrix = slot % num_matrices(), tile = blockIdx.x + slot / num_matrices() * params.chain_blocks;
@@ -126,11 +127,15 @@ struct Chain {
         lane_column = lane_id() % 4 * 8;
         partial = reinterpret_cast<float*>(resident.rest(params.chain_resident));
         next_partial = partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
-        residual = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        second_partial = next_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
+        residual = second_partial + max(hidden_share.warps, exit_share.warps) * WARP_FLOATS;
         begun = residual + own_tiles * all_rows * TILE_ROWS;
         begun_floats = own_tiles * params.requests * TILE_ROWS;
+        direct = reinterpret_cast<Direct*>(begun + 2 * begun_floats);
+        own_score = 0.0f;
     }
 
+    __device__ bool is_direct() const { return ROW_BLOCKS == 1 && params.is_direct; }
     __device__ int num_matrices() const { return FIRST_BLOCK + params.num_blocks; }
     __device__ int columns_of(int matrix) const { return matrix <= FIRST_BLOCK ? params.hidden_size : params.exit_dim; }
     __device__ int tiles_of(int matrix) const {
@@ -151,7 +156,8 @@ struct Chain {
         return resident.tile(own * num_matrices() + matrix, tile_at(matrix, tile));
     }
 
-    __device__ void run() {
+    __device__ void run(unsigned tag) {
+        first_tag = tag;
 #pragma unroll 1
         for (int depth = 1; depth <= params.depth; ++depth) {
             const int rows = depth == 1 ? params.requests : all_rows;
@@ -208,6 +214,8 @@ struct Chain {
     // The cell reads the beams' tokens: the roots at first, then what was selected.
     __device__ void advance(int depth, int rows) {
         const T* biases = static_cast<const T*>(depth > 1 || params.has_silu ? params.rnn_bias : nullptr);
+        const int chosen = is_direct() && depth > 1 ? choose(depth, depth == 2 ? 1 : params.num_beams) : 0;
+        if (is_direct() && depth > 2 && blockIdx.x == 0 && warp_id() == PASS_WARPS - 1) await_selected(depth - 2);
         each(rows, tiles_of(RNN_W), [&](int first, int own, int tile) {
             ElementRows<T, ROW_BLOCKS> tokens;
             PublishedRows<ROW_BLOCKS> before;
@@ -218,12 +226,17 @@ struct Chain {
                 const int row = row_of(first, block, rows);
                 long long token;
                 if (depth == 1) {
-                    token = params.root_ids[row];
+                    token = root_of(params, row);
                 } else {
-                    const int first_parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
-                    const unsigned beam = await_word(params.beams + row, before.tag);
-                    token = beam >> DEPTH_BITS;
-                    const int parent = first_parent + static_cast<int>(beam % (1 << DEPTH_BITS));
+                    int parent = depth == 2 ? row / params.num_beams : row - row % params.num_beams;
+                    if (is_direct()) {
+                        token = chosen % (1 << DIRECT_TOKEN_BITS);
+                        parent = chosen >> DIRECT_TOKEN_BITS;
+                    } else {
+                        const unsigned beam = await_word(params.beams + row, before.tag);
+                        token = beam >> DEPTH_BITS;
+                        parent += static_cast<int>(beam % (1 << DEPTH_BITS));
+                    }
                     before.rows[block] = states(depth - 1) + (parent * params.hidden_size + lane_column) / 2;
                 }
                 tokens.rows[block] =
@@ -240,6 +253,26 @@ struct Chain {
         });
     }
 
+    // The beam of this lane's row, from what the LM head said of the `width` beams of the depth before: beam before, token.
+    __device__ int choose(int depth, int width) {
+        direct->read(params, first_tag + depth - 1, depth - 1, width, shfl(own_score, static_cast<int>(warp_id()) % width));
+        block_sync();
+        const int row = min(static_cast<int>(lane_id()) / 4, params.num_beams - 1);
+        int chosen = 0;
+        direct->choose(params.num_beams, [&](int beam, unsigned long long rank) {
+            if (beam == row) chosen = place_of(rank);
+            if (beam == static_cast<int>(lane_id()))
+                own_score = fminf(score_of(rank), direct->parents[place_of(rank) >> DIRECT_TOKEN_BITS]);
+        });
+        return chosen;
+    }
+
+    // The head will write where those that select have read two depths before.
+    __device__ void await_selected(int depth) const {
+        while (static_cast<int>(static_cast<unsigned>(load_relaxed_word(params.beams) >> 32) - (first_tag + depth)) < 0)
+            spin_pause();
+    }
+
     // The context's share of every y, and of what the first block makes of it.
     __device__ void begin(const void* context_weights, const void* context_biases, float* kept) {
         each(params.requests, tiles_of(STATE_PROJ), [&](int first, int own, int tile) {
@@ -247,7 +280,7 @@ struct Chain {
 #pragma unroll
             for (int block = 0; block < ROW_BLOCKS; ++block)
                 contexts.rows[block] = params.hidden + lane_column +
-                    static_cast<long long>(row_of(first, block, params.requests)) * params.hidden_size;
+                    params.slots[row_of(first, block, params.requests)] * params.hidden_size;
             const float bias = bias_of(static_cast<const T*>(context_biases), tile);
             TileSums<ROW_BLOCKS> sums;
             multiply(sums, hidden_share,
@@ -273,17 +306,13 @@ struct Chain {
             const char* tiles[2] = {weights(STATE_PROJ, own, tile), nullptr};
             tiles[1] = has_first ? weights(FIRST_BLOCK, own, tile) : tiles[0];
             multiply_two(sums, first_sums, tiles, operand);
-            if (static_cast<int>(warp_id()) < hidden_share.warps) {
-                store_partial(partial, sums);
-                store_partial(next_partial, first_sums);
-            }
-            block_sync();
-            float value = added_up(partial, hidden_share.warps) + (is_real ? from[0] : 0.0f);
+            if (static_cast<int>(warp_id()) < hidden_share.warps) store_partial(second_partial, first_sums);
+            float value = add_up(sums, hidden_share.warps) + (is_real ? from[0] : 0.0f);
             if (has_first)
-                value += silu_fast(added_up(next_partial, hidden_share.warps) + (is_real ? from[begun_floats] : 0.0f));
+                value += silu_fast(added_up(second_partial, hidden_share.warps) + (is_real ? from[begun_floats] : 0.0f));
             if (is_real) residual[(own * all_rows + row) * TILE_ROWS + out_column()] = value;
             publish(hiddens(has_first), params.exit_dim, value, first, rows, tile, tag);
-            block_sync();  // both halves have been read
+            block_sync();  // the second products have been read
         });
     }
 

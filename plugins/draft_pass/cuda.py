@@ -7,7 +7,7 @@ import torch
 from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
-from plugins.draft_pass import DraftWeights, DrawNoise
+from plugins.draft_pass import DraftTexts, DraftWeights, DrawNoise
 from plugins.draft_pass.plan import Device, PassPlan, PassSizes, plan_pass
 from plugins.draft_pass.state import PassState
 from plugins.tree_pack import PackedTree
@@ -45,21 +45,11 @@ class DraftPass:
         plan = self._plan(sizes)
         return plan if isinstance(plan, str) else None
 
-    def __call__(
-        self,
-        sizes: PassSizes,
-        hidden: torch.Tensor,
-        root_ids: torch.Tensor,
-        positions: torch.Tensor,
-        noise: DrawNoise | None,
-    ) -> PackedTree:
+    def __call__(self, sizes: PassSizes, texts: DraftTexts, noise: DrawNoise | None) -> PackedTree:
         """Draft, on the current stream; no waiting.
 
         Args:
             sizes: for which `refusal` is None.
-            hidden: (B, H) float32, the target's final hidden states.
-            root_ids: (B,) int64.
-            positions: (B,) int64, of the roots.
             noise: None where every request draws greedily.
 
         Raises:
@@ -67,10 +57,10 @@ class DraftPass:
         """
         plan = self._plan(sizes)
         assert isinstance(plan, PassPlan), plan
-        tree = PackedTree(*(root_ids.new_empty(sizes.requests, sizes.num_nodes) for _ in range(4)))
+        tree = PackedTree(*(texts.slots.new_empty(sizes.requests, sizes.num_nodes) for _ in range(4)))
         if sizes.requests == 0:
             return tree
-        params = self._state.params(plan, sizes, hidden, root_ids, positions, noise, tree)
+        params = self._state.params(plan, sizes, texts, noise, tree)
         entry = f"draft_pass_{plan.group_rows}_kernel"
         run_kernel(
             source(self._state.dtype), entry, self._device.processors, THREADS, params, plan.shared_bytes,

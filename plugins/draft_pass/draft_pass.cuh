@@ -14,16 +14,25 @@
 #include "head.cuh"
 #include "select.cuh"
 
+// Which launch of its kind this is, as the first tag says it. What the stream's earlier kernels wrote is there from now on.
+__device__ __forceinline__ unsigned begin_launch(const DraftPassParams& params) {
+    grid_dependency_wait();
+    const unsigned launch = params.launches[blockIdx.x];
+    block_sync();
+    if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;
+    return launch << DEPTH_BITS;
+}
+
 template <class T, int ROW_BLOCKS>
 __device__ __forceinline__ void draft_pass(const DraftPassParams& params) {
-    const unsigned launch = params.launches[blockIdx.x], first_tag = launch << DEPTH_BITS;
-    block_sync();
+    grid_dependency_launch();
     const int block = blockIdx.x;
-    if (block < params.chain_blocks)
-        Chain<T, ROW_BLOCKS>(params, first_tag).run();
-    else if (block < params.chain_blocks + params.select_blocks)
-        Select(params, first_tag).run();
-    else
-        Head<T, ROW_BLOCKS>(params, first_tag).run();
-    if (threadIdx.x == 0) params.launches[blockIdx.x] = launch + 1;
+    if (block < params.chain_blocks) {
+        Chain<T, ROW_BLOCKS> chain(params);  // asks for its weights, which no kernel writes
+        chain.run(begin_launch(params));
+    } else if (block < params.chain_blocks + params.select_blocks) {
+        Select(params, begin_launch(params)).run();
+    } else {
+        Head<T, ROW_BLOCKS>(params, begin_launch(params)).run();
+    }
 }

@@ -20,10 +20,11 @@ struct DraftPassParams {
     const void* first_bias;    // (E,): L times context_bias, and the first block's own
     const void* block_biases;  // (L, E)
     const long long* vocab_ids;     // (V_draft,)
-    const float* hidden;            // (B, H)
-    const long long* root_ids;      // (B,), likewise the next
-    const long long* positions;
-    const float* temperature;       // (B,), or null: no noise
+    const long long* slots;         // (B,) rows of the next six
+    const float* hidden;            // (S, H)
+    const long long* num_tokens;    // (S,)
+    const long long* history;       // (S, history_len): the last of a slot's tokens is its tree's root
+    const float* temperature;       // (S,), or null: no noise
     const long long* seed;
     const long long* sample_index;
     long long* token_ids;  // (B, N), likewise the next three: see plugins/tree_pack
@@ -35,6 +36,7 @@ struct DraftPassParams {
     unsigned long long* maxima;   // (R, T, 2) words: the largest of a tile's logits, the sum of exp(logit - largest)
     unsigned long long* logits;   // (R, 16 T) words
     unsigned long long* beams;    // (R,) words: token and beam before
+    unsigned long long* summaries;  // (2, MOST_DIRECT, SUMMARY_BLOCKS, SUMMARY_PAIRS, 2) words, see direct.cuh
     unsigned* launches;  // (blocks,), 0 before the first launch
     int requests;
     int num_nodes;
@@ -49,6 +51,18 @@ struct DraftPassParams {
     int select_blocks;   // those after them; the others have the LM head
     int chain_resident;  // tiles that a block of the chain keeps in shared memory
     int head_resident;
-    int has_silu;  // dialect `apple`
+    int has_silu;   // dialect `apple`
+    int is_direct;  // the blocks of the chain choose the beams, see direct.cuh
+    int history_len;
 };
-static_assert(sizeof(DraftPassParams) == 30 * 8 + 14 * 4, "mirrored in state.py");
+static_assert(sizeof(DraftPassParams) == 32 * 8 + 16 * 4, "mirrored in state.py");
+
+// Where the root of a slot's tree stands in its text.
+__device__ __forceinline__ long long root_position(const DraftPassParams& params, long long slot) {
+    return params.num_tokens[slot] - 1;
+}
+
+__device__ __forceinline__ long long root_of(const DraftPassParams& params, int request) {
+    const long long slot = params.slots[request];
+    return params.history[slot * params.history_len + root_position(params, slot)];
+}

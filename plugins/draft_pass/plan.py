@@ -5,9 +5,12 @@ from typing import NamedTuple
 import torch
 
 MOST_ROWS = 128  # beams of all requests together
+MOST_DIRECT, SUMMARY_BLOCKS = 4, 128  # see direct.cuh
 _TILE_ROWS, _STEP_COLUMNS, _WARPS, _THREADS = 16, 32, 12, 384
 _MOST_RESIDENT, _BARRIER_BYTES = 64, 512
 _SELECT_FIXED_BYTES, _HELD_BYTES = 22 * 1024, 2 * 64 * 16
+_MOST_SUMMARISED = 256  # tokens: 8 of each lane
+_DIRECT_BYTES = 8 * _WARPS * MOST_DIRECT + 4 * MOST_DIRECT
 _PARTIAL_PITCH = _TILE_ROWS + 4
 _CHAIN_SHARE = 0.3  # of the multiprocessors at most: they read a third of what all could
 _FEWEST_PROCESSORS = 8
@@ -52,6 +55,7 @@ class PassPlan(NamedTuple):
     select_blocks: int
     chain_resident: int  # tiles of weights that a block keeps in shared memory
     head_resident: int
+    is_direct: int  # 1 where the blocks of the chain choose the beams: see direct.cuh
     shared_bytes: int
 
 
@@ -91,8 +95,10 @@ def plan_pass(head: HeadSizes, sizes: PassSizes, device: Device) -> PassPlan | s
     select_blocks = min(sizes.requests, max(1, (device.processors - chain_blocks) // 8))
     head_blocks = device.processors - chain_blocks - select_blocks
     chain_own, head_own = -(-chain_tiles // chain_blocks), -(-_num_tiles(head) // head_blocks)
+    is_direct = _is_direct(sizes, min(head_blocks, _num_tiles(head)), head_own)
     chain_fixed = _chain_bytes(head, sizes, group_rows, chain_own)
-    head_fixed = group_rows * _row_pitch(head.exit_dim) + 4 * _TILE_ROWS * head_own * sizes.requests
+    kept_rows = sizes.requests + (MOST_DIRECT + 1) * is_direct
+    head_fixed = group_rows * _row_pitch(head.exit_dim) + 4 * _TILE_ROWS * head_own * kept_rows
     select_bytes = _select_bytes(head, sizes, -(-sizes.requests // select_blocks))
     room = device.shared_bytes - _BARRIER_BYTES
     if max(chain_fixed, head_fixed) > room or select_bytes > device.shared_bytes:
@@ -106,14 +112,21 @@ def plan_pass(head: HeadSizes, sizes: PassSizes, device: Device) -> PassPlan | s
         _BARRIER_BYTES + head_fixed + 32 * head.exit_dim * head_resident,
         select_bytes,
     )
-    return PassPlan(group_rows, chain_blocks, select_blocks, chain_resident, head_resident, shared_bytes)
+    return PassPlan(group_rows, chain_blocks, select_blocks, chain_resident, head_resident, is_direct, shared_bytes)
+
+
+def _is_direct(sizes: PassSizes, summaries: int, own_tiles: int) -> int:
+    """Whether a warp has a row of a block of the LM head, and a lane what one says of it; one request, few beams."""
+    if sizes.requests > 1 or sizes.num_beams > MOST_DIRECT:
+        return 0
+    return int(summaries <= 32 * (_WARPS // sizes.num_beams) and own_tiles * _TILE_ROWS <= _MOST_SUMMARISED)
 
 
 def _chain_bytes(head: HeadSizes, sizes: PassSizes, group_rows: int, own_tiles: int) -> int:
     """Shared memory of a block of the chain beside barriers and weights: see chain.cuh."""
     warps = max(_warps_with_steps(head.hidden_size), _warps_with_steps(head.exit_dim))
-    partials = 2 * warps * group_rows * _PARTIAL_PITCH
-    return 4 * (partials + own_tiles * (sizes.rows + 2 * sizes.requests) * _TILE_ROWS)
+    partials = 3 * warps * group_rows * _PARTIAL_PITCH
+    return 4 * (partials + own_tiles * (sizes.rows + 2 * sizes.requests) * _TILE_ROWS) + _DIRECT_BYTES
 
 
 def _select_bytes(head: HeadSizes, sizes: PassSizes, own_requests: int) -> int:

@@ -46,20 +46,6 @@ struct SelectShared {
 };
 static_assert(sizeof(SelectShared) <= SELECT_FIXED_BYTES, "SELECT_FIXED_BYTES");
 
-// Orders by score, and of equal scores the lower place first.
-__device__ __forceinline__ unsigned long long rank_of(float score, int place) {
-    const unsigned bits = __float_as_uint(score + 0.0f);  // -0 ranks as 0
-    const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return static_cast<unsigned long long>(ordered) << 32 | static_cast<unsigned>(~place);
-}
-
-__device__ __forceinline__ float score_of(unsigned long long rank) {
-    const unsigned ordered = static_cast<unsigned>(rank >> 32);
-    return __uint_as_float(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
-}
-
-__device__ __forceinline__ int place_of(unsigned long long rank) { return static_cast<int>(~static_cast<unsigned>(rank)); }
-
 // The threads of a block in groups of 2^bits, each of which has one of some things.
 struct Grouping {
     int bits;
@@ -161,7 +147,7 @@ struct Select {
 
     __device__ void select(int depth, int request, int width, float* beam_scores) {
         const unsigned tag = first_tag + depth;
-        const long long first_row = static_cast<long long>(request) * width;
+        const long long first_row = first_row_of(params, depth) + static_cast<long long>(request) * width;
         if (static_cast<int>(threadIdx.x) < count) {
             shared.best[threadIdx.x] = rank_of(-INFINITY, 0);
             shared.best_tokens[threadIdx.x] = 0;
@@ -175,7 +161,7 @@ struct Select {
         read_maxima(tag, first_row, width, shares);
         block_sync();
         trace(depth, 0);
-        find_shifts(width, shares);
+        params.is_direct ? take_shifts(depth, width) : find_shifts(width, shares);
         trace(depth, 5);
         list_tiles(shares);
         trace(depth, 1);
@@ -244,9 +230,21 @@ struct Select {
         }
     }
 
+    // The shifts that the chain has.
+    __device__ void take_shifts(int depth, int width) {
+        const int beam = static_cast<int>(warp_id());
+        if (beam < width) {
+            const int blocks = summary_blocks(params);
+            ulonglong2 sums[LANE_BLOCKS];
+            await_pairs(sums, first_tag + depth, [&](int i) { return lane_sums(params, depth, beam, blocks, i); });
+            const float shift = shift_of(sums, blocks, shared.parent_scores[beam]);
+            if (lane_id() < PASS_WARPS) shared.shift[lane_id()][beam] = shift;
+        }
+        block_sync();
+    }
+
     // By each warp for itself: the parts of the beams, a lane each.
     __device__ void find_shifts(int width, const Shares& shares) {
-        constexpr float LN_2 = 0.6931471805599453f;
         const int num_parts = width << shares.parts_bits;
 #pragma unroll 1
         for (int first = 0; first < num_parts; first += 32) {
@@ -402,7 +400,7 @@ struct Select {
         const long long row = static_cast<long long>(request) * params.num_nodes;
         if (at < params.num_nodes) {
             shared.parent_of[at] = -1;  // padding, until a candidate takes the node
-            params.token_ids[row + at] = at == 0 ? params.root_ids[request] : -1;
+            params.token_ids[row + at] = at == 0 ? root_of(params, request) : -1;
         }
         block_sync();
         if (at < most && is_node(candidates[at])) {

@@ -5,19 +5,19 @@ import ctypes
 import torch
 
 from plugins.cuda.run import require_contiguous, require_shape
-from plugins.draft_pass import DraftWeights, DrawNoise
-from plugins.draft_pass.plan import MOST_ROWS, HeadSizes, PassPlan, PassSizes
+from plugins.draft_pass import DraftTexts, DraftWeights, DrawNoise
+from plugins.draft_pass.plan import MOST_DIRECT, MOST_ROWS, SUMMARY_BLOCKS, HeadSizes, PassPlan, PassSizes
 from plugins.tree_pack import PackedTree
 
 _POINTERS = (
     "embedding", "context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head",
-    "context_bias", "rnn_bias", "first_bias", "block_biases", "vocab_ids", "hidden", "root_ids", "positions",
-    "temperature", "seed", "sample_index", "token_ids", "parents", "depths", "ancestors", "states", "hiddens", "maxima",
-    "logits", "beams", "launches",
+    "context_bias", "rnn_bias", "first_bias", "block_biases", "vocab_ids", "slots", "hidden", "num_tokens", "history",
+    "temperature", "seed", "sample_index", "token_ids", "parents", "depths", "ancestors", "states", "hiddens",
+    "maxima", "logits", "beams", "summaries", "launches",
 )  # fmt: skip
 _COUNTS = (
     "requests", "num_nodes", "num_beams", "depth", "hidden_size", "exit_dim", "num_blocks", "num_draft", "max_rows",
-    "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu",
+    "chain_blocks", "select_blocks", "chain_resident", "head_resident", "has_silu", "is_direct", "history_len",
 )  # fmt: skip
 _TILED = ("context_proj", "rnn_w", "rnn_u", "state_proj", "first_context", "first_proj", "blocks", "lm_head")
 _KEPT = ("embedding", "context_bias", "rnn_bias", "first_bias", "block_biases")
@@ -86,6 +86,7 @@ class PassState:
             "maxima": MOST_ROWS * tiles * 2,
             "logits": MOST_ROWS * tiles * 16,
             "beams": MOST_ROWS,
+            "summaries": 2 * MOST_DIRECT * SUMMARY_BLOCKS * (1 + MOST_DIRECT) * 2,
         }
         self._words = {name: torch.zeros(count, dtype=torch.int64, device=device) for name, count in words.items()}
         self._launches = torch.zeros(processors, dtype=torch.int32, device=device)
@@ -94,9 +95,7 @@ class PassState:
         self,
         plan: PassPlan,
         sizes: PassSizes,
-        hidden: torch.Tensor,
-        root_ids: torch.Tensor,
-        positions: torch.Tensor,
+        texts: DraftTexts,
         noise: DrawNoise | None,
         tree: PackedTree,
     ) -> DraftPassParams:
@@ -105,20 +104,20 @@ class PassState:
         Raises:
             KernelError: a tensor of another shape, dtype or layout.
         """
-        batch = (sizes.requests,)
-        integers = {"root_ids": root_ids, "positions": positions}
+        (num_slots, history_len), integers = texts.history.shape, {"num_tokens": texts.num_tokens}
         if noise is not None:
             integers |= {"seed": noise.seed, "sample_index": noise.sample_index}
-            require_shape("draft_pass", batch, torch.float32, temperature=noise.temperature)
+            require_shape("draft_pass", (num_slots,), torch.float32, temperature=noise.temperature)
             require_contiguous("draft_pass", temperature=noise.temperature)
-        require_shape("draft_pass", (sizes.requests, self.sizes.hidden_size), torch.float32, hidden=hidden)
-        require_shape("draft_pass", batch, torch.int64, **integers)
-        require_contiguous("draft_pass", hidden=hidden, **integers)
-        given = {**self._weights, **self._words, **integers, **tree._asdict(), "hidden": hidden,
-                 "launches": self._launches}  # fmt: skip
+        require_shape("draft_pass", (num_slots, self.sizes.hidden_size), torch.float32, hidden=texts.hidden)
+        require_shape("draft_pass", (sizes.requests,), torch.int64, slots=texts.slots)
+        require_shape("draft_pass", (num_slots,), torch.int64, **integers)
+        require_shape("draft_pass", (num_slots, history_len), torch.int64, history=texts.history)
+        require_contiguous("draft_pass", **texts._asdict() | integers)
+        given = {**self._weights, **self._words, **texts._asdict(), **tree._asdict(), "launches": self._launches}
         if noise is not None:
-            given["temperature"] = noise.temperature
+            given |= noise._asdict()
         pointers = {name: given[name].data_ptr() if name in given else None for name in _POINTERS}
         counts = {**sizes._asdict(), **self.sizes._asdict(), **plan._asdict(), "max_rows": MOST_ROWS,
-                  "has_silu": int(self._has_silu)}  # fmt: skip
+                  "has_silu": int(self._has_silu), "history_len": history_len}  # fmt: skip
         return DraftPassParams(**pointers, **{name: counts[name] for name in _COUNTS})

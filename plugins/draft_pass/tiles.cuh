@@ -10,6 +10,7 @@
 
 #include "async_copy.cuh"
 #include "exchange.cuh"
+#include "grid.cuh"
 #include "mma.cuh"
 #include "trace.cuh"
 

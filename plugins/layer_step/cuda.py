@@ -6,7 +6,9 @@ from functools import partial
 import torch
 
 from plugins.attention import AttentionShape, attention, plan_attention
+from plugins.attention.cuda_layout import has_wgmma
 from plugins.attention.few_rows import FEW_HEAD_DIMS, FewRowsAttention
+from plugins.cuda.library import has_image
 from plugins.cuda.run import ELEMENTS, processors, run_kernel
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.layout import (
@@ -16,11 +18,14 @@ from plugins.layer_step.layout import (
     block_rows,
     clusters,
     head_tiling,
+    is_wide,
     shared_bytes,
     tiling,
 )
 from plugins.layer_step.params import MODES, LayerLinearParams, RowsParams
+from plugins.layer_step.small import is_small, run_small
 from plugins.layer_step.weights import LayerTensors, LayerWeights
+from plugins.layer_step.wide import Wide, run_wide, wide_cut, wide_source
 from plugins.rope_kv_write import rope_kv_write
 
 _ROW_THREADS = 256
@@ -44,6 +49,7 @@ class LayerStep:
     def __init__(self, weights: LayerWeights, cache: torch.Tensor) -> None:
         self._weights = weights
         self._cache = cache
+        self._takes_wide = takes_wide(cache.device, cache.dtype)
 
     def __call__(
         self,
@@ -67,10 +73,11 @@ class LayerStep:
             k_cache, v_cache = cache[2 * index], cache[2 * index + 1]
             stream.queries(layer, k_cache, v_cache, query)
             attend(query, k_cache, v_cache, scale=spec.head_dim**-0.5, out=context)
-            stream.add(context, layer.dense, layer.post_norm)
+            stream.add("dense", context, layer.dense, layer.post_norm)
             stream.gated(layer.gate_up, activated)
             is_last = index + 1 == len(weights.layers)
-            stream.add(activated, layer.down, layer.input_norm if is_last else weights.layers[index + 1].input_norm)
+            next_norm = layer.input_norm if is_last else weights.layers[index + 1].input_norm
+            stream.add("down", activated, layer.down, next_norm)
         return stream.logits()
 
 
@@ -103,7 +110,8 @@ class _Stream:
         block_tables: torch.Tensor,
     ) -> None:
         weights, cache = step._weights, step._cache
-        self._weights, self._rows = weights, len(token_ids)
+        self._weights, self._rows, self._takes_wide = weights, len(token_ids), step._takes_wide
+        self._is_small = is_small(weights.spec)
         self._block_size = cache.shape[3]
         self._hidden = torch.empty(self._rows, weights.spec.hidden_size, device=cache.device)
         self._scaled = cache.new_empty(self._hidden.shape)
@@ -140,18 +148,17 @@ class _Stream:
             )  # fmt: skip
             return
         params = self._normed("qkv", layer.qkv, query, layer.qkv_bias)
-        cut = tiling(*layer.qkv.shape)
         if layer.q_norm is not None and layer.k_norm is not None:
             params.q_norm, params.k_norm = layer.q_norm.data_ptr(), layer.k_norm.data_ptr()
-            cut = head_tiling(params.head_dim) or cut
         params.cos, params.sin, params.kv_rows = self._cos.data_ptr(), self._sin.data_ptr(), self._kv_rows.data_ptr()
         params.k_cache, params.v_cache = k_cache.data_ptr(), v_cache.data_ptr()
-        self._run(params, cut)
+        self._run(params, "qkv")
 
-    def add(self, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
+    def add(self, layer: str, x: torch.Tensor, weight: torch.Tensor, next_norm: torch.Tensor) -> None:
         """Add a sublayer's result, and leave what the layer after the next norm reads."""
         params = self._params("residual", x, weight, self._scaled)
-        squares = self._hidden.new_empty(self._rows, tiling(*weight.shape).squares(len(weight)))
+        parts = len(weight) // 16 if self._is_small else self._cut(params).squares(len(weight))
+        squares = self._hidden.new_empty(self._rows, parts)
         params.hidden, params.norm = self._hidden.data_ptr(), next_norm.data_ptr()
         params.squares_out = squares.data_ptr()
         scales = self._scales
@@ -159,11 +166,11 @@ class _Stream:
             self._read_norm(params)
             scales = torch.empty_like(scales)
             params.scales_out = scales.data_ptr()
-        self._run(params)
+        self._run(params, layer=layer)
         self._squares, self._scales = squares, scales
 
     def gated(self, weight: torch.Tensor, activated: torch.Tensor) -> None:
-        self._run(self._normed("gated", weight, activated))
+        self._run(self._normed("gated", weight, activated), layer="gate_up")
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(R, V) and (R, H) float32: the logits, and the stream after the last norm."""
@@ -201,9 +208,22 @@ class _Stream:
             head_dim=spec.head_dim, block_size=self._block_size, eps=spec.norm_eps,
         )  # fmt: skip
 
-    def _run(self, params: LayerLinearParams, cut: Tiling | None = None) -> None:
-        cut = cut or tiling(params.outputs, params.columns)
-        run_linear(params, cut, self._scaled.dtype, processors(self._scaled.device))
+    def _run(self, params: LayerLinearParams, layer: str = "head") -> None:
+        device, dtype = self._scaled.device, self._scaled.dtype
+        if self._is_small and layer != "head":
+            run_small(layer, params, self._weights.spec, dtype)
+            return
+        cut = self._cut(params)
+        if isinstance(cut, Wide):
+            run_wide(params, cut, dtype, processors(device))
+        else:
+            run_linear(params, cut, dtype, processors(device))
+
+    def _cut(self, params: LayerLinearParams) -> Tiling | Wide:
+        outputs, columns, mode = params.outputs, params.columns, MODES[params.mode]
+        if self._takes_wide and is_wide(outputs, columns, mode, params.head_dim):
+            return wide_cut(outputs, columns, mode)
+        return (head_tiling(params.head_dim) if params.q_norm is not None else None) or tiling(outputs, columns)
 
     def _rows_params(self, norm: torch.Tensor) -> RowsParams:
         spec = self._weights.spec
@@ -217,6 +237,11 @@ class _Stream:
 
     def _run_rows(self, entry: str, params: RowsParams) -> None:
         run_kernel(rows_source(self._scaled.dtype), entry, self._rows, _ROW_THREADS, params, _BLOCK_SUM_BYTES)
+
+
+def takes_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the launches of wide layers run here."""
+    return has_wgmma(device) and has_image(wide_source(dtype))
 
 
 def run_linear(params: LayerLinearParams, cut: Tiling, dtype: torch.dtype, num_processors: int) -> None:

@@ -3,6 +3,12 @@
 
 #include "linear.cuh"
 
+// silu(first) x second
+__device__ __forceinline__ float gate(float first, float second) {
+    constexpr float LOG2_E = 1.4426950408889634f;
+    return first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
+}
+
 enum Head { QUERY, KEY, VALUE };
 
 // A thread's share of a tile: two outputs of one row, and what it needs of memory beside their sums.
@@ -78,9 +84,7 @@ struct Item {
         if (params.mode == QKV) {
             store_head(params, first, second);
         } else if (params.mode == GATED) {
-            constexpr float LOG2_E = 1.4426950408889634f;
-            const float activated = first * reciprocal_fast(1.0f + exp2_fast(-LOG2_E * first)) * second;
-            static_cast<T*>(params.y)[at_row * (params.outputs / 2) + outputs.low] = from_float<T>(activated);
+            static_cast<T*>(params.y)[at_row * (params.outputs / 2) + outputs.low] = from_float<T>(gate(first, second));
         } else if (params.mode == RESIDUAL) {
             const float a = low + first, b = high + second;
             const int first_output = at_row * params.outputs;

@@ -15,7 +15,6 @@ MOST_ROWS = ROW_BUCKETS[-1]
 SHARED_BYTES = 227 << 10  # that a block may have from sm_90 on
 PROCESSOR_BYTES = 228 << 10  # of all of a processor's blocks
 SMALL_WEIGHTS = 3 << 20  # of a layer whose weights are read again from L2 sooner than more rows of x
-LARGE_OUTPUTS = 8192  # of a layer whose tiles keep all processors busy
 HEAD_OUTPUTS = 32768  # of one that is mostly an LM head
 _SLOT_BYTES = 1024
 
@@ -45,11 +44,14 @@ def tiling(outputs: int, columns: int) -> Tiling:
         return Tiling(4, 1)
     if is_small:
         return Tiling(2 if columns <= 1024 else 1, 1)
-    if outputs >= HEAD_OUTPUTS:
-        return Tiling(8, 1 << (columns // 1024 - 1).bit_length())
-    if outputs >= LARGE_OUTPUTS and columns <= 2048:
-        return Tiling(1, 1)
-    return Tiling(8, 4)
+    return Tiling(8, 4)  # where the GPU does not take wide.cuh
+
+
+def is_wide(outputs: int, columns: int, mode: str, head_dim: int) -> bool:
+    """Whether a layer goes through wide.cuh where the GPU takes it: a tile there is 128 outputs, of whole heads."""
+    if outputs * columns < SMALL_WEIGHTS or columns % 64 or outputs % 16:
+        return False
+    return mode in ("residual", "gated", "logits") or (mode == "qkv" and head_dim in (32, 64, 128))
 
 
 def block_rows(cut: Tiling, outputs: int, columns: int, rows: int, parts: int = 1) -> int:

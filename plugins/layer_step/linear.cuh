@@ -170,15 +170,15 @@ __device__ __forceinline__ void copy_x(const LayerLinearParams& params, const Cu
 
 // 1 / rms of every row, and without what x was multiplied with; RESIDUAL: what its row is to be multiplied with. 8 lanes
 // to a row, which ask for 64 parts of its squares at once.
-template <class T>
+template <class T, class Rows = Cut>
 struct Factors {
     static constexpr int BATCH = 8;
     const LayerLinearParams& params;
-    const Cut& cut;
+    const Rows& cut;
     float inverse_width;
     unsigned parts[BATCH];
 
-    __device__ Factors(const LayerLinearParams& params, const Cut& cut) : params(params), cut(cut) {
+    __device__ Factors(const LayerLinearParams& params, const Rows& cut) : params(params), cut(cut) {
         inverse_width = 1.0f / (params.mode == RESIDUAL ? params.outputs : params.columns);
     }
 

@@ -2,7 +2,10 @@
 
 import ctypes
 
+from plugins.cuda.tensor_map import MAP_BYTES
+
 MODES = ("qkv", "residual", "gated", "plain", "logits")
+LINEAR_MODES = {"qkv": "qkv", "dense": "residual", "gate_up": "gated", "down": "residual", "head": "logits"}
 
 
 class LayerLinearParams(ctypes.Structure):
@@ -16,6 +19,16 @@ class LayerLinearParams(ctypes.Structure):
         ("block_size", ctypes.c_int32),
         ("eps", ctypes.c_float),
         ("trace", ctypes.c_int32),
+    )
+
+
+class WideLinearParams(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x")),
+        ("layer", LayerLinearParams),
+        ("stages", ctypes.c_int32),
+        ("ahead", ctypes.c_int32),
+        ("unused", ctypes.c_int32 * 14),
     )
 
 

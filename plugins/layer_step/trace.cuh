@@ -12,7 +12,7 @@ __device__ __forceinline__ void trace(const LayerLinearParams& params, int point
     if (threadIdx.x != 0 || params.trace == 0) return;
     unsigned long long now;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    layer_trace[((params.trace - 1) * TRACE_BLOCKS + blockIdx.x) * TRACE_POINTS + point] = now;
+    layer_trace[((params.trace - 1) * TRACE_BLOCKS + blockIdx.y * gridDim.x + blockIdx.x) * TRACE_POINTS + point] = now;
 }
 #else
 __device__ __forceinline__ void trace(const LayerLinearParams&, int) {}

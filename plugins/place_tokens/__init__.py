@@ -8,7 +8,7 @@ from plugins.place_tokens.plain import place_tokens_plain
 
 define(
     "place_tokens(Tensor slots, Tensor query_starts, Tensor starts, Tensor is_drawn, Tensor known_ids, "
-    "Tensor num_tokens, Tensor history, Tensor? tree_ids, Tensor? tree_depths, Tensor(a!) token_ids, "
+    "Tensor num_tokens, Tensor history, Tensor? tree_ids, Tensor? tree_depths, Tensor(f!)? turn, Tensor(a!) token_ids, "
     "Tensor(b!) positions, Tensor(c!) cache_positions, Tensor(d!) context_lens, Tensor(e!) roots) -> ()"
 )
 implement("place_tokens", "CPU", place_tokens_plain)
@@ -25,6 +25,7 @@ def place_tokens(
     history: torch.Tensor,
     tree_ids: torch.Tensor | None = None,
     tree_depths: torch.Tensor | None = None,
+    turn: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lay out the T new tokens of B requests. All tensors are int64 on one device.
 
@@ -40,6 +41,7 @@ def place_tokens(
         num_tokens: (S,) tokens of each slot's text.
         history: (S, longest) the texts.
         tree_ids, tree_depths: (B, N) see `runtime.speculation.tree.DraftTree`, padding -1; read where is_drawn is 1.
+        turn: (1,) which pass this is, counted up by one; None counts nothing.
 
     Returns:
         token_ids: (T,), 0 for padding of trees.
@@ -51,7 +53,7 @@ def place_tokens(
     per_token = [torch.empty_like(known_ids) for _ in range(3)]
     per_request = [torch.empty_like(slots) for _ in range(2)]
     torch.ops.enginewright.place_tokens.default(
-        slots, query_starts, starts, is_drawn, known_ids, num_tokens, history, tree_ids, tree_depths, *per_token,
+        slots, query_starts, starts, is_drawn, known_ids, num_tokens, history, tree_ids, tree_depths, turn, *per_token,
         *per_request,
     )  # fmt: skip
     token_ids, positions, cache_positions = per_token

@@ -11,7 +11,7 @@ SOURCE = KernelSource("place_tokens", "place_tokens/place_tokens.cu")
 _THREADS = 128
 _POINTERS = (
     "slots", "query_starts", "starts", "is_drawn", "known_ids", "num_tokens", "history", "tree_ids", "tree_depths",
-    "token_ids", "positions", "cache_positions", "context_lens", "roots",
+    "turn", "token_ids", "positions", "cache_positions", "context_lens", "roots",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ struct PlaceTokensParams {
   const long long* history;       // (S, history_len)
   const long long* tree_ids;      // (B, num_nodes), or null
   const long long* tree_depths;   // (B, num_nodes), or null
+  long long* turn;                // (1,), or null: counted up
   long long* token_ids;           // (T,)
   long long* positions;           // (T,)
   long long* cache_positions;     // (T,)
@@ -23,10 +24,11 @@ struct PlaceTokensParams {
   int num_nodes;
   int unused;
 };
-static_assert(sizeof(PlaceTokensParams) == 15 * 8 + 2 * 4, "mirrored in cuda.py");
+static_assert(sizeof(PlaceTokensParams) == 16 * 8 + 2 * 4, "mirrored in cuda.py");
 
 __device__ inline void place_tokens(const PlaceTokensParams& params) {
   const int request = blockIdx.x;
+  if (request == 0 && threadIdx.x == 0 && params.turn != nullptr) *params.turn += 1;
   const long long slot = params.slots[request];
   const long long begin = params.query_starts[request], count = params.query_starts[request + 1] - begin;
   const bool is_drawn = params.is_drawn[request] != 0;

@@ -13,12 +13,15 @@ def place_tokens_plain(
     history: torch.Tensor,
     tree_ids: torch.Tensor | None,
     tree_depths: torch.Tensor | None,
+    turn: torch.Tensor | None,
     token_ids: torch.Tensor,
     positions: torch.Tensor,
     cache_positions: torch.Tensor,
     context_lens: torch.Tensor,
     roots: torch.Tensor,
 ) -> None:
+    if turn is not None:
+        turn.add_(1)
     drawn, counts = is_drawn.bool(), query_starts.diff()
     first = torch.where(drawn, num_tokens[slots] - 1, starts)
     torch.add(first, counts, out=context_lens)

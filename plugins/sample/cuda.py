@@ -9,8 +9,9 @@ from plugins.cuda.source import KernelSource
 
 SOURCE = KernelSource("sample", "sample/sample.cu")
 THREADS = 512  # SAMPLE_THREADS of sample.cuh
-SHARED_BYTES = 16 * 16 + 256 * 12 + 24  # SampleScratch
+SHARED_BYTES = 16 * (16 + 8) + 2 * 256 * 16 + 4096 * 8 + 32  # SampleScratch
 BEST_BYTES = 16
+ROW_BYTES = 256 * 12 + 8  # RowSums
 _BLOCKS = 264  # two on every multiprocessor of the largest GPUs
 _CHUNK = 2048  # tokens that are worth a block
 
@@ -18,13 +19,14 @@ _DRAWS = {
     "temperature": torch.float32, "top_k": torch.int64, "top_p": torch.float32, "min_p": torch.float32,
     "seed": torch.int64, "sample_index": torch.int64,
 }  # fmt: skip
+_POINTERS = ("logits", *_DRAWS, "slots", "position", "depths", "bests", "sums", "out")
 
 
 class SampleParams(ctypes.Structure):
     """Mirror of the struct in sample.cuh."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("logits", *_DRAWS, "slots", "position", "depths", "bests", "out")),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int32) for name in ("vocab_size", "num_chunks", "rows_each", "unused")),
     ]
 
@@ -82,10 +84,11 @@ def _sample(
         return
     num_chunks = max(1, min(_BLOCKS // num_rows, -(-vocab_size // _CHUNK)))
     bests = torch.empty(num_rows * num_chunks * BEST_BYTES, dtype=torch.uint8, device=logits.device)
-    named = {"logits": logits, **draws, **places, "bests": bests, "out": out}
+    sums = torch.empty(num_rows * ROW_BYTES, dtype=torch.uint8, device=logits.device)
+    named = {"logits": logits, **draws, **places, "bests": bests, "sums": sums, "out": out}
     params = SampleParams(
         **{name: tensor.data_ptr() for name, tensor in named.items()}, vocab_size=vocab_size, num_chunks=num_chunks,
         rows_each=num_rows // len(places["position"]),
     )  # fmt: skip
-    run_kernel(SOURCE, "sample_chunks_kernel", (num_chunks, num_rows), THREADS, params, SHARED_BYTES)
-    run_kernel(SOURCE, "sample_rows_kernel", num_rows, THREADS, params, SHARED_BYTES)
+    for entry in ("sample_chunks_kernel", "sample_rows_kernel"):
+        run_kernel(SOURCE, entry, (num_chunks, num_rows), THREADS, params, SHARED_BYTES)

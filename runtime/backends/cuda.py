@@ -1,5 +1,6 @@
 """The backend of the CUDA engine: captured steps over our kernels, on the current device."""
 
+from plugins.layer_step.cuda import takes_wide
 from runtime.backends.base import EngineLimits, StepResult, TokenHandle
 from runtime.backends.captured.backend import CapturedBackend
 from runtime.backends.captured.recording import CudaRecorder
@@ -44,7 +45,7 @@ class CudaBackend(CapturedBackend):
         cache.storage[:, limits.num_blocks :] = 0  # padding reads what padding wrote, and must find numbers there
         self._choices = choices
         self.variant = str(dict(choices.paths)) if choices.paths else ""
-        self._usual_rows = usual_rows(decoder.spec)
+        self._usual_rows = usual_rows(decoder.spec, takes_wide(cache.storage.device, cache.storage.dtype))
         self._few_rows: dict[str, WholeStep | LayerSteps] = {}  # by name, what is usually fastest first
         if use_whole_step:
             self._few_rows = {

@@ -8,6 +8,7 @@ import numpy
 import torch
 
 from plugins.accept import accept as accept_drawn
+from plugins.draft_pass import DraftTexts, DrawNoise
 from plugins.emit_tokens import Report, emit_tokens
 from plugins.sample import sample, sample_slots
 from runtime.model.decoder import DecoderOutput
@@ -48,6 +49,14 @@ class _SlotContext:
         self.samples = samples
         self._state = state
         self._slots = slots
+
+    @property
+    def texts(self) -> tuple[DraftTexts, DrawNoise] | None:
+        state = self._state
+        if state.hidden.dtype != torch.float32:
+            return None
+        texts = DraftTexts(self._slots, state.hidden, state.num_tokens, state.history)
+        return texts, DrawNoise(state.temperature, state.seed, state.sample_index)
 
     @cached_property
     def positions(self) -> torch.Tensor:

@@ -113,18 +113,24 @@ def host_words(plan: StepPlan, layout: Layout) -> numpy.ndarray:
 
 
 def unpack(
-    words: torch.Tensor, layout: Layout, state: DeviceState, propose: Propose | None, samples: bool
+    words: torch.Tensor,
+    layout: Layout,
+    state: DeviceState,
+    propose: Propose | None,
+    samples: bool,
+    turn: torch.Tensor | None = None,
 ) -> tuple[Batch, Drawing]:
     """Complete a plan on the device: no wait for the host, and the same operations for every plan of a layout.
 
     samples: whether a request that drafts has a temperature above 0.
+    turn: (1,) which pass of a plan this is, counted up; None where nobody asks.
     """
     plan = PackedPlan(*words.split(layout.sizes))
     tables = plan.block_tables.view(layout.num_rows, layout.max_blocks)
     tree = _trees(plan, layout, tables, state, propose, samples) if layout.shape else None
     token_ids, positions, cache_positions, context_lens, roots = place_tokens(
         plan.slots, plan.query_starts, plan.starts, plan.is_drawn, plan.token_ids, state.num_tokens, state.history,
-        tree.token_ids if tree else None, tree.depths if tree else None,
+        tree.token_ids if tree else None, tree.depths if tree else None, turn,
     )  # fmt: skip
     batch = Batch(
         token_ids=token_ids,

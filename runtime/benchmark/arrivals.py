@@ -10,12 +10,16 @@ from runtime.backends.base import Backend
 from runtime.benchmark.workloads import Workload, burst_workload, uniform_workload
 from runtime.engine import Engine
 from runtime.errors import EnginewrightError
+from runtime.pacing.measuring import measure_backend
+from runtime.pacing.pace import Pace
 from runtime.request import Request
 from runtime.sampling import SamplingParams
 
 Report = Callable[[float, str], None]
 
 CHUNK_BUDGETS = (8, 16, 32, 64, 128, 256, 512, 1024)
+ITL_RATIOS = (1.3, 1.5, 2.0, 4.0, 8.0)
+_DECODING_PROMPT = 16  # tokens of those that decode
 BURST_REQUESTS, BURST_PREFIX, BURST_OWN = 8, 8192, 64
 
 
@@ -32,8 +36,9 @@ class BurstSample:
 
 @dataclass(frozen=True)
 class ChunkSample:
-    """One prompt that arrived while others decoded, under one budget of its tokens per step.
+    """One prompt that arrived while others decoded, under a budget of its tokens per step or of what they may take.
 
+    budget: most of its tokens in a step; the engine's limit where `itl_ratio` is what bounds them.
     ttft_s: of the prompt. busy_s: the steps from its arrival to its first token, each of which gave every running
     decode one token; idle_s: the same steps of the same decodes, or more, where no prompt came. What both attend to
     is as long, so that the two differ by the prompt alone.
@@ -46,12 +51,15 @@ class ChunkSample:
     ttft_s: float
     busy_s: list[float]
     idle_s: list[float]
+    itl_ratio: float | None = None
 
 
 @dataclass(frozen=True)
 class ChunkRow:
-    """All repeats of one budget. tokens_per_s: of the prompt and the decodes together, until the prompt's first token.
+    """All repeats of one budget or ratio.
 
+    tokens_per_s: of the prompt and the decodes together, until the prompt's first token.
+    step_tokens: of the prompt, in the mean step.
     Inter-token latencies of the running decodes are pooled over repeats, with the prompt and without.
     """
 
@@ -61,6 +69,8 @@ class ChunkRow:
     ttft_ms: float
     busy_p99_ms: float
     idle_p99_ms: float
+    step_tokens: float
+    itl_ratio: float | None = None
 
 
 def longest_burst_prefix(backend: Backend) -> int:
@@ -98,8 +108,11 @@ def run_chunks(
     repeats: int,
     report: Report,
     budgets: Sequence[int] = CHUNK_BUDGETS,
+    ratios: Sequence[float] = ITL_RATIOS,
 ) -> Iterator[ChunkSample]:
-    """Yield what a prompt of `prompt_len` and `num_decoding` running decodes feel, for each budget that fits.
+    """Yield what a prompt of `prompt_len` and `num_decoding` running decodes feel.
+
+    Under each budget that fits, then under each ratio, by costs that are measured first, on the idle engine.
 
     Raises:
         EnginewrightError: more than the engine holds, or no budget that fits.
@@ -111,20 +124,24 @@ def run_chunks(
             f"chunks: budgets {tuple(budgets)} with {num_decoding} decodes; this engine takes {limits.max_num_tokens} "
             f"tokens a step and {limits.max_batch_size} requests, one of them the prompt's: ask for less"
         )
-    for index, budget in enumerate(fitting):
+    ways: list[tuple[str, int, Pace | None]] = [(f"chunks of {budget} tokens", budget, None) for budget in fitting]
+    if ratios:
+        costs = measure_backend(backend)
+        ways += [(f"itl_ratio {ratio:g}", limits.max_num_tokens, Pace(costs, ratio)) for ratio in ratios]
+    for index, (name, budget, pace) in enumerate(ways):
         for repeat in range(-1, repeats):
-            report((index + max(repeat, 0) / max(repeats, 1)) / len(fitting), f"chunks of {budget} tokens")
-            sample = _arrival(backend, vocab_size, budget, prompt_len, num_decoding, repeat)
+            report((index + max(repeat, 0) / max(repeats, 1)) / len(ways), name)
+            sample = _arrival(backend, vocab_size, budget, pace, prompt_len, num_decoding, repeat)
             if repeat >= 0:
                 yield sample
 
 
 def summarise_chunks(samples: Iterable[ChunkSample]) -> list[ChunkRow]:
-    """One row per budget, in order of first appearance."""
+    """One row per budget and ratio, in order of first appearance."""
     every = list(samples)
     rows = []
-    for budget in dict.fromkeys(sample.budget for sample in every):
-        chosen = [sample for sample in every if sample.budget == budget]
+    for way in dict.fromkeys((sample.budget, sample.itl_ratio) for sample in every):
+        chosen = [sample for sample in every if (sample.budget, sample.itl_ratio) == way]
         rates = [
             (sample.prompt_len + sample.num_decoding * len(sample.busy_s)) / sum(sample.busy_s) for sample in chosen
         ]  # fmt: skip
@@ -132,8 +149,9 @@ def summarise_chunks(samples: Iterable[ChunkSample]) -> list[ChunkRow]:
         idle = [step_s for sample in chosen for step_s in sample.idle_s]
         rows.append(
             ChunkRow(
-                budget, chosen[0].prompt_len, median(rates), median(sample.ttft_s for sample in chosen) * 1e3,
+                way[0], chosen[0].prompt_len, median(rates), median(sample.ttft_s for sample in chosen) * 1e3,
                 percentile(busy, 0.99) * 1e3, percentile(idle, 0.99) * 1e3,
+                sum(sample.prompt_len for sample in chosen) / len(busy), way[1],
             )
         )  # fmt: skip
     return rows
@@ -159,37 +177,38 @@ def _first_tokens(engine: Engine, work: Workload) -> list[float]:
 
 
 def _arrival(
-    backend: Backend, vocab_size: int, budget: int, prompt_len: int, num_decoding: int, repeat: int
-) -> ChunkSample:  # fmt: skip
-    """Let decodes run alone, then again from their beginning with the prompt, to its first token."""
-    num_steps = -(-prompt_len // budget)
-    idle_steps = max(32, num_steps)
-    engine, running = _decoding(backend, vocab_size, budget, num_decoding, idle_steps)
-    idle_s = [_timed_step(engine) for _ in range(idle_steps)]
-    _stop(engine, running)
-    engine, running = _decoding(backend, vocab_size, budget, num_decoding, num_steps)
+    backend: Backend, vocab_size: int, budget: int, pace: Pace | None, prompt_len: int, num_decoding: int, repeat: int
+) -> ChunkSample:
+    """Let decodes run beside the prompt until its first token, then again from their beginning without it."""
+    most_steps = prompt_len if pace else -(-prompt_len // budget)
+    engine = Engine(backend, prefix_reuse=False, prefill_budget=budget, pace=pace)
+    running = _decoding(engine, vocab_size, num_decoding, most_steps)
     (prompt,) = uniform_workload(1, prompt_len, 1, vocab_size).prompts
     arrival = engine.add(prompt, SamplingParams(max_tokens=1, ignore_eos=True))
     busy_s = []
     while not arrival.output_ids:
         busy_s.append(_timed_step(engine))
     _stop(engine, running)
-    return ChunkSample(budget, prompt_len, num_decoding, repeat, sum(busy_s), busy_s, idle_s)
+    idle_steps = max(32, len(busy_s))
+    engine = Engine(backend, prefix_reuse=False)
+    running = _decoding(engine, vocab_size, num_decoding, idle_steps)
+    idle_s = [_timed_step(engine) for _ in range(idle_steps)]
+    _stop(engine, running)
+    ratio = pace.ratio if pace else None
+    return ChunkSample(budget, prompt_len, num_decoding, repeat, sum(busy_s), busy_s, idle_s, ratio)
 
 
-def _decoding(
-    backend: Backend, vocab_size: int, budget: int, num_decoding: int, num_steps: int
-) -> tuple[Engine, list[Request]]:
-    """An engine whose requests have decoded their first token and go on for `num_steps` and some."""
-    engine = Engine(backend, prefix_reuse=False, prefill_budget=budget)
-    work = uniform_workload(num_decoding, 16, num_steps + 8, vocab_size)
+def _decoding(engine: Engine, vocab_size: int, num_decoding: int, num_steps: int) -> list[Request]:
+    """Requests that have decoded their first token and go on for `num_steps` and some, or to the end of the context."""
+    new_tokens = min(num_steps + 8, engine.backend.limits.max_seq_len - _DECODING_PROMPT)
+    work = uniform_workload(num_decoding, _DECODING_PROMPT, new_tokens, vocab_size)
     running = [
         engine.add(ids, SamplingParams(max_tokens=count, ignore_eos=True, speculate=False))
         for ids, count in zip(work.prompts, work.new_tokens, strict=True)
     ]
     while not all(request.output_ids for request in running):
         engine.step()
-    return engine, running
+    return running
 
 
 def _stop(engine: Engine, running: list[Request]) -> None:

@@ -20,6 +20,7 @@ from runtime.kv.cache import KVCache
 from runtime.loading import make_backend
 from runtime.speculation.loading import Drafting
 
+EAGER = "eager"
 PREFILL_BUDGET = 256  # prompt tokens of a step in which others decode
 
 Draft = Callable[[Backend], Drafting]
@@ -35,7 +36,7 @@ def ladder(checkpoint: Checkpoint, plan: EnginePlan, sizes: SessionSizes, draft:
     backends = _cuda_backends(checkpoint, _fitted(plan, sizes)) if is_cuda else _cpu_backends(checkpoint, plan)
     name, load = backends.pop()
     finished = cache(load)  # what comes after differs in the engine alone
-    stages = [Stage(each, _engine(load, None, False)) for each, load in backends]
+    stages = [Stage(each, _engine(load, None, False), records=each != EAGER) for each, load in backends]
     stages.append(Stage(name, _engine(finished, None, False)))
     stages.append(Stage("chunked prefill", _engine(finished, PREFILL_BUDGET, False)))
     stages.append(Stage("prefix reuse", _engine(finished)))
@@ -45,7 +46,7 @@ def ladder(checkpoint: Checkpoint, plan: EnginePlan, sizes: SessionSizes, draft:
 
 
 def _cpu_backends(checkpoint: Checkpoint, plan: EnginePlan) -> Backends:
-    return [("eager", partial(_plain, checkpoint, replace(plan, linear="torch"), "cpu")),
+    return [(EAGER, partial(_plain, checkpoint, replace(plan, linear="torch"), "cpu")),
             ("fused ops", partial(make_backend, checkpoint, plan))]  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def _cuda_backends(checkpoint: Checkpoint, plan: EnginePlan) -> Backends:
     dtype = getattr(torch, plan.dtype)
 
     backends: Backends = [
-        ("eager", partial(_plain, checkpoint, plan, "cuda")),
+        (EAGER, partial(_plain, checkpoint, plan, "cuda")),
         ("graph", partial(_plain, checkpoint, plan, "cuda", captured=True)),
         ("fused ops", partial(load_on_gpu, checkpoint, plan, use_whole_step=False)),
     ]

@@ -30,7 +30,7 @@ def op_of(name: str) -> str:
     plain = name.removeprefix("enginewright::")
     if "rms_norm" in plain:
         return "rms_norm"
-    if plain.startswith(("layer_linear", "rows_begin", "rows_end")):
+    if plain.startswith(("layer_", "rows_begin", "rows_end")):
         return "layer_step"
     if found := next((op for op in _OPS if plain.startswith(op)), None):
         return found

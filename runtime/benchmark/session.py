@@ -14,6 +14,8 @@ from runtime.engine import Engine
 from runtime.request import Request
 from runtime.sampling import SamplingParams
 
+_BRIEF = 8  # tokens
+
 
 class Session(NamedTuple):
     """The second wave comes when every request of the first has `arrival` tokens."""
@@ -26,6 +28,15 @@ class Session(NamedTuple):
     def alone(self) -> Workload:
         """Its first request, as if there were no other."""
         return Workload(self.first.prompts[:1], self.first.new_tokens[:1])
+
+    @property
+    def brief(self) -> "Session":
+        """The same prompts with shorter answers, to warm up with."""
+        first, second = (
+            Workload(wave.prompts, [min(count, _BRIEF) for count in wave.new_tokens])
+            for wave in (self.first, self.second)
+        )
+        return Session(first, second, arrival=1)
 
 
 class SessionTimes(NamedTuple):

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from statistics import median
 
 from runtime.benchmark.arrivals import percentile
@@ -14,10 +16,14 @@ Report = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """`load` makes an idle engine that has this switch and all before it."""
+    """`load` makes an idle engine that has this switch and all before it.
+
+    records: it keeps what it runs for the first time as a graph, so that the first session must be a whole one.
+    """
 
     name: str
     load: Callable[[], Engine]
+    records: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,27 +56,34 @@ class StackRow:
     alone_tokens_per_s: float
 
 
-def run_stack(stages: Sequence[Stage], session: Session, repeats: int, report: Report) -> Iterator[StackSample]:
-    """Yield every timed run, stage after stage; each runs the session once unrecorded."""
+def run_stack(
+    stages: Sequence[Stage], session: Session, repeats: int, report: Report, enough_s: float = inf
+) -> Iterator[StackSample]:
+    """Yield every timed run, stage after stage; each runs a session unrecorded before.
+
+    enough_s: seconds of timed runs after which a stage is not repeated further.
+    """
     for index, stage in enumerate(stages):
         report(index / len(stages), f"loading {stage.name}")
         engine = stage.load()
-        for repeat in range(-1, repeats):
-            report((index + max(repeat, 0) / repeats) / len(stages), stage.name)
-            times = run_session(engine, session)
-            alone = EngineSystem(engine).run(session.alone)
-            if repeat >= 0:
-                yield _sample(stage.name, repeat, session, times, alone)
+        _both(engine, session if stage.records else session.brief)
+        for sample in _repeated(stage.name, session, repeats, enough_s, partial(_both, engine, session)):
+            report((index + (sample.repeat + 1) / repeats) / len(stages), stage.name)
+            yield sample
         del engine
 
 
-def run_batches(name: str, system: System, session: Session, repeats: int) -> Iterator[StackSample]:
-    """The same for something that runs one batch at a time, to its end."""
-    for repeat in range(-1, repeats):
+def run_batches(
+    name: str, system: System, session: Session, repeats: int, enough_s: float = inf
+) -> Iterator[StackSample]:
+    """The same for something that runs one batch at a time, to its end, and records nothing."""
+
+    def run(session: Session) -> tuple[SessionTimes, Timings]:
         times = in_batches(system.run(session.first), system.run(session.second), session.arrival)
-        alone = system.run(session.alone)
-        if repeat >= 0:
-            yield _sample(name, repeat, session, times, alone)
+        return times, system.run(session.alone)
+
+    run(session.brief)
+    yield from _repeated(name, session, repeats, enough_s, partial(run, session))
 
 
 def summarise_stack(samples: Iterable[StackSample]) -> list[StackRow]:
@@ -90,6 +103,23 @@ def summarise_stack(samples: Iterable[StackSample]) -> list[StackRow]:
             )
         )  # fmt: skip
     return rows
+
+
+def _both(engine: Engine, session: Session) -> tuple[SessionTimes, Timings]:
+    """The session, and its first request alone."""
+    return run_session(engine, session), EngineSystem(engine).run(session.alone)
+
+
+def _repeated(
+    name: str, session: Session, repeats: int, enough_s: float, run: Callable[[], tuple[SessionTimes, Timings]]
+) -> Iterator[StackSample]:
+    spent_s = 0.0
+    for repeat in range(repeats):
+        times, alone = run()
+        yield _sample(name, repeat, session, times, alone)
+        spent_s += times.total_s + alone.total_s
+        if spent_s >= enough_s:
+            return
 
 
 def _sample(name: str, repeat: int, session: Session, times: SessionTimes, alone: Timings) -> StackSample:

@@ -63,7 +63,8 @@ def _pin(key: str, source: Mapping[str, Any]) -> list[str]:
 def _draft(folder: Path, origin: Mapping[str, Any]) -> list[str]:
     """What drafts for the engine; nothing where a bundle is older than drafters or its folder cannot be read."""
     try:
-        drafter = json.loads((folder / DRAFT_FILE).read_text(encoding="utf-8"))["drafter"]
+        fields = json.loads((folder / DRAFT_FILE).read_text(encoding="utf-8"))
+        drafter = fields["drafter"]
         if drafter == "model":
             source = origin["draft_source"]
             return ["draft=model", f"draft.source={_address(source)}", "draft.keep=true", *_pin("draft.model", source)]
@@ -72,8 +73,8 @@ def _draft(folder: Path, origin: Mapping[str, Any]) -> list[str]:
         recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    settings = recipe.get("settings")  # not in the recipes of shipped heads
-    if settings is None:
+    settings = recipe.get("settings")  # not in the recipes of the first shipped heads
+    if settings is None or fields.get("shipped"):
         return ["draft=ready"]
     trained = [f"draft.train.{name}={value}" for name, value in sorted(settings.items()) if value != ""]
     return ["draft=train", "draft.keep=true", *trained]

@@ -68,12 +68,16 @@ class PrefixReuse:
         is_coming = start + num_coming == limit and num_coming > num_copied
         return Found(blocks, source, num_copied, is_coming)
 
+    def num_found(self, found: Found) -> int:
+        """The tokens that a request need not compute."""
+        return len(found.blocks) * self._block_size + found.num_copied
+
     def take(self, request: Request, found: Found) -> None:
         """Hold what was found for an admitted request; the source until the step is planned."""
         self._pool.share(found.blocks)
         request.blocks = list(found.blocks)
         request.num_published = len(found.blocks)
-        request.num_computed = len(found.blocks) * self._block_size + found.num_copied
+        request.num_computed = self.num_found(found)
         if found.source is not None:
             self._pool.share([found.source])
             self._in_use.append(found.source)

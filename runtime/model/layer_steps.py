@@ -6,8 +6,11 @@ from plugins.attention.few_rows import FEW_HEAD_DIMS, few_source
 from plugins.cuda.launch import max_shared_bytes
 from plugins.cuda.source import KernelSource
 from plugins.layer_step.cuda import LayerStep, linear_source, rows_source
-from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, supports
+from plugins.layer_step.layout import MOST_ROWS, SHARED_BYTES, is_wide, supports
+from plugins.layer_step.params import LINEAR_MODES
+from plugins.layer_step.small import is_small, small_source
 from plugins.layer_step.weights import LayerSpec, LayerTensors, LayerWeights
+from plugins.layer_step.wide import wide_source
 from plugins.linear.two_part import TwoPartLinear
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
@@ -25,22 +28,36 @@ def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
     return max((rows for rows in range(1, MOST_ROWS + 1) if supports(sizes, dtype, rows) is None), default=0)
 
 
-def usual_rows(spec: ModelSpec) -> int:
+def usual_rows(spec: ModelSpec, has_wide: bool = False) -> int:
     """Rows up to which these launches took less time than the ops on an H100, fitted to SmolLM2-135M and Llama-3.2-1B.
 
-    They save about 16 us a layer, and lose some with each row, the more the larger the layers are. `runtime.tuning`
-    measures it.
+    They save about 16 us a layer, and lose some with each row, the more the larger the layers are; nothing where the
+    layers are small, or all go through the launches of wide ones (`has_wide`). `runtime.tuning` measures it.
     """
+    if is_small(layer_spec(spec)) or (has_wide and all(_wide_linears(spec))):
+        return MOST_ROWS
     layer_mb = 2 * spec.num_parameters / spec.num_layers / 1e6
     return int(16.0 / (0.25 + 0.012 * layer_mb))
 
 
 def layer_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
     """What is compiled for a model; for the architectures of `ARCHS`."""
-    if most_rows(spec, dtype) == 0:
+    if not most_rows(spec, dtype):
         return []
+    sizes = layer_spec(spec)
     attention = [few_source(dtype, spec.head_dim)] if spec.head_dim in FEW_HEAD_DIMS else []
-    return [linear_source(dtype), rows_source(dtype), *attention]
+    small = [small_source(sizes, dtype)] if is_small(sizes) else []
+    return [linear_source(dtype), rows_source(dtype), *attention, *small]
+
+
+def wide_sources(spec: ModelSpec, dtype: torch.dtype) -> list[KernelSource]:
+    """What is compiled besides, for `plugins.layer_step.wide.ARCHS`, where layers of the model are wide."""
+    return [wide_source(dtype)] if any(_wide_linears(spec)) and most_rows(spec, dtype) else []
+
+
+def _wide_linears(spec: ModelSpec) -> list[bool]:
+    linears = layer_spec(spec).linears.items()
+    return [is_wide(*sizes, LINEAR_MODES[name], spec.head_dim) for name, sizes in linears]
 
 
 def layer_spec(spec: ModelSpec) -> LayerSpec:

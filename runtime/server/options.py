@@ -22,6 +22,8 @@ _HELP = {
     "request_timeout_s": "longest time for an answer, waiting included",
     "drain_timeout_s": "how long open requests may go on after SIGTERM",
     "log_prompts": "write prompts and answers to the log",
+    "itl_ratio": "how much longer than usual a running answer may wait for a token while prompts are taken in: auto (8 "
+    "on CPUs), off, or a number above 1, such as 1.5",
     "traces": "export OpenTelemetry spans: otlp or console",
 }
 _KINDS = {"port": int, "max_queue": int, "max_body_bytes": int, "api_key_file": Path}

@@ -36,7 +36,7 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
     keys = load_keys(settings.api_key_file, os.environ)
     tracer = make_tracer(settings.traces) if settings.traces else None
     listener = _bind(settings.host, settings.port)  # taken before the weights are read
-    llm, model = load_model(bundle, target, settings.model_name, speculation)
+    llm, model = load_model(bundle, target, settings.model_name, speculation, itl_ratio=settings.itl_ratio)
     app = make_app(llm, model, settings, keys, tracer)
     configure_logs()
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -52,7 +52,12 @@ def serve(bundle: Path, target: str, settings: ServerSettings, speculation: Spec
 
 
 def load_model(
-    bundle: Path, target: str, name: str | None, speculation: SpeculationOptions, trust: Path | None = None
+    bundle: Path,
+    target: str,
+    name: str | None,
+    speculation: SpeculationOptions,
+    trust: Path | None = None,
+    itl_ratio: str = "auto",
 ) -> tuple[AsyncLLM, ServedModel]:
     """Load a bundle's engine, and say what clients are told of it; None calls it by its own name.
 
@@ -60,7 +65,7 @@ def load_model(
         EnginewrightError: as `load_bundle`.
     """
     opened = open_bundle(bundle, trust)
-    llm = AsyncLLM(load_bundle(opened, target, speculation))
+    llm = AsyncLLM(load_bundle(opened, target, speculation, itl_ratio=itl_ratio))
     limits = llm.text_engine.engine.backend.limits
     longest = min(limits.max_seq_len, limits.num_blocks * limits.block_size)
     name = name or str(opened.manifest["model"]["name"])

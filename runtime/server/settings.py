@@ -21,6 +21,7 @@ class ServerSettings:
         request_timeout_s: a request that takes longer, waiting included, gets 504 or an error event.
         drain_timeout_s: how long open requests may go on after SIGTERM.
         log_prompts: write prompts and answers to the log.
+        itl_ratio: see `runtime.llm.load_bundle`.
         traces: `otlp` or `console` exports OpenTelemetry spans; None exports none.
 
     Raises:
@@ -37,6 +38,7 @@ class ServerSettings:
     request_timeout_s: float = 600.0
     drain_timeout_s: float = 30.0
     log_prompts: bool = False
+    itl_ratio: str = "auto"
     traces: str | None = None
 
     def __post_init__(self) -> None:

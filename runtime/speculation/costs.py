@@ -16,6 +16,7 @@ _CONTEXT = 256  # tokens before the step, where the cache holds so many
 _BUSY_RATIO = 1.5
 # A GPU has the next step before the last has ended: of a run alone a good part is the way there and back.
 _GPU_RUNS = 8
+_GPU_ROWS = (1, 4, 8, 12, 16, 24, 32, 64)  # kernels take rows in groups, so costs go up in steps
 _GPU_BUDGET_SECONDS = 10.0  # recording a step takes longer than running it
 
 
@@ -39,7 +40,7 @@ def measure_backend(backend: Backend, drafter: Drafter, shapes: tuple[TreeShape,
 
     sizes = shapes, limits.max_batch_size, limits.max_num_tokens
     if backend.device.type == "cuda":
-        return measure_costs(target_step, draft, *sizes, _GPU_BUDGET_SECONDS, _GPU_RUNS)
+        return measure_costs(target_step, draft, *sizes, _GPU_BUDGET_SECONDS, _GPU_RUNS, rows_each=_GPU_ROWS)
     return measure_costs(target_step, draft, *sizes)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from plugins.draft_pass import DraftTexts, DrawNoise
 from runtime.batch import Batch
 from runtime.kv.cache import KVCache
 from runtime.speculation.tree import DraftTree, TreeShape
@@ -76,6 +77,11 @@ class DraftContext(Protocol):
         """Known on the host: False where no temperature is above 0."""
         ...
 
+    @property
+    def texts(self) -> tuple[DraftTexts, DrawNoise] | None:
+        """Where the parts stand, for a drafter that gathers them itself; None where they stand nowhere together."""
+        ...
+
 
 class GivenContext(NamedTuple):
     """A `DraftContext` whose parts are all there."""
@@ -92,6 +98,7 @@ class GivenContext(NamedTuple):
     seed: torch.Tensor
     sample_index: torch.Tensor
     samples: bool = True
+    texts: tuple[DraftTexts, DrawNoise] | None = None
 
 
 class Drafter(Protocol):

@@ -22,7 +22,13 @@ from runtime.speculation.drafter import Drafter
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.policy import CHAINS, SMALL_TREES, TINY_TREES, AcceptancePrior, TreePolicy
 from runtime.speculation.redrafter import load_redrafter
-from runtime.speculation.redrafter.head_file import HEAD_FILE, TreeStatistics, read_description, worthwhile
+from runtime.speculation.redrafter.head_file import (
+    HEAD_FILE,
+    TreeStatistics,
+    read_description,
+    worthwhile,
+    worthwhile_on_gpus,
+)
 from runtime.speculation.redrafter.onnx_head import load_onnx_redrafter
 from runtime.speculation.tree import TreeShape
 
@@ -103,8 +109,11 @@ def load_drafter(
     trees = read_description(draft_dir).trees
     if not trees:
         raise EnginewrightError(f"{draft_dir / HEAD_FILE}: no measured trees; train the head again (draft=train)")
-    small = (*TINY_TREES, *SMALL_TREES) if device.startswith("cuda") else SMALL_TREES
-    return LoadedDrafter(drafter, (*small, *(tree.shape for tree in worthwhile(trees))), _head_prior(trees))
+    if device.startswith("cuda"):
+        candidates = (*TINY_TREES, *SMALL_TREES, *worthwhile_on_gpus(trees))
+    else:
+        candidates = (*SMALL_TREES, *(tree.shape for tree in worthwhile(trees)))
+    return LoadedDrafter(drafter, candidates, _head_prior(trees))
 
 
 def _kind(draft_dir: Path) -> str:

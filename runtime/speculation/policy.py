@@ -3,6 +3,7 @@
 Knows time only through the cost table, so equal inputs give equal choices. See docs/speculation-policy.md.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -66,14 +67,29 @@ class AcceptancePrior:
 
     def accepted_length(self, shape: TreeShape) -> float:
         """Expected tokens per target step, 1 to K + 1."""
-        if shape in self.accepted_lengths:
-            return min(max(self.accepted_lengths[shape], 1.0), shape.depth + 1.0)
+        measured = self._measured(shape)
+        if measured is not None:
+            return min(max(measured, 1.0), shape.depth + 1.0)
         rates = list(self.acceptance) or [_GUESSED_ACCEPTANCE]
         length, reached = 1.0, 1.0
         for depth in range(shape.depth):
             reached *= rates[min(depth, len(rates) - 1)]
             length += reached
         return length
+
+    def _measured(self, shape: TreeShape) -> float | None:
+        """As measured, or between the next smaller and larger trees that were measured with these beams and depth: what
+        a tree gives grows with the logarithm of its size."""
+        sizes = {known.num_nodes: length for known, length in self.accepted_lengths.items()
+                 if (known.num_beams, known.depth) == (shape.num_beams, shape.depth)}  # fmt: skip
+        low = max((size for size in sizes if size <= shape.num_nodes), default=None)
+        high = min((size for size in sizes if size >= shape.num_nodes), default=None)
+        if low is None or high is None:
+            return None
+        if low == high:
+            return sizes[low]
+        share = math.log(shape.num_nodes / low) / math.log(high / low)
+        return sizes[low] + share * (sizes[high] - sizes[low])
 
 
 @dataclass
@@ -118,13 +134,13 @@ class SpeculationPolicy:
     ) -> None:
         self.costs = costs
         self._candidates = tuple(candidates)
-        self._prior = prior
         self._max_num_tokens = max_num_tokens
         self._first_interval = self._interval = probe_interval
         self._max_interval = max_probe_interval
         self._probe_steps = probe_steps
         self._steps_off = 0
         self._speeds: dict[tuple[TreeShape, int], float] = {}  # a step asks for the same ones again and again
+        self._prior_lengths = {shape: prior.accepted_length(shape) for shape in self._candidates}
         self._overall = _Record(_PRIOR_TOKENS, _PRIOR_TOKENS)
         self._by_shape = {shape: _Record() for shape in self._candidates}
 
@@ -138,13 +154,13 @@ class SpeculationPolicy:
             return best
         if max(self._gain(shape, num_decoding, self._hoped_length) for shape in shapes) <= 1.0:
             return None  # not even the best drafter would pay for a step of this size
-        likely = max(shapes, key=lambda shape: self._gain(shape, num_decoding, self._prior.accepted_length))
+        likely = max(shapes, key=lambda shape: self._gain(shape, num_decoding, self._prior_lengths.__getitem__))
         return likely if self._is_probing() else None
 
     def observe(self, shape: TreeShape, num_requests: int, emitted_tokens: int) -> None:
         for record in (self._overall, *self._by_shape.values()):
             record.scale(_DECAY)
-        predicted = num_requests * (self._prior.accepted_length(shape) - 1.0)
+        predicted = num_requests * (self._prior_lengths[shape] - 1.0)
         for record in (self._overall, self._by_shape[shape]):
             record.accepted += emitted_tokens - num_requests
             record.predicted += predicted
@@ -162,7 +178,7 @@ class SpeculationPolicy:
         return self._corrected(shape, _LARGEST_CORRECTION)
 
     def _corrected(self, shape: TreeShape, ratio: float) -> float:
-        return min(1.0 + (self._prior.accepted_length(shape) - 1.0) * ratio, shape.depth + 1.0)
+        return min(1.0 + (self._prior_lengths[shape] - 1.0) * ratio, shape.depth + 1.0)
 
     def _gain(self, shape: TreeShape, num_decoding: int, length: Callable[[TreeShape], float]) -> float:
         return length(shape) * self._speed(shape, num_decoding)

@@ -17,6 +17,14 @@ from pipelines.tracking_store import MLFLOW_SETTINGS, Store
 from tests.pipelines.fork_server import ForkServer
 
 
+@pytest.fixture(autouse=True)
+def no_store_of_another_test() -> Iterator[None]:
+    """A store that is opened in this process names itself in the environment, where the next build would find it."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     with ForkServer() as running:

@@ -57,6 +57,7 @@ class ForkServer:
     def __init__(self, prefix: tuple[str, ...] = ()) -> None:
         command = [*prefix, sys.executable, "-m", "tests.pipelines.fork_server"]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        environment.pop("MLFLOW_TRACKING_URI", None)  # which a store opened in this process leaves behind
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment
         )

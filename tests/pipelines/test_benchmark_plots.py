@@ -78,12 +78,17 @@ def test_burst_plot_shows_both_ways_for_every_request():
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([1100, 1200, 1200, 1400])
 
 
-def test_chunk_plot_shows_three_curves_and_the_idle_latency():
-    rows = [ChunkRow(64, 512, 100.0, 900.0, 20.0, 10.0), ChunkRow(128, 512, 150.0, 700.0, 35.0, 10.0)]
-    throughput, ttft, latency = draw_chunks(rows, "tiny").axes
-    assert list(throughput.lines[0].get_ydata()) == [100.0, 150.0]
-    assert list(ttft.lines[0].get_ydata()) == [900.0, 700.0]
-    assert [list(line.get_ydata()) for line in latency.lines] == [[20.0, 35.0], [10.0, 10.0]]
+def test_chunk_plot_shows_fixed_budgets_and_ratios_beside_the_idle_latency():
+    fixed = [ChunkRow(64, 512, 100.0, 900.0, 20.0, 10.0, 64.0), ChunkRow(128, 512, 150.0, 700.0, 35.0, 10.0, 128.0)]
+    paced = ChunkRow(2048, 512, 80.0, 800.0, 15.0, 11.0, 32.0, 1.5)
+    throughput, ttft, latency = draw_chunks([*fixed, paced], "tiny").axes
+    assert [list(line.get_ydata()) for line in throughput.lines] == [[100.0, 150.0], [80.0]]
+    assert [list(line.get_ydata()) for line in ttft.lines] == [[900.0, 700.0], [800.0]]
+    assert [list(line.get_ydata()) for line in latency.lines] == [[20.0, 35.0], [15.0], [10.0, 10.0], [11.0]]
+    for axes in (throughput, ttft, latency):
+        assert [list(line.get_xdata()) for line in axes.lines][:2] == [[64.0, 128.0], [32.0]]
+        assert [text.get_text() for text in axes.texts] == ["1.5"]
+    assert [len(axes.lines) for axes in draw_chunks(fixed, "tiny").axes] == [1, 1, 2]
 
 
 def test_a_waterfall_has_a_bar_per_stage_from_where_the_stage_before_was():

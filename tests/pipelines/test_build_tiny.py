@@ -154,6 +154,9 @@ def test_the_store_has_one_run_for_the_build_and_one_for_each_stage_with_figures
     assert figures["verify/greedy_agreement_share"] == 1.0
     assert figures["bench/decode_b1_p16_tokens_per_s"] > 0
     assert figures["bench/mixed_b2_ratio_to_transformers"] > 0
+    assert figures["bench/speculation_off_all_accepted_length"] == 1.0
+    assert figures["bench/speculation_ngram_all_accepted_length"] >= 1.0
+    assert figures["bench/speculation_ngram_all_ratio_to_plain"] > 0
 
 
 def test_the_bundle_continues_texts_as_transformers_does(built: Built) -> None:

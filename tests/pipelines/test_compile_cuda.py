@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,8 @@ def test_every_kernel_compiles_for_every_architecture(head_dim: int, dtype: str,
 
 
 def test_an_engine_gets_every_kernel_that_an_op_has() -> None:
-    needed = {kernel.source.file for kernel in kernels_for(spec(64), "bfloat16", 32)}
+    wide = replace(spec(64), hidden_size=2048, intermediate_size=8192)
+    needed = {kernel.source.file for model in (spec(64), wide) for kernel in kernels_for(model, "bfloat16", 32)}
     written = {path.relative_to(compile_cuda.PLUGINS).as_posix() for path in compile_cuda.PLUGINS.rglob("*.cu")}
     assert needed == {file for file in written if not file.endswith("_tensorrt.cu")}  # those are in TensorRT's plans
 

@@ -1,19 +1,21 @@
 """The draft stage through the real command line on a tiny model, and its choice of a ready head."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from pipelines.config import DraftConfig
+from pipelines.config import DraftConfig, DraftTrainConfig
+from pipelines.digest import json_digest
 from pipelines.draft.base import base_digest
 from pipelines.stage import Artifact
 from pipelines.stages import draft
 from runtime.errors import EnginewrightError
 from runtime.formats.bundle import open_bundle
 from runtime.speculation.redrafter import load_redrafter
-from runtime.speculation.redrafter.head_file import read_head
+from runtime.speculation.redrafter.head_file import read_description, read_head
 from tests.pipelines.running_stages import stage_context
 from tests.pipelines.test_cli import command
 from tests.pipelines.tiny_models import make_hf_folder
@@ -38,6 +40,12 @@ def test_a_head_is_trained_packaged_and_loads(tmp_path, monkeypatch):
     assert load_redrafter(folder, bundle.checkpoint(), torch.float32, "onednn").name == "redrafter"
     curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
     assert [row["step"] for row in curves] == [3, 6]
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert json_digest(recipe) == read_description(folder).recipe_digest
+    assert recipe["best_step"] in (3, 6)
+    assert recipe["data"]["tokens"] == 8 * 200
+    assert len(recipe["data"]["data_sha256"]) == 64
+    assert recipe["settings"] == asdict(DraftTrainConfig(**recipe["settings"]))
     client = MlflowClient(f"sqlite:///{tmp_path}/root/mlflow/mlflow.db")
     experiment = client.get_experiment_by_name("enginewright")
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'draft'")

@@ -1,20 +1,24 @@
 """Training of draft heads on a tiny model: the data, the loss, resuming, and the offline measure."""
 
+import hashlib
 import itertools
 import json
 
 import pytest
 import torch
 
+from pipelines.digest import json_digest
 from pipelines.draft.corpus import Corpus, pack_texts, with_hidden
 from pipelines.draft.evaluation import GreedyPath, accepted_depths, greedy_paths, walk_paths
-from pipelines.draft.loss import head_loss
+from pipelines.draft.loss import head_loss, targets_of
+from pipelines.draft.recipe import read_curves, write_trained
 from pipelines.draft.synthesis import Synthesis, SynthesisSettings, make_scripts, synthesise
 from pipelines.draft.target import TargetModel
-from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE, read_curves
-from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, run_training
+from pipelines.draft.train import OPENINGS_FILE, PROMPTS_FILE
+from pipelines.draft.training import LoopSettings, Training, draft_vocabulary, labels_of, run_training
+from runtime.errors import EnginewrightError
 from runtime.scoring import score
-from runtime.speculation.redrafter.head_file import HeadConfig
+from runtime.speculation.redrafter.head_file import HeadConfig, HeadDescription, read_head
 from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import DraftTree, TreeShape
 from tests.runtime.tiny import EOS, make_checkpoint, make_engine, make_tokenizer
@@ -40,7 +44,11 @@ def target(checkpoint):
 
 @pytest.fixture(scope="module")
 def corpus(target, tokenizer) -> Corpus:
-    settings = SynthesisSettings(8, 120, seed=3, user_tokens=6, answer_tokens=20)
+    return write_corpus(target, tokenizer, seed=3)
+
+
+def write_corpus(target, tokenizer, seed) -> Corpus:
+    settings = SynthesisSettings(8, 120, seed=seed, user_tokens=6, answer_tokens=20)
     scripts = make_scripts(tokenizer, ["Write", "def f", ""], target.device)
     return synthesise(Synthesis(target, scripts, frozenset([EOS]), settings), True, lambda done, total: None)
 
@@ -53,7 +61,9 @@ def new_training(corpus, target):
 
 def train(training, state_file, values=()):
     values = iter(values)
-    return run_training(training, state_file, 2, lambda step, metrics: None, lambda current: next(values, 0.0))
+    return run_training(
+        training, state_file, 2, lambda step, metrics: None, lambda current: next(values, 0.0), lambda tensors: None
+    )
 
 
 def test_lockstep_decoding_agrees_with_whole_rows_and_with_the_engine(target, corpus, checkpoint):
@@ -61,7 +71,8 @@ def test_lockstep_decoding_agrees_with_whole_rows_and_with_the_engine(target, co
     torch.testing.assert_close(whole, corpus.hidden, atol=2e-5, rtol=1e-4)
     ids = corpus.token_ids[0, :12].tolist()
     expected = score(make_engine(checkpoint), ids).log_softmax(-1).float()
-    torch.testing.assert_close(target.logits(corpus.hidden[0, :12]).log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
+    logits = corpus.hidden[0, :12] @ target.lm_head.T
+    torch.testing.assert_close(logits.log_softmax(-1), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_conversations_follow_the_template_and_learnt_tokens_are_the_answers(corpus, tokenizer):
@@ -76,11 +87,13 @@ def test_conversations_follow_the_template_and_learnt_tokens_are_the_answers(cor
 
 @pytest.mark.parametrize("hard_share", [0.0, 0.3, 1.0])
 def test_the_fused_gradient_is_autograds(hard_share):
-    read, rows, labels = torch.randn(5, 4), torch.randn(7, 4), torch.randn(5, 7)
+    read, rows, predicted = torch.randn(5, 4), torch.randn(7, 4), torch.randn(3, 7)
+    places = torch.tensor([0, 1, 1, 2, 0])
     weight = torch.tensor([0.1, 0.0, 0.4, 0.3, 0.2])
     leaves = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
-    total, hits = head_loss(*leaves, labels, weight, hard_share)
+    total, hits = head_loss(*leaves, targets_of(predicted, rows, hard_share), places, weight)
     total.backward()
+    labels = predicted[places]
     plain = [read.clone().requires_grad_(), rows.clone().requires_grad_()]
     logits = plain[0] @ plain[1].T
     soft = torch.nn.functional.cross_entropy(logits, labels.softmax(-1), reduction="none")
@@ -88,9 +101,35 @@ def test_the_fused_gradient_is_autograds(hard_share):
     expected = (weight * (hard_share * hard + (1 - hard_share) * soft)).sum()
     expected.backward()
     torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(hits, (weight * (logits.argmax(-1) == labels.argmax(-1))).sum())
+    assert torch.equal(hits, logits.argmax(-1) == labels.argmax(-1))
     for ours, theirs in zip(leaves, plain, strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_drafts_share_the_targets_predictions_where_they_look_at_the_same_text():
+    places, rows = labels_of(torch.tensor([4, 5, 9]), 2)
+    assert places.tolist() == [5, 6, 7, 10, 11]
+    assert rows.tolist() == [[0, 1], [1, 2], [3, 4]]
+    roots = torch.cat([torch.arange(40, 56), torch.tensor([7, 8, 90, 20, 21, 27])])
+    places, rows = labels_of(roots, 6)
+    assert torch.equal(places[rows], roots.unsqueeze(1) + torch.arange(1, 7))
+    assert len(places) < 22 + 5 * 6
+
+
+def test_a_batch_is_runs_of_the_corpus_and_a_pass_takes_no_root_twice(corpus, target):
+    training = new_training(corpus, target)
+    batches = len(training._roots) // SETTINGS.run_len // (SETTINGS.batch_positions // SETTINGS.run_len)
+    taken = torch.cat([training._batch(index) for index in range(batches)])
+    assert len(taken) == len(taken.unique()) == batches * SETTINGS.batch_positions
+    first = torch.searchsorted(training._roots, taken[:: SETTINGS.run_len].contiguous())
+    runs = training._roots[first.unsqueeze(1) + torch.arange(SETTINGS.run_len)]
+    assert torch.equal(taken.view_as(runs), runs)
+
+
+def test_data_without_answers_are_refused(corpus, target):
+    silent = Corpus(corpus.token_ids, corpus.positions, torch.zeros_like(corpus.learnt), corpus.hidden)
+    with pytest.raises(EnginewrightError, match="none of 960 tokens is in an answer"):
+        new_training(silent, target)
 
 
 def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
@@ -104,12 +143,36 @@ def test_a_killed_training_goes_on_to_the_same_bits(corpus, target, tmp_path):
             raise KilledError
 
     values = iter((1.0, 2.0))
+    kept = []
     with pytest.raises(KilledError):
-        run_training(new_training(corpus, target), tmp_path / "cut.pt", 2, killed, lambda current: next(values))
+        run_training(new_training(corpus, target), tmp_path / "cut.pt", 2, killed, lambda _: next(values), kept.append)
+    assert len(kept) == 1
     resumed = new_training(corpus, target)
     again = train(resumed, tmp_path / "cut.pt", (2.0, 3.0))
     assert resumed.step_index == SETTINGS.num_steps
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_head_of_a_training_that_was_cut_short_is_whole(corpus, target, tmp_path):
+    training = new_training(corpus, target)
+    curves = tmp_path / "curves.jsonl"
+    rows = [{"step": step, "loss": 3.0, "top1": [0.5, 0.4], "accepted_length": 2 - step / 4} for step in (2, 4)]
+    curves.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    description = HeadDescription(training.config, "tiny", "0" * 64, "")
+    write_trained(tmp_path, description, {"data": corpus.digest()}, training.tensors(torch.float32), curves)
+    described, tensors = read_head(tmp_path)
+    recipe = json.loads((tmp_path / "recipe.json").read_text())
+    assert recipe == {"data": corpus.digest(), "best_step": 2}
+    assert described.recipe_digest == json_digest(recipe)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert torch.equal(tensors["drafter.rnn_w.weight"], training.ema["drafter.rnn_w.weight"])
+
+
+def test_the_digest_of_the_data_is_over_ids_positions_and_roles_in_this_order(corpus, target, tokenizer):
+    parts = [corpus.token_ids.numpy().astype("<i4"), corpus.positions.numpy().astype("<i2"), corpus.learnt.numpy()]
+    assert corpus.digest() == hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+    assert write_corpus(target, tokenizer, seed=3).digest() == corpus.digest()
+    assert write_corpus(target, tokenizer, seed=4).digest() != corpus.digest()
 
 
 def test_the_best_head_is_kept_not_the_last(corpus, target, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.plugins.cuda.emulator.run import emulate, needs_emulator
+from tests.plugins.cuda.emulator.run import emulate, emulated_tensor, needs_emulator
 
 _PLACES = [
     pytest.param("first thread first", marks=needs_emulator),
@@ -26,4 +26,6 @@ def kernel_device(request, monkeypatch) -> str:
     monkeypatch.setattr("plugins.cuda.run.get_kernel", lambda source, entry, params_type: (source, entry))
     monkeypatch.setattr("plugins.cuda.run.current_stream", lambda: 0)
     monkeypatch.setattr("plugins.cuda.run.launch", launch)
+    monkeypatch.setattr("plugins.layer_step.wide.encode_tensor", emulated_tensor)
+    monkeypatch.setattr("plugins.layer_step.cuda.takes_wide", lambda device, dtype: True)
     return "cpu"

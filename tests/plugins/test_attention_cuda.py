@@ -194,6 +194,17 @@ def test_trees_beside_chains(num_nodes, window, head_dim):
 
 @on_gpu
 @needs_gpu
+@pytest.mark.parametrize("window", [3, 300])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_float16_with_windows_and_trees(window, head_dim):
+    sizes = SIZES | {"head_dim": head_dim, "dtype": torch.float16}
+    check(make_case([1, 6, 1, 64, 150], [12, 600, 3000, 64, 400], **sizes), window)
+    ancestors = [random_tree(32, torch.Generator().manual_seed(5)), [0] * 32]
+    check(make_case([32, 5], [732, 9], **sizes, ancestors=ancestors), window)
+
+
+@on_gpu
+@needs_gpu
 def test_128k_keys():
     check(make_case([1, 4], [131072, 100003], **SIZES))
 

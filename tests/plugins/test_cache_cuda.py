@@ -42,8 +42,11 @@ def rope_case(device, dtype, head_dim, num_heads, num_kv_heads, num_tokens, with
         (64, (6, 2), 7, torch.bfloat16),
         (64, (9, 3), 1, torch.float16),
         (96, (3, 1), 5, torch.bfloat16),
+        (96, (2, 1), 2, torch.float16),
         (128, (4, 4), 3, torch.float16),
+        (128, (2, 1), 2, torch.bfloat16),
         (256, (2, 1), 3, torch.bfloat16),
+        (256, (2, 2), 2, torch.float16),
     ],
 )
 def test_rope_equals_the_reference_and_writes_nothing_else(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plugins.cuda.errors import KernelError
-from plugins.draft_pass import DraftWeights, DrawNoise
+from plugins.draft_pass import DraftTexts, DraftWeights, DrawNoise
 from plugins.draft_pass.cuda import DraftPass
 from plugins.draft_pass.plan import Device, HeadSizes, PassPlan, PassSizes, head_refusal, plan_pass
 from plugins.draft_pass.reference import draft_candidates
@@ -50,8 +50,20 @@ class Batch:
         self.noise = DrawNoise(temperature, seeds, torch.arange(requests) % 2) if with_noise else None
 
     def arguments(self, device: str, rows: slice = slice(None)):
-        noise = self.noise and DrawNoise(*(value[rows].to(device) for value in self.noise))
-        return (*(value[rows].to(device) for value in (self.hidden, self.root_ids, self.positions)), noise)
+        """The requests from the last slot down, in tables with one slot more."""
+        requests = len(self.positions)
+        slots = requests - torch.arange(requests)[rows]
+        place = requests - torch.arange(requests)
+
+        def table(values: torch.Tensor) -> torch.Tensor:
+            kept = torch.zeros(requests + 1, *values.shape[1:], dtype=values.dtype)
+            kept[place] = values
+            return kept.to(device)
+
+        history = torch.full((requests + 1, int(self.positions.max()) + 2), -1)
+        history[place, self.positions] = self.root_ids
+        texts = DraftTexts(slots.to(device), table(self.hidden), table(self.positions + 1), history.to(device))
+        return texts, self.noise and DrawNoise(*(table(value) for value in self.noise))
 
     def of_request(self, row: int):
         noise = self.noise and DrawNoise(*(value[row] for value in self.noise))
@@ -274,10 +286,10 @@ def test_too_few_drafted_tokens_for_a_tree_are_said_in_one_line():
 def test_inputs_of_another_shape_or_dtype_are_refused(kernel_device):
     weights, sizes = random_weights(), PassSizes(2, 12, 3, 4)
     draft_pass = make_pass(weights, kernel_device)
-    hidden, *rest = Batch(2, weights, with_noise=False).arguments(kernel_device)
+    texts, noise = Batch(2, weights, with_noise=False).arguments(kernel_device)
     with pytest.raises(KernelError, match="hidden is"):
-        draft_pass(sizes, hidden[:1], *rest)
+        draft_pass(sizes, texts._replace(hidden=texts.hidden[:1]), noise)
     with pytest.raises(KernelError, match="hidden is"):
-        draft_pass(sizes, hidden.bfloat16(), *rest)
-    with pytest.raises(KernelError, match="root_ids is"):
-        draft_pass(sizes, hidden, rest[0].int(), *rest[1:])
+        draft_pass(sizes, texts._replace(hidden=texts.hidden.bfloat16()), noise)
+    with pytest.raises(KernelError, match="slots is"):
+        draft_pass(sizes, texts._replace(slots=texts.slots.int()), noise)

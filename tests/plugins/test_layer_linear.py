@@ -7,6 +7,7 @@ from plugins.layer_step.cuda import run_linear
 from plugins.layer_step.layout import Tiling, block_rows, clusters, shared_bytes, supports, tiling
 from plugins.layer_step.params import MODES, LayerLinearParams
 from plugins.layer_step.weights import LayerSpec
+from plugins.layer_step.wide import Wide, run_wide
 
 RELATIVE = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-22}  # of one rounding
 EPS = 1e-5
@@ -38,7 +39,7 @@ def walled(tensor: torch.Tensor, device: str) -> torch.Tensor:
 class Layer:
     """A layer's tensors, and its launch over rows of x."""
 
-    def __init__(self, device: str, cut: Tiling, outputs: int, columns: int) -> None:
+    def __init__(self, device: str, cut: Tiling | Wide, outputs: int, columns: int) -> None:
         self.device, self.cut = device, cut
         self.weight = walled(normal(outputs, columns), device)
 
@@ -49,7 +50,8 @@ class Layer:
             x=x.data_ptr(), weight=self.weight.data_ptr(), y=y.data_ptr(), rows=len(x) // parts, columns=columns,
             outputs=outputs, mode=MODES.index(mode), parts=parts, eps=EPS, **pointers,
         )  # fmt: skip
-        run_linear(params, self.cut, x.dtype, 12)
+        launch = run_wide if isinstance(self.cut, Wide) else run_linear
+        launch(params, self.cut, x.dtype, 12)
 
     def product(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Exact, and what float32 sums in any order may be off by."""

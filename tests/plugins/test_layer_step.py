@@ -13,6 +13,8 @@ from tests.plugins.test_decoder_step import PLAIN, TOLERANCE, TREE, WINDOW, Case
 BIAS = StepSpec(96, 3, 6, 2, 32, 160, 515, 1e-6, True, False, None)
 NORMS = StepSpec(96, 2, 4, 2, 32, 160, 130, 1e-6, True, True, None)  # of heads
 WIDE_NORMS = StepSpec(128, 1, 2, 1, 64, 96, 130, 1e-6, False, True, None)
+WIDE = StepSpec(128, 2, 4, 2, 64, 160, 528, 1e-6, True, False, None)  # down's columns are for the small launches
+WIDE_NORMED = StepSpec(128, 2, 2, 1, 128, 192, 144, 1e-6, False, True, None)
 NARROW_NORMS = StepSpec(64, 2, 4, 2, 16, 96, 130, 1e-6, False, True, None)
 
 
@@ -28,10 +30,14 @@ def layer_weights(weights: StepWeights, device: str, dtype: torch.dtype) -> Laye
     return LayerWeights(LayerSpec(*weights.spec), layers, embedding, final_norm, *rest)
 
 
-@pytest.fixture(params=[Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
+@pytest.fixture(params=["small", Tiling(1, 1), Tiling(2, 2), Tiling(8, 4)], ids=str)
 def step_device(request, kernel_device, monkeypatch):
+    """Through the kernels of small models, where they take this one, and through the others so cut."""
     if kernel_device == "cpu":
         monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+    if request.param == "small":
+        return kernel_device
+    monkeypatch.setattr("plugins.layer_step.cuda.is_small", lambda spec: False)
     row_warps, cluster = request.param
 
     def tiling(outputs: int, columns: int) -> Tiling:
@@ -90,3 +96,21 @@ def test_float16_takes_a_stream_of_any_size(step_device, stream):
     actual, expected = run(WINDOW, [Request(30), Request(20, 9, TREE)], step_device, torch.float16, stream)
     for ours, exact in zip(actual, expected, strict=True):
         check(ours, exact, TOLERANCE / 4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "dtype", "stream"),
+    [
+        (WIDE, torch.bfloat16, 1.0),
+        (WIDE, torch.float16, 1.5e4),
+        (WIDE_NORMED, torch.bfloat16, 1.0),
+    ],
+    ids=["bias", "float16", "norms"],
+)
+def test_wide_layers_equal_the_reference(kernel_device, monkeypatch, spec, dtype, stream):
+    if kernel_device == "cpu":
+        monkeypatch.setattr("plugins.layer_step.cuda.processors", lambda device: 4)
+    monkeypatch.setattr("plugins.layer_step.layout.SMALL_WEIGHTS", 0)
+    actual, expected = run(spec, [Request(19, 9, TREE), Request(5, 2)], kernel_device, dtype, stream)
+    for ours, exact in zip(actual, expected, strict=True):
+        check(ours, exact)

@@ -74,6 +74,14 @@ def test_ties_go_to_the_lower_token_and_nan_to_none(kernel_device):
         assert out[1] == NO_TOKEN
 
 
+def test_more_equal_tokens_than_a_block_holds_are_filtered_by_their_ids(kernel_device):
+    logits = torch.zeros(2, 4999)
+    logits[1, 4990:] = 1.0
+    for filters in ({"top_k": 4321}, {"top_p": 0.9}, {"top_k": 4500, "top_p": 0.5}):
+        out, expected = compare(logits.to(kernel_device), filters)
+        assert out.tolist() == expected.tolist()
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("vocab_size", [1, 3, 260, 4103, 49152, 151936])

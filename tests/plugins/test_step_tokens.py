@@ -66,12 +66,14 @@ def check_places(run, counts, is_drawn, tree):
     known = torch.randint(0, 99, (sum(counts),), generator=generator)
     given = (slots, torch.tensor([0, *counts]).cumsum(0), starts, torch.tensor(is_drawn), known, num_tokens, history)
     outputs = [torch.full_like(known, -9) for _ in range(3)] + [torch.full_like(slots, -9) for _ in range(2)]
-    done = run(place_tokens_plain, place_tokens_cuda, *given, *(tree or (None, None)), *outputs)
+    turn = torch.tensor([sum(counts) - 5]) if sum(is_drawn) else None
+    done = run(place_tokens_plain, place_tokens_cuda, *given, *(tree or (None, None)), turn, *outputs)
     expected = place_tokens_reference(
         slots.tolist(), counts, starts.tolist(), is_drawn, known.tolist(), num_tokens.tolist(), history.tolist(),
         tree and (tree[0].tolist(), tree[1].tolist()),
     )  # fmt: skip
-    assert [tensor.tolist() for tensor in done[9:]] == list(expected)
+    assert [tensor.tolist() for tensor in done[10:]] == list(expected)
+    assert turn is None or done[9] == sum(counts) - 4
 
 
 @pytest.mark.parametrize("depth", [0, 4])
@@ -101,6 +103,6 @@ def test_emitted_tokens_go_to_their_texts_and_to_the_report_and_no_further(run, 
 def test_numbers_of_another_dtype_are_refused():
     ones = torch.ones(1, dtype=torch.int32)
     with pytest.raises(KernelError, match=r"slots is .* torch\.int32"):
-        place_tokens_cuda(*[ones] * 14)
+        place_tokens_cuda(*[ones] * 15)
     with pytest.raises(KernelError, match=r"slots is .* torch\.int32"):
         emit_tokens_cuda(*[ones] * 10, None, None, None, -1)

@@ -1,6 +1,8 @@
 """Sample and match on the worked example of `DraftTree`, and on random trees against a walk node by node."""
 
 import random
+import re
+from pathlib import Path
 
 import torch
 
@@ -8,6 +10,7 @@ from runtime.speculation.acceptance import accept
 from runtime.speculation.tree import DraftTree, root_only
 from tests.runtime.drafting import build_tree
 
+PAGE = Path(__file__).parents[2] / "docs/speculation.md"
 SEE, THE, CAT, DOG, SAT, RAN, AWAY, UP = range(8)
 
 
@@ -31,6 +34,26 @@ def test_the_worked_example():
     assert EXAMPLE.depths.tolist() == [[0, 1, 2, 2, 3, 3, 0]]
     sets = [[0], [0, 1], [0, 1, 2], [0, 1, 3], [0, 1, 2, 4], [0, 1, 2, 5], [0, 6]]
     assert EXAMPLE.ancestors.tolist() == [[sum(1 << bit for bit in bits) for bits in sets]]
+
+
+def test_the_doc_page_and_the_docstring_tell_the_same_example():
+    words = ["see", "the", "cat", "dog", "sat", "ran", "away", "up"]
+    tokens, parents, depths, ancestors = (part[0].tolist() for part in EXAMPLE)
+    sees = [[node for node in range(7) if bits >> node & 1] for bits in ancestors]
+
+    def cells(label):
+        (row,) = re.findall(rf"^\| {label}[^|]* \|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+        return [cell.strip() for cell in row.split("|")]
+
+    assert cells("token") == [words[token] if token >= 0 else "padding" for token in tokens]
+    assert cells("parent") == ["", *map(str, parents[1:6]), ""]
+    assert cells("depth") == list(map(str, depths))
+    assert cells("sees") == [" ".join(map(str, nodes)) for nodes in sees]
+    rows = dict(re.findall(r"^ +(token_ids|parents|depths|ancestors) +(.*)$", DraftTree.__doc__, re.MULTILINE))
+    assert rows["token_ids"].split() == [words[token] if token >= 0 else "-1" for token in tokens]
+    assert rows["parents"].split() == list(map(str, parents))
+    assert rows["depths"].split() == list(map(str, depths))
+    assert rows["ancestors"].split() == ["{" + ",".join(map(str, nodes)) + "}" for nodes in sees]
 
 
 def test_a_token_that_no_child_has_ends_the_walk_there():

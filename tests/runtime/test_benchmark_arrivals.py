@@ -42,10 +42,20 @@ def test_every_request_of_a_burst_is_timed_with_reuse_and_without(checkpoint):
 
 def test_a_prompt_arrives_in_chunks_of_the_budget_beside_the_decodes(checkpoint):
     backend = make_engine(checkpoint, num_blocks=96).backend
-    samples = list(run_chunks(backend, SPEC.vocab_size, 40, 2, 1, quiet, budgets=(0, 10, 40, 63)))
+    samples = list(run_chunks(backend, SPEC.vocab_size, 40, 2, 1, quiet, budgets=(0, 10, 40, 63), ratios=()))
     assert [(s.budget, len(s.busy_s)) for s in samples] == [(10, 4), (40, 1)]  # 63 leaves no room for two decodes
     assert all(len(s.idle_s) == 32 and s.ttft_s == sum(s.busy_s) for s in samples)
     assert backend.limits.max_num_tokens == 64
+
+
+def test_a_prompt_arrives_at_the_pace_of_each_ratio(checkpoint):
+    backend = make_engine(checkpoint, num_blocks=96).backend
+    samples = list(run_chunks(backend, SPEC.vocab_size, 40, 2, 2, quiet, budgets=(40,), ratios=(1.5, 4.0)))
+    assert [(s.budget, s.itl_ratio, s.repeat) for s in samples] == [
+        (40, None, 0), (40, None, 1), (64, 1.5, 0), (64, 1.5, 1), (64, 4.0, 0), (64, 4.0, 1),
+    ]  # fmt: skip
+    assert all(0 < s.ttft_s == sum(s.busy_s) and len(s.idle_s) == max(32, len(s.busy_s)) for s in samples)
+    assert [row.itl_ratio for row in summarise_chunks(samples)] == [None, 1.5, 4.0]
 
 
 def test_what_an_engine_cannot_run_is_refused(checkpoint):
@@ -66,6 +76,7 @@ def test_rows_pool_the_steps_and_take_medians_of_the_rest():
     (row,) = summarise_chunks(samples)
     assert (row.tokens_per_s, row.ttft_ms) == pytest.approx(((104 / 0.2 + 102 / 0.4) / 2, 300))
     assert (row.busy_p99_ms, row.idle_p99_ms) == pytest.approx((400, 20))
+    assert row.step_tokens == pytest.approx(200 / 3)
 
 
 def test_percentile_is_the_nearest_rank():

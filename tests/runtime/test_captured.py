@@ -14,6 +14,8 @@ from runtime.engine import Engine
 from runtime.errors import EnginewrightError
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder
+from runtime.pacing.measuring import measure_backend
+from runtime.pacing.pace import Pace
 from runtime.sampling import SamplingParams
 from runtime.speculation.tree import TreeShape
 from tests.runtime.drafting import Always, Oracle
@@ -79,6 +81,15 @@ def test_penalties_and_biases_are_those_of_any_other_step(tmp_path):
     texts = [prompt + output for (prompt, _), output in zip(wanted, expected, strict=True)]
     engine = captured(checkpoint, Oracle(texts), Always(TreeShape(6, 1, 5)))
     assert [request.output_ids for request in run(engine, wanted)] == expected
+
+
+def test_costs_are_measured_and_chunks_go_by_them(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    backend = captured(checkpoint).backend
+    paced = Engine(backend, frozenset([EOS]), pace=Pace(measure_backend(backend), 1.5))
+    rng = random.Random(3)
+    wanted = [random_request(rng) for _ in range(8)]
+    assert [request.output_ids for request in run(paced, wanted)] == [alone(checkpoint, one) for one in wanted]
 
 
 def test_few_layouts_serve_every_step(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from runtime.cli import main
 from runtime.formats.manifest import write_manifest
 from runtime.llm import LLM
 from runtime.sampling import SamplingParams
+from runtime.speculation.loading import SpeculationOptions
 from tests.runtime.tiny import PLAN, make_checkpoint, make_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -90,6 +92,48 @@ def test_sampling_options_reach_the_engine(bundle, llm, capsys):
     assert capsys.readouterr().out == PROMPT + free + "\n"
     main(["generate", str(bundle), "--prompt", PROMPT, *flags, "--ignore-eos", "--stop", free[3:5]])
     assert capsys.readouterr().out == PROMPT + free[: free.index(free[3:5])] + "\n"
+
+
+DRAFTS = ("--drafter", "ngram", "--speculation", "8,1,7")
+LOOPING = "ab" * 12  # prompt lookup finds something to propose, and is right now and then
+REPEATED = "1"  # what the tiny model answers to this repeats itself, in tokens that are letters alone
+
+
+@pytest.fixture(scope="module")
+def drafting_llm(bundle):
+    return LLM(bundle, speculation=SpeculationOptions(DRAFTS[3], DRAFTS[1]))
+
+
+def test_generate_prints_the_accepted_length(bundle, drafting_llm, capsys):
+    output = drafting_llm.generate(LOOPING, SamplingParams(max_tokens=64, ignore_eos=True))[0]
+    length = output.completions[0].speculation.accepted_length
+    assert length > 1.05
+    main(["generate", str(bundle), "--prompt", LOOPING, "--max-tokens", "64", "--ignore-eos", *DRAFTS])
+    printed = capsys.readouterr()
+    assert printed.out == LOOPING + output.text + "\n", "drafts change nothing"
+    assert printed.err.endswith(f", accepted length {length:.2f}]\n")
+    main(["generate", str(bundle), "--prompt", LOOPING, "--max-tokens", "4", "--ignore-eos", "--speculation", "off"])
+    assert "accepted length" not in capsys.readouterr().err
+
+
+def test_chat_shows_accepted_draft_tokens_in_green_where_asked(bundle, drafting_llm, monkeypatch, capsys):
+    messages = [{"role": "user", "content": REPEATED}]
+    params = SamplingParams(max_tokens=60, ignore_eos=True)
+    prompt = drafting_llm.text_engine.tokenizer.encode_chat(messages)
+    deltas = list(drafting_llm.stream(prompt, params))
+    drafted = [delta.text for delta in deltas if delta.was_drafted and delta.text]
+    assert drafted
+
+    def chat(*options):
+        lines = iter([REPEATED, ""])
+        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+        main(["chat", str(bundle), "--max-tokens", "60", "--ignore-eos", *DRAFTS, *options])
+        return capsys.readouterr().out
+
+    plain, coloured = chat(), chat("--show-drafts")
+    assert plain == "".join(delta.text for delta in deltas) + "\n"
+    assert re.findall("\x1b\\[32m(.*?)\x1b\\[0m", coloured, re.DOTALL) == drafted
+    assert re.sub("\x1b\\[[0-9]+m", "", coloured) == plain
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["end of input", "empty line"])

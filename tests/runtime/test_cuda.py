@@ -11,6 +11,8 @@ from runtime.engine import Engine
 from runtime.kv.cache import KVCache
 from runtime.loading import make_backend
 from runtime.model.decoder import Decoder
+from runtime.pacing.measuring import is_current, measure_backend
+from runtime.pacing.pace import Pace
 from runtime.speculation.draft_model import ModelDrafter
 from runtime.speculation.ngram import NgramDrafter
 from runtime.speculation.redrafter.loading import make_redrafter
@@ -72,3 +74,20 @@ def test_outputs_of_captured_graphs_equal_those_on_the_cpu(tmp_path, family, dra
     rng = random.Random(2)
     wanted = [random_request(rng) for _ in range(12)]
     assert [request.output_ids for request in run(engine, wanted)] == [alone(checkpoint, one) for one in wanted]
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "graphs"])
+def test_costs_are_measured_on_a_gpu_and_chunks_go_by_them(tmp_path, recorded):
+    checkpoint = make_checkpoint(tmp_path)
+    if recorded:
+        backend = captured(checkpoint, recorder=CudaRecorder(), device="cuda").backend
+    else:
+        backend = make_backend(checkpoint, PLAN, read_lag=1, device="cuda")
+        backend.cache.storage.fill_(torch.nan)
+    costs = measure_backend(backend)
+    assert all(seconds > 0 for seconds in costs.decode_seconds.values())
+    assert is_current(backend, costs)
+    paced = Engine(backend, frozenset([EOS]), pace=Pace(costs, 1.5))
+    rng = random.Random(3)
+    wanted = [random_request(rng) for _ in range(8)]
+    assert [request.output_ids for request in run(paced, wanted)] == [alone(checkpoint, one) for one in wanted]

@@ -124,7 +124,7 @@ def test_the_engine_is_the_one_asked_for_else_cuda_where_it_runs_else_cpu(monkey
 def test_an_llm_without_a_target_takes_the_engine_that_a_command_takes(bundle, monkeypatch):
     taken = []
 
-    def load(checkpoint, engine_dir, *rest, bundle):
+    def load(checkpoint, engine_dir, *rest, bundle, **options):
         assert bundle == engine_dir.parents[1]
         taken.append(engine_dir.name)
 

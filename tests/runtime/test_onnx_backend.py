@@ -15,6 +15,8 @@ from runtime.formats.checkpoint import EMBEDDING
 from runtime.kv.cache import KVCache
 from runtime.kv.prefix_cache import common_len
 from runtime.model.decoder import Decoder
+from runtime.pacing.measuring import measure_backend
+from runtime.pacing.pace import Pace
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
 from runtime.speculation.combined import CombinedDrafter
@@ -55,6 +57,16 @@ def model_drafter(checkpoint):
     decoder = Decoder(checkpoint, torch.float64, "torch", MAX_SEQ_LEN)
     cache = KVCache(checkpoint.spec, LIMITS.num_blocks, LIMITS.block_size, torch.float64)
     return ModelDrafter(decoder, cache, SPEC.vocab_size)
+
+
+def test_costs_are_measured_and_chunks_go_by_them(session, checkpoint):
+    engine = make_engine(session)
+    costs = measure_backend(engine.backend)
+    assert [line.num_tokens for line in costs.chunks] == [1, 4, 16]
+    rng = random.Random(5)
+    wanted = [random_request(rng) for _ in range(6)]
+    paced = Engine(engine.backend, frozenset([EOS]), pace=Pace(costs, 1.5))
+    assert outputs(run(paced, wanted)) == [alone(checkpoint, one) for one in wanted]
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_num_tokens": 5}, {"num_blocks": 4}], ids=["roomy", "chunks", "no spare"])

@@ -5,6 +5,8 @@ import random
 import pytest
 
 from runtime.kv.prefix_cache import PrefixStats
+from runtime.pacing.costs import ChunkCosts, Line
+from runtime.pacing.pace import Pace
 from runtime.sampling import SamplingParams
 from runtime.scoring import score
 from runtime.speculation.tree import TreeShape
@@ -15,6 +17,7 @@ from tests.runtime.tiny import make_engine
 
 GREEDY = SamplingParams(max_tokens=4, ignore_eos=True)
 SHAPE = TreeShape(7, 2, 3)
+COSTS = ChunkCosts(8, {1: 10.0, 4: 13.0}, 0.05, (Line(1, 1.5, 0.01), Line(16, 16.5, 0.2)))  # chunks of 3 to 5 tokens
 PREFIX = [random.Random(1).randrange(256) for _ in range(64)]
 
 
@@ -68,7 +71,10 @@ def mix(rng, num_requests, num_prefixes=3):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_output_does_not_depend_on_reuse(checkpoint, seed):
-    """Random mixes, with drafts in every second one, cancellation in every third; integrity checked at every step."""
+    """Random mixes, integrity checked at every step.
+
+    Drafts in every second one, cancellation in every third, chunks by their time in every fourth.
+    """
     rng = random.Random(seed)
     wanted = mix(rng, 16)
     expected = [alone(checkpoint, request_params[:3]) for request_params in wanted]
@@ -82,7 +88,8 @@ def test_output_does_not_depend_on_reuse(checkpoint, seed):
     }
     if limits["block_size"] == 1:
         limits["num_blocks"] = 96
-    engine = make_engine(checkpoint, rng.randrange(3), **speculation, **limits)
+    pace = Pace(COSTS, 1.5) if seed % 4 == 0 else None
+    engine = make_engine(checkpoint, rng.randrange(3), **speculation, pace=pace, **limits)
     check_plans(engine)
     cancel_at = rng.randrange(40) if seed % 3 == 0 else None
     requests = run(engine, wanted, cancel_at=cancel_at, rng=rng)

@@ -28,6 +28,8 @@ SETTINGS = ProfileSettings(batch_size=2, prompt_len=16, new_tokens=32)
         ("attention_plan_kernel", "attention"),
         ("sample_chunks_kernel", "sample"),
         ("layer_linear_16_kernel", "layer_step"),
+        ("layer_small_qkv_1_8_kernel", "layer_step"),
+        ("layer_wide_logits_8_kernel", "layer_step"),
         ("rows_begin_kernel", "layer_step"),
         ("nvjet_tst_64x8_64x16_4x1_v_bz_TNT", "linear"),
         ("void gemv2T_kernel_val<int, int, __nv_bfloat16>", "linear"),

@@ -16,10 +16,10 @@ MANIFEST = {
 }
 
 
-def overrides(folder, drafter, recipe=None):
+def overrides(folder, drafter, recipe=None, **more):
     if drafter is not None:
         (folder / "draft").mkdir()
-        (folder / "draft/draft.json").write_text(json.dumps({"schema": 1, "drafter": drafter}))
+        (folder / "draft/draft.json").write_text(json.dumps({"schema": 1, "drafter": drafter, **more}))
     if recipe is not None:
         (folder / "draft/recipe.json").write_text(json.dumps(recipe))
     words = dict(word.split("=", 1) for word in shlex.split(rebuild_command(folder, MANIFEST))[2:])
@@ -47,3 +47,8 @@ def overrides(folder, drafter, recipe=None):
 )
 def test_the_command_names_the_drafter(tmp_path, drafter, recipe, expected):
     assert overrides(tmp_path, drafter, recipe) == expected
+
+
+def test_a_shipped_head_is_taken_again_not_trained_again(tmp_path):
+    recipe = {"settings": {"num_steps": 20, "device": "cuda"}}
+    assert overrides(tmp_path, "redrafter", recipe, shipped=True) == ["draft=ready"]

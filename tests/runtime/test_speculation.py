@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from runtime.llm import LLM
 from runtime.sampling import SamplingParams
 from runtime.spec import RopeScaling
+from runtime.speculation.cost_table import CostTable
+from runtime.speculation.policy import AcceptancePrior, SpeculationPolicy
 from runtime.speculation.tree import TreeShape
+from runtime.text_engine import TextEngine
 from tests.runtime.drafting import Always, Oracle
 from tests.runtime.test_engine import alone, random_request, run
-from tests.runtime.tiny import SPEC, make_checkpoint, make_engine
+from tests.runtime.tiny import PLAN, SPEC, make_checkpoint, make_engine
 
 SHAPES = [TreeShape(6, 2, 3), TreeShape(12, 4, 5), TreeShape(33, 4, 4)]
 FAMILIES = {
@@ -103,6 +107,68 @@ def test_end_tokens_and_limits_inside_an_accepted_run(checkpoint):
         )
         assert outputs(requests) == expected
         assert [request.finish_reason for request in requests] == ["stop", "length"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_log_probabilities_inside_an_accepted_run_are_plain_decodings(checkpoint, tokenizer, temperature):
+    params = SamplingParams(temperature=temperature, top_k=20, seed=4, max_tokens=24, ignore_eos=True, logprobs=3)
+    plain = complete(checkpoint, tokenizer, params)
+    drafted = complete(checkpoint, tokenizer, params, plain)
+    assert drafted.speculation.num_accepted_tokens > 12
+    assert drafted.token_ids == plain.token_ids
+    assert len(drafted.logprobs) == 24
+    for entry, expected in zip(drafted.logprobs, plain.logprobs, strict=True):
+        assert entry.chosen == pytest.approx(expected.chosen, abs=1e-9)
+        assert [token for token, _ in entry.top] == [token for token, _ in expected.top]
+        assert [value for _, value in entry.top] == pytest.approx([value for _, value in expected.top], abs=1e-9)
+
+
+def test_stop_strings_inside_an_accepted_run_end_the_text_where_they_do_without_drafts(checkpoint, tokenizer):
+    free = complete(checkpoint, tokenizer, SamplingParams(max_tokens=20, ignore_eos=True))
+    for at in range(1, 12):
+        params = SamplingParams(max_tokens=20, ignore_eos=True, stop=(free.text[at : at + 2],))
+        plain = complete(checkpoint, tokenizer, params)
+        drafted = complete(checkpoint, tokenizer, params, free)
+        assert (drafted.text, drafted.finish_reason) == (plain.text, plain.finish_reason)
+        assert drafted.token_ids == plain.token_ids
+
+
+def complete(checkpoint, tokenizer, params, known=None):
+    """One completion; with `known`, runs of its tokens are drafted, all of them right."""
+    drafts = {}
+    if known is not None:
+        drafts = {"drafter": Oracle([[7, 7, 7, *known.token_ids]], 1.0), "policy": Always(TreeShape(8, 1, 7))}
+    engine = make_engine(checkpoint, **drafts)
+    (completion,) = LLM(TextEngine(engine, tokenizer)).generate([7, 7, 7], params)[0].completions
+    engine.scheduler.check()
+    assert engine.scheduler.pool.num_free == engine.backend.limits.num_blocks
+    return completion
+
+
+@pytest.mark.parametrize(("per_row", "drafts"), [(0.0, True), (1.0, False)], ids=["rows are free", "rows are dear"])
+def test_speculation_turns_itself_off_where_it_does_not_pay(checkpoint, per_row, drafts):
+    """The same drafter, right every time, on machines where a step of 8 rows takes as long as one of 1, or 8 times."""
+    shape = TreeShape(8, 1, 7)
+    target = {(batch, rows): 0.01 + per_row * batch * rows for batch in (1, 4) for rows in (1, 8)}
+    costs = CostTable(target, {(batch, 1, 7): 0.005 for batch in (1, 4)})
+    policy = SpeculationPolicy(costs, (shape,), AcceptancePrior(), PLAN.max_num_tokens)
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    requests, expected = speculate(checkpoint, [([5, 99, 3], params), ([4], params)], policy, accuracy=1.0)
+    assert outputs(requests) == expected
+    assert [request.statistics.snapshot().num_drafts > 0 for request in requests] == [drafts] * 2
+
+
+def test_a_drafter_that_is_never_right_is_hardly_asked(checkpoint):
+    """Where a step of 8 rows takes 1.4 times as long as one of 1: guesses pay at first, until acceptance is seen."""
+    shape = TreeShape(8, 1, 7)
+    costs = CostTable({(1, 1): 0.01, (1, 8): 0.014, (4, 1): 0.01, (4, 8): 0.014}, {(1, 1, 7): 0.001, (4, 1, 7): 0.001})
+    policy = SpeculationPolicy(costs, (shape,), AcceptancePrior(), PLAN.max_num_tokens)
+    params = SamplingParams(max_tokens=80, ignore_eos=True)
+    (request,), (expected,) = speculate(checkpoint, [([5, 99, 3], params)], policy, accuracy=0.0)
+    assert request.output_ids == expected
+    counts = request.statistics.snapshot()
+    assert 0 < counts.num_drafts < 20
+    assert counts.num_steps > 60
 
 
 def test_to_the_last_token_of_the_context(checkpoint):

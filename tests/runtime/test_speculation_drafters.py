@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.formats.checkpoint import EMBEDDING
 from runtime.kv.cache import KVCache
@@ -28,6 +29,12 @@ def model_drafter(checkpoint, vocab_size=260, **limits):
     plan = replace(PLAN, **limits)
     decoder = Decoder(checkpoint, torch.float64, "torch", plan.max_seq_len)
     return ModelDrafter(decoder, KVCache(checkpoint.spec, plan.num_blocks, plan.block_size, torch.float64), vocab_size)
+
+
+def random_head(checkpoint):
+    config = head_config()
+    embedding = dict(checkpoint.tensors())[EMBEDDING].double()
+    return make_redrafter(config, head_tensors(config), embedding, embedding, "torch")
 
 
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
@@ -59,9 +66,7 @@ def test_the_target_as_its_own_draft_model_is_always_right_sampled_too(checkpoin
 @pytest.mark.parametrize("read_lag", [0, 2])
 @pytest.mark.parametrize("limits", [{}, {"num_blocks": 24, "max_num_tokens": 20}], ids=["roomy", "cramped"])
 def test_a_random_draft_head_changes_nothing_greedy_or_sampled(checkpoint, limits, read_lag):
-    config = head_config()
-    embedding = dict(checkpoint.tensors())[EMBEDDING].double()
-    drafter = make_redrafter(config, head_tensors(config), embedding, embedding, "torch")
+    drafter = random_head(checkpoint)
     rng = random.Random(6)
     wanted = [random_request(rng) for _ in range(8)]
     assert {request[1].temperature > 0 for request in wanted} == {True, False}
@@ -89,8 +94,53 @@ def test_two_drafters_together_change_nothing(checkpoint):
     assert engine.speculation.snapshot().accepted_length > 2.0
 
 
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["head", "model", "ngram"])
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_step_with_trees_takes_as_many_operations_for_eight_requests_as_for_two(checkpoint, name, temperature):
+    """Drafting, packing, masks, the pass, acceptance and compaction are batched: none goes request by request."""
+
+    def count(num_requests):
+        limits = {"max_batch_size": 8, "num_blocks": 128}
+        drafter = {"head": random_head, "ngram": lambda _: NgramDrafter()}.get(name, model_drafter)(checkpoint)
+        engine = make_engine(checkpoint, drafter=drafter, policy=Always(TreeShape(8, 2, 3)), **limits)
+        params = SamplingParams(temperature=temperature, seed=1, max_tokens=40, ignore_eos=True)
+        for first in range(num_requests):
+            engine.add([first + 1, 5, 5, 5], params)
+        engine.step()
+        step, counts = engine.backend.step, []
+
+        def counted(plan, state):
+            with Operations() as operations:
+                handle = step(plan, state)
+            counts.append(operations.count)
+            assert [row.drafts for row in plan.rows] == [True] * num_requests
+            return handle
+
+        engine.backend.step = counted
+        engine.step()
+        return counts
+
+    assert count(2) == count(8)
+
+
 def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
-    """Chi-square over the second token of many seeds, against the exact distribution of a model with 12 tokens."""
+    """Chi-square over many seeds, against the exact distribution of a model with 12 tokens.
+
+    Over the first two tokens, the second of which is drawn at a tree's root, and over the second and the third, which
+    is drawn at an accepted node of the same tree more often than not.
+    """
     checkpoint = make_checkpoint(tmp_path, replace(SPEC, vocab_size=12), seed=2)
     limits = {"max_batch_size": 64, "max_num_tokens": 256, "num_blocks": 256}
     drafter = model_drafter(checkpoint, vocab_size=12, **limits)
@@ -102,23 +152,33 @@ def test_sampled_speculative_output_has_the_target_distribution(tmp_path):
     ]
     while engine.has_work:
         engine.step()
-    counts = torch.zeros(12, 12)
+    counts = torch.zeros(12, 12, 12)
     for request in requests:
-        counts[request.output_ids[0], request.output_ids[1]] += 1
-    expected = torch.zeros(12, 12)
-    first = torch.softmax(score(engine, prompt, first=len(prompt) - 1)[-1] / 1.3, dim=0)
-    for token in range(12):
-        second = torch.softmax(score(engine, [*prompt, token], first=len(prompt))[-1] / 1.3, dim=0)
-        expected[token] = draws * first[token] * second
+        counts[tuple(request.output_ids)] += 1
+    expected = torch.empty(12, 12, 12)
+    for first in range(12):
+        for second in range(12):
+            logits = score(engine, [*prompt, first, second], first=len(prompt) - 1)
+            chances = torch.softmax(logits / 1.3, dim=-1)
+            expected[first, second] = draws * chances[0, first] * chances[1, second] * chances[2]
+    assert engine.speculation.snapshot().num_accepted_tokens > draws / 2
+    assert expected.sum() == pytest.approx(draws)
+    assert_drawn_from(counts.sum(dim=2), expected.sum(dim=2))
+    assert_drawn_from(counts.sum(dim=0), expected.sum(dim=0))
+    with pytest.raises(AssertionError):  # another distribution is told apart
+        assert_drawn_from(counts.sum(dim=0), expected.sum(dim=0).roll(1, dims=1))
+
+
+def assert_drawn_from(counts, expected):
+    """Chi-square over cells that 5 draws or more are expected of, and one for all others."""
     likely = expected >= 5
     observed = torch.cat([counts[likely], counts[~likely].sum().view(1)])
     wanted = torch.cat([expected[likely], expected[~likely].sum().view(1)])
     chi_square = float(((observed - wanted) ** 2 / wanted).sum())
     degrees = len(wanted) - 1
-    assert engine.speculation.snapshot().num_accepted_tokens > draws / 2
+    assert degrees > 20
     # Wilson and Hilferty: the cube root of chi-square / degrees is nearly normal; 4 sigma, and the seeds are fixed.
-    bound = degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
-    assert chi_square < bound
+    assert chi_square < degrees * (1 - 2 / (9 * degrees) + 4 * (2 / (9 * degrees)) ** 0.5) ** 3
 
 
 def test_candidates_that_are_the_same_for_all_requests_are_laid_out_for_kernels(monkeypatch):

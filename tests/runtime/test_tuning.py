@@ -129,3 +129,12 @@ def test_a_pass_takes_what_was_measured_where_those_kernels_take_it(taken):
 def test_larger_layers_gain_from_their_own_launches_at_fewer_rows():
     small, large = replace(SPEC, num_layers=30), replace(SPEC, num_layers=1, hidden_size=4096, intermediate_size=16384)
     assert usual_rows(small) > usual_rows(large)
+
+
+def test_wide_layers_gain_from_their_own_launches_at_any_number_of_rows_where_the_gpu_has_them():
+    wide = replace(
+        SPEC, hidden_size=2048, num_heads=32, num_kv_heads=8, head_dim=64, intermediate_size=8192, vocab_size=2048
+    )
+    assert usual_rows(wide, has_wide=True) == 64
+    assert usual_rows(wide) < 64
+    assert usual_rows(SPEC, has_wide=True) == usual_rows(SPEC)

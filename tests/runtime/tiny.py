@@ -78,8 +78,9 @@ def make_engine(
     drafter=None,
     policy=None,
     prefix_reuse=True,
+    pace=None,
     **limits: int,
 ) -> Engine:
     """An fp64 engine that ends texts at EOS; `limits` replace fields of PLAN."""
     backend = make_backend(checkpoint, replace(PLAN, **limits), drafter, read_lag, most_repeats=most_repeats)
-    return Engine(backend, frozenset([EOS]), policy, prefix_reuse)
+    return Engine(backend, frozenset([EOS]), policy, prefix_reuse, pace=pace)

@@ -55,6 +55,15 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Of unsigned values, in one instruction.
+__device__ __forceinline__ unsigned warp_max(unsigned value) {
+    return __reduce_max_sync(ALL_LANES, value);
+}
+
+__device__ __forceinline__ unsigned warp_min(unsigned value) {
+    return __reduce_min_sync(ALL_LANES, value);
+}
+
 __device__ __forceinline__ void block_sync() {
     __syncthreads();
 }

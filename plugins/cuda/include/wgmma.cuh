@@ -97,6 +97,9 @@ __device__ __forceinline__ void raise_registers() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
+#define WGMMA_REGISTERS_4 "{%0, %1, %2, %3}"
+#define WGMMA_REGISTERS_8 "{%0, %1, %2, %3, %4, %5, %6, %7}"
+#define WGMMA_REGISTERS_16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define WGMMA_REGISTERS_32 \
     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, " \
     "%21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -106,11 +109,14 @@ __device__ __forceinline__ void raise_registers() {
     "%40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, " \
     "%59, %60, %61, %62, %63}"
 
-#define WGMMA_SUMS_8(n) \
+#define WGMMA_SUMS_OF_TWO(n) \
     "+f"(acc[n][0]), "+f"(acc[n][1]), "+f"(acc[n][2]), "+f"(acc[n][3]), \
     "+f"(acc[n + 1][0]), "+f"(acc[n + 1][1]), "+f"(acc[n + 1][2]), "+f"(acc[n + 1][3])
-#define WGMMA_SUMS_32 WGMMA_SUMS_8(0), WGMMA_SUMS_8(2), WGMMA_SUMS_8(4), WGMMA_SUMS_8(6)
-#define WGMMA_SUMS_64 WGMMA_SUMS_32, WGMMA_SUMS_8(8), WGMMA_SUMS_8(10), WGMMA_SUMS_8(12), WGMMA_SUMS_8(14)
+#define WGMMA_SUMS_4 "+f"(acc[0][0]), "+f"(acc[0][1]), "+f"(acc[0][2]), "+f"(acc[0][3])
+#define WGMMA_SUMS_8 WGMMA_SUMS_OF_TWO(0)
+#define WGMMA_SUMS_16 WGMMA_SUMS_OF_TWO(0), WGMMA_SUMS_OF_TWO(2)
+#define WGMMA_SUMS_32 WGMMA_SUMS_OF_TWO(0), WGMMA_SUMS_OF_TWO(2), WGMMA_SUMS_OF_TWO(4), WGMMA_SUMS_OF_TWO(6)
+#define WGMMA_SUMS_64 WGMMA_SUMS_32, WGMMA_SUMS_OF_TWO(8), WGMMA_SUMS_OF_TWO(10), WGMMA_SUMS_OF_TWO(12), WGMMA_SUMS_OF_TWO(14)
 
 // Operands behind the sums: a descriptor of each, or a's four registers and b's descriptor; then whether acc is added to.
 #define WGMMA_OF_SHARED(columns, sums, type, a_, b_, add_)                                                       \
@@ -132,11 +138,19 @@ constexpr bool IS_BFLOAT16<bfloat16> = true;
 // acc (64, 8 N) = a b, plus acc where `add`: a (64, 16) and b (8 N, 16), rows of the summed dimension both.
 template <class T, int N>
 __device__ __forceinline__ void wgmma_rows(float (&acc)[N][4], unsigned long long a, unsigned long long b, bool add) {
-    static_assert(N == 16, "the shapes that kernels here use");
+    static_assert(N == 1 || N == 2 || N == 4 || N == 8 || N == 16, "the shapes that kernels here use");
     if constexpr (IS_BFLOAT16<T>) {
-        WGMMA_OF_SHARED("128", 64, "bf16", "%64", "%65", "%66");
+        if constexpr (N == 1) WGMMA_OF_SHARED("8", 4, "bf16", "%4", "%5", "%6");
+        if constexpr (N == 2) WGMMA_OF_SHARED("16", 8, "bf16", "%8", "%9", "%10");
+        if constexpr (N == 4) WGMMA_OF_SHARED("32", 16, "bf16", "%16", "%17", "%18");
+        if constexpr (N == 8) WGMMA_OF_SHARED("64", 32, "bf16", "%32", "%33", "%34");
+        if constexpr (N == 16) WGMMA_OF_SHARED("128", 64, "bf16", "%64", "%65", "%66");
     } else {
-        WGMMA_OF_SHARED("128", 64, "f16", "%64", "%65", "%66");
+        if constexpr (N == 1) WGMMA_OF_SHARED("8", 4, "f16", "%4", "%5", "%6");
+        if constexpr (N == 2) WGMMA_OF_SHARED("16", 8, "f16", "%8", "%9", "%10");
+        if constexpr (N == 4) WGMMA_OF_SHARED("32", 16, "f16", "%16", "%17", "%18");
+        if constexpr (N == 8) WGMMA_OF_SHARED("64", 32, "f16", "%32", "%33", "%34");
+        if constexpr (N == 16) WGMMA_OF_SHARED("128", 64, "f16", "%64", "%65", "%66");
     }
 }
 

@@ -32,7 +32,7 @@ class _Pass(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    words: torch.Tensor  # (1 + n,) int64: which pass of the plan comes next, then the packed plan
+    words: torch.Tensor  # (1 + n,) int64: which pass of the plan was the last, then the packed plan
     results: torch.Tensor  # (most_repeats, E, 2 + K + 1) int64: count, drafted nodes, tokens
     recording: Recording[_Pass]
 
@@ -127,17 +127,12 @@ class CapturedBackend(TorchBackend):
         words = torch.from_numpy(_words(self._buckets.nothing(layout), layout)).to(self.device)
         results = words.new_zeros(self.most_repeats, layout.num_draws, _TOKENS + depth + 1)
 
-        turn, report = words[:1], Report(words[:1], results, self._buckets.dummy_slot)
-
-        def one_pass() -> _Pass:
-            done = self._one_pass(words[1:], layout, samples, report)
-            turn.add_(1)
-            return done
-
-        return _Graph(words, results, self._recorder.record(one_pass))
+        report = Report(words[:1], results, self._buckets.dummy_slot)
+        return _Graph(words, results, self._recorder.record(lambda: self._one_pass(words[1:], layout, samples, report)))
 
     def _one_pass(self, words: torch.Tensor, layout: Layout, samples: bool, report: Report) -> _Pass:
-        batch, drawing = unpack(words, layout, self._state, self.drafter.propose if self.drafter else None, samples)
+        propose = self.drafter.propose if self.drafter else None
+        batch, drawing = unpack(words, layout, self._state, propose, samples, report.turn)
         output = self.forward(batch)
         if self.drafter is not None:
             self.drafter.follow(batch)
@@ -154,4 +149,4 @@ class CapturedBackend(TorchBackend):
 
 
 def _words(padded: StepPlan, layout: Layout) -> numpy.ndarray:
-    return numpy.concatenate([numpy.zeros(1, dtype=numpy.int64), host_words(padded, layout)])
+    return numpy.concatenate([numpy.full(1, -1, dtype=numpy.int64), host_words(padded, layout)])

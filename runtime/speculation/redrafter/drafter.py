@@ -8,7 +8,7 @@ import logging
 
 import torch
 
-from plugins.draft_pass import DrawNoise
+from plugins.draft_pass import DraftTexts, DrawNoise
 from plugins.draft_pass.cuda import DraftPass
 from plugins.draft_pass.plan import PassSizes
 from plugins.tree_pack import tree_pack
@@ -53,12 +53,13 @@ class ReDrafter:
         Above temperature 0 a token's log-probability is that of softmax(logits + T * noise), with the noise of the
         target's own draw at that position: tokens rank by it as they do in the draw.
         """
+        if self.draft_pass is not None:
+            texts, draws = _given_texts(context) if context.texts is None else context.texts
+            sizes = PassSizes(len(texts.slots), shape.num_nodes, shape.num_beams, shape.depth)
+            if self._takes(self.draft_pass, sizes):
+                return DraftTree(*self.draft_pass(sizes, texts, draws if context.samples else None))
         noise = DrawNoise(context.temperature, context.seed, context.sample_index) if context.samples else None
-        sizes = PassSizes(len(context.root_ids), shape.num_nodes, shape.num_beams, shape.depth)
-        if self.draft_pass is None or not self._takes(self.draft_pass, sizes):
-            return self._search(context, shape, noise)
-        hidden = context.hidden.float()
-        return DraftTree(*self.draft_pass(sizes, hidden, context.root_ids, context.positions, noise))
+        return self._search(context, shape, noise)
 
     def _takes(self, draft_pass: DraftPass, sizes: PassSizes) -> bool:
         refusal = draft_pass.refusal(sizes)
@@ -101,3 +102,11 @@ class ReDrafter:
 
     def follow(self, batch: Batch) -> None:
         """Nothing to see: no state outlives a step."""
+
+
+def _given_texts(context: DraftContext) -> tuple[DraftTexts, DrawNoise]:
+    """Each request its own slot."""
+    slots = torch.arange(len(context.positions), device=context.positions.device)
+    history = context.history.scatter(1, context.positions.unsqueeze(1), context.root_ids.unsqueeze(1))
+    texts = DraftTexts(slots, context.hidden.float(), context.positions + 1, history)
+    return texts, DrawNoise(context.temperature, context.seed, context.sample_index)

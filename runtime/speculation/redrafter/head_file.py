@@ -31,6 +31,8 @@ SCHEMA = 1
 PREFIX = "drafter."
 VOCAB_IDS = "draft_vocab_ids"
 _NEAR_BEST = 0.97  # of the best accepted length
+_FREE_BEAMS = 4  # on a GPU
+_SIZES_BETWEEN = (16, 24)  # nodes; rows that GPU kernels take together
 Dialect = Literal["apple", "tensorrt_llm"]
 
 
@@ -122,6 +124,33 @@ def worthwhile(trees: Sequence[TreeStatistics]) -> tuple[TreeStatistics, ...]:
         near = [tree for tree in same if tree.accepted_length["mean"] >= enough]
         chosen.append(min(near, key=lambda tree: tree.num_beams * tree.depth))
     return tuple(chosen)
+
+
+def worthwhile_on_gpus(trees: Sequence[TreeStatistics]) -> tuple[TreeShape, ...]:
+    """The worthwhile trees, and of each size and depth, no deeper than these, the one that gives most with few beams.
+
+    There a request alone drafts as fast with four beams as with one, and each depth costs as much as some rows of the
+    target. Sizes that were not measured, between those that were, are among them.
+    """
+    chosen: dict[tuple[int, int], TreeStatistics] = {}
+    for best in worthwhile(trees):
+        for tree in trees:
+            if tree.num_nodes != best.num_nodes or tree.depth > best.depth:
+                continue
+            if tree.num_beams <= max(best.num_beams, _FREE_BEAMS):
+                place = tree.num_nodes, tree.depth
+                chosen[place] = max(chosen.get(place, tree), tree, key=lambda one: one.accepted_length["mean"])
+    shapes = list(dict.fromkeys(tree.shape for tree in (*worthwhile(trees), *chosen.values())))
+    sizes: dict[tuple[int, int], list[int]] = {}
+    for shape in shapes:
+        sizes.setdefault((shape.num_beams, shape.depth), []).append(shape.num_nodes)
+    between = [
+        TreeShape(num_nodes, *beams)
+        for num_nodes in _SIZES_BETWEEN
+        for beams, known in sizes.items()
+        if min(known) < num_nodes < max(known)
+    ]
+    return (*shapes, *between)
 
 
 def write_head(folder: Path, description: HeadDescription, tensors: Mapping[str, torch.Tensor]) -> None:

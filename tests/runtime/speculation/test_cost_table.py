@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from runtime.speculation.cost_table import CostTable, device_key, interpolate, load_or_measure, measure_costs
+from runtime.device_costs import device_key, interpolate, load_or_measure
+from runtime.speculation.cost_table import CostTable, measure_costs
 from runtime.speculation.tree import TreeShape
 
 KEY = {"device": "a machine", "torch": "2", "engine": "e", "drafter": "d"}
@@ -89,23 +90,27 @@ def test_interpolation_follows_the_points_and_never_falls_beyond_them():
     assert interpolate({1: 3.0}, 4) == 12.0
 
 
+def keep(folder, key, measure, is_current):
+    return load_or_measure(folder, key, CostTable.from_fields, measure, is_current)
+
+
 def always(table):
     return True
 
 
 def test_a_table_that_is_not_current_is_measured_again_and_replaced(tmp_path):
     old, new = CostTable({(1, 1): 9.0}, {}), CostTable({(1, 1): 1.0}, {})
-    load_or_measure(tmp_path, KEY, lambda: old, always)
-    assert load_or_measure(tmp_path, KEY, lambda: new, lambda table: table != old) == new
-    assert load_or_measure(tmp_path, KEY, lambda: old, lambda table: table != old) == new
+    keep(tmp_path, KEY, lambda: old, always)
+    assert keep(tmp_path, KEY, lambda: new, lambda table: table != old) == new
+    assert keep(tmp_path, KEY, lambda: old, lambda table: table != old) == new
 
 
 def test_a_table_is_measured_once_per_device(tmp_path):
     calls = []
     for _ in range(2):
-        assert load_or_measure(tmp_path / "costs", KEY, lambda: calls.append(1) or TABLE, always) == TABLE
+        assert keep(tmp_path / "costs", KEY, lambda: calls.append(1) or TABLE, always) == TABLE
     assert len(calls) == 1
-    load_or_measure(tmp_path / "costs", KEY | {"torch": "3"}, lambda: calls.append(1) or TABLE, always)
+    keep(tmp_path / "costs", KEY | {"torch": "3"}, lambda: calls.append(1) or TABLE, always)
     assert len(calls) == 2
     assert len(list((tmp_path / "costs").iterdir())) == 2
 
@@ -123,23 +128,23 @@ def test_a_table_is_measured_once_per_device(tmp_path):
     ],
 )
 def test_a_damaged_or_foreign_file_is_measured_again_and_replaced(tmp_path, damage):
-    load_or_measure(tmp_path, KEY, lambda: CostTable({(1, 1): 9.0}, {}), always)
+    keep(tmp_path, KEY, lambda: CostTable({(1, 1): 9.0}, {}), always)
     (path,) = tmp_path.iterdir()
     path.write_text(damage(path.read_text()))
-    assert load_or_measure(tmp_path, KEY, lambda: TABLE, always) == TABLE
+    assert keep(tmp_path, KEY, lambda: TABLE, always) == TABLE
     assert list(tmp_path.iterdir()) == [path]
-    assert load_or_measure(tmp_path, KEY, lambda: pytest.fail("the file was not replaced"), always) == TABLE
+    assert keep(tmp_path, KEY, lambda: pytest.fail("the file was not replaced"), always) == TABLE
 
 
 def test_a_folder_that_cannot_be_written_costs_a_measurement_per_load_and_is_named(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    assert load_or_measure(tmp_path / "file", KEY, lambda: TABLE, always) == TABLE
+    assert keep(tmp_path / "file", KEY, lambda: TABLE, always) == TABLE
     assert "measured costs cannot be kept" in caplog.text
     assert str(tmp_path / "file") in caplog.text
 
 
 def test_the_key_of_this_machine_names_it():
-    key = device_key(torch.device("cpu"), "engine", "drafter")
+    key = device_key(torch.device("cpu"), engine="engine", drafter="drafter")
     assert key["torch"] == torch.__version__
     assert "threads" in key["device"]
-    assert device_key(torch.device("cpu"), "engine", "another") != key
+    assert device_key(torch.device("cpu"), engine="engine", drafter="another") != key

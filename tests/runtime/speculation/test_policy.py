@@ -108,6 +108,14 @@ def test_a_shape_that_disappoints_gives_way_to_another():
     assert choices[-1] not in (WIDEST, None)
 
 
+def test_trees_between_measured_ones_are_expected_to_give_what_lies_between():
+    prior = AcceptancePrior({TreeShape(8, 4, 4): 2.0, TreeShape(32, 4, 4): 3.0, TreeShape(64, 4, 5): 9.0}, (0.5,))
+    assert prior.accepted_length(TreeShape(16, 4, 4)) == 2.5
+    assert prior.accepted_length(TreeShape(32, 4, 4)) == 3.0
+    for unknown in (TreeShape(64, 4, 4), TreeShape(16, 3, 4)):
+        assert prior.accepted_length(unknown) == 1.9375
+
+
 def test_equal_inputs_give_equal_choices():
     runs = [run(make_policy(table(per_row=0.01)), 200, lambda shape: 1 + shape.depth % 3) for _ in range(2)]
     assert runs[0] == runs[1]

@@ -26,7 +26,7 @@ import torch
 from plugins.cuda.source import INCLUDE, PLUGINS, KernelSource
 
 _HERE = Path(__file__).resolve().parent
-_ENTRY = re.compile(r"(\w+)\s*\(\s*__grid_constant__")
+_ENTRY = re.compile(r"(\w+)\s*\(\s*__grid_constant__|^[A-Z_]+\((\w+_kernel),", re.MULTILINE)  # or by a macro
 _FLAGS = ("-std=c++20", "-O1", "-g1", "-w", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing")
 _MESSAGE_BYTES = 1024
 _compiler = shutil.which("g++")
@@ -97,7 +97,16 @@ def emulate(
 
 def emulated_rows(address: int, rows: int, columns: int, box_rows: int) -> bytes:
     """As plugins.cuda.tensor_map.encode_rows, for the emulator's tensor_copy.cuh."""
-    return struct.pack("<QQII104x", address, rows, columns, box_rows)
+    return emulated_tensor(address, (columns, rows), (2 * columns,), (64, box_rows))
+
+
+def emulated_tensor(
+    address: int, sizes: tuple[int, ...], strides: tuple[int, ...], box: tuple[int, ...], most_bytes: int = 128
+) -> bytes:
+    """As plugins.cuda.tensor_map.encode_tensor."""
+    missing = 5 - len(sizes)
+    ones = (1,) * missing
+    return struct.pack("<Q4Q5I5I48x", address, *strides, *(0,) * missing, *sizes, *ones, *box, *ones)
 
 
 def guarded(tensor: torch.Tensor) -> torch.Tensor:
@@ -129,7 +138,7 @@ def _three(size: Size) -> tuple[int, int, int]:
 @cache
 def _build(source: KernelSource, entry: str, arch: int) -> Path:
     assert _compiler is not None, "mark the test with needs_emulator"
-    entries = sorted({*_ENTRY.findall(source.text()), entry})
+    entries = sorted({entry, *(direct or by_macro for direct, by_macro in _ENTRY.findall(source.text()))})
     unit = "".join([f'#include "{source.path}"\n', *(f"EMULATED_ENTRY({entry})\n" for entry in entries)])
     library = _cache_folder() / f"{source.id}-{_digest(source, unit, arch)}.so"
     if not library.exists():

@@ -63,6 +63,16 @@ inline float warp_max(float value) {
     return value;
 }
 
+inline unsigned warp_max(unsigned value) {
+    for (int mask = 16; mask > 0; mask /= 2) value = std::max(value, shfl_xor(value, mask));
+    return value;
+}
+
+inline unsigned warp_min(unsigned value) {
+    for (int mask = 16; mask > 0; mask /= 2) value = std::min(value, shfl_xor(value, mask));
+    return value;
+}
+
 inline void block_sync() {
     emulator::barrier_sync("block_sync", 0, emulator::current->block->live);
 }
