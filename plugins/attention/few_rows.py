@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from plugins.attention import AttentionShape
 
 FEW_HEAD_DIMS = (64, 96, 128)
-_WARPS, _TILE_ROWS, _VISIT_KEYS, _PARTS = 8, 16, 128, 4  # attention_few.cuh
+_WARPS, _TILE_ROWS, _VISIT_KEYS, _PARTS, _STAGES = 8, 16, 128, 4, 2  # attention_few.cuh
 _MOST_KEYS = 2**31 - 1
 
 
@@ -33,19 +33,14 @@ class _Params(ctypes.Structure):
 
 def few_source(dtype: torch.dtype, head_dim: int) -> KernelSource:
     """What is compiled for a cache of that dtype and head_dim, which is one of FEW_HEAD_DIMS."""
-    defines = (("ELEMENT", ELEMENTS[dtype]), ("HEAD_DIM", str(head_dim)), ("RING_STAGES", str(few_stages(head_dim))))
+    defines = (("ELEMENT", ELEMENTS[dtype]), ("HEAD_DIM", str(head_dim)))
     return KernelSource("attention_few", "attention/attention_few.cu", defines)
-
-
-def few_stages(head_dim: int) -> int:
-    """Visits of a block that are under way at once."""
-    return 3 if head_dim == 64 else 2
 
 
 def shared_bytes(head_dim: int, cluster: int) -> int:
     """Shared memory of a block: FewShared of attention_few.cuh."""
     row_bytes = 2 * head_dim + 16
-    ring = few_stages(head_dim) * 2 * _VISIT_KEYS * row_bytes
+    ring = _STAGES * 2 * _VISIT_KEYS * row_bytes
     part = head_dim // 8 * 512 + 8 * _TILE_ROWS
     rows = _TILE_ROWS * (row_bytes + 2 * _VISIT_KEYS + 16 + 4 * _WARPS)
     return ring + rows + 16 + (_PARTS - _PARTS // cluster) * part
@@ -105,4 +100,5 @@ def _tiles(shape: "AttentionShape", num_requests: int, num_tokens: int) -> tuple
     """Tiles of a K/V head at most, and blocks that share one, which does not change a row's result."""
     tiles = num_tokens * (shape.num_heads // shape.num_kv_heads) // _TILE_ROWS + min(num_requests, num_tokens)
     blocks = tiles * shape.num_kv_heads
-    return tiles, 4 if blocks <= 44 else 2 if blocks <= 72 else 1
+    most_of_four, most_of_two = (44, 72) if shape.head_dim == 64 else (33, 66)  # measured on an H100: layer_step.md
+    return tiles, 4 if blocks <= most_of_four else 2 if blocks <= most_of_two else 1

@@ -9,20 +9,19 @@ from tests.plugins.paged import make_case, random_tree
 from tests.plugins.test_attention_cuda import ROUNDOFF
 
 SIZES = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "block_size": 16, "dtype": torch.bfloat16}
-CUTS = ((2, 1), (3, 4), (2, 2), (2, 4), (3, 1), (3, 2))  # visits under way, blocks of a cluster
+CLUSTERS = (1, 2, 4)  # blocks that share a tile
 
 
-@pytest.fixture(params=[(2, 1), (2, 4), (3, 2), (3, 4)], ids=str)
-def cut(request, monkeypatch):
-    use_cut(monkeypatch, *request.param)
+@pytest.fixture(params=CLUSTERS, ids=str)
+def cluster(request, monkeypatch):
+    use_cluster(monkeypatch, request.param)
 
 
-def use_cut(monkeypatch, stages, cluster):
+def use_cluster(monkeypatch, cluster):
     def tiles(shape, num_requests, num_tokens):
         return num_tokens * shape.num_heads // shape.num_kv_heads // 16 + num_requests, cluster
 
     monkeypatch.setattr("plugins.attention.few_rows._tiles", tiles)
-    monkeypatch.setattr("plugins.attention.few_rows.few_stages", lambda head_dim: stages if head_dim == 64 else 2)
 
 
 def run(case, window=None):
@@ -55,14 +54,14 @@ CASES = {
 }
 
 
-@pytest.mark.usefixtures("cut")
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("window", [None, 50, 300])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_reference(kernel_device, name, window):
     check(make_case(*CASES[name], **SIZES, device=kernel_device), window)
 
 
-@pytest.mark.usefixtures("cut")
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
 @pytest.mark.parametrize("head_dim", FEW_HEAD_DIMS)
 def test_head_dims_and_dtypes(kernel_device, head_dim, dtype):
@@ -78,7 +77,7 @@ def test_any_group_and_block_size(kernel_device, heads, block_size):
     check(make_case([1, 12, 3], [12, 300, 140], **sizes, device=kernel_device))
 
 
-@pytest.mark.usefixtures("cut")
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("window", [None, 3, 12])
 def test_trees_beside_chains(kernel_device, window):
     generator = torch.Generator().manual_seed(0)
@@ -92,16 +91,16 @@ def test_a_tree_of_64(kernel_device):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_a_row_is_the_same_in_every_cut_and_batch(kernel_device, monkeypatch, head_dim):
+def test_a_row_is_the_same_in_every_cluster_and_batch(kernel_device, monkeypatch, head_dim):
     sizes = SIZES | {"device": kernel_device, "head_dim": head_dim}
     whole = make_case([40, 1], [660, 20], **sizes)
-    use_cut(monkeypatch, *CUTS[0])
+    use_cluster(monkeypatch, 1)
     expected = run(whole)
-    for cut in CUTS[1:]:
-        use_cut(monkeypatch, *cut)
-        assert torch.equal(run(whole), expected), cut
-    for (rows, first), cut in zip(((1, 0), (1, 39), (3, 10)), CUTS[1:4], strict=True):
-        use_cut(monkeypatch, *cut)
+    for cluster in CLUSTERS[1:]:
+        use_cluster(monkeypatch, cluster)
+        assert torch.equal(run(whole), expected), cluster
+    for (rows, first), cluster in zip(((1, 0), (1, 39), (3, 10)), CLUSTERS, strict=True):
+        use_cluster(monkeypatch, cluster)
         case = make_case([40, 1], [660, 20], **sizes)
         case.q, case.query_starts = whole.q[first : first + rows], torch.tensor([0, rows], device=kernel_device)
         case.context_lens = torch.tensor([620 + first + rows], device=kernel_device)
