@@ -43,9 +43,7 @@ def small_cut(layer: str, rows: int) -> SmallCut:
     """The cut of a layer; a row's result does not depend on it."""
     if layer == "gate_up":
         return SmallCut(2, 8) if rows <= 8 else SmallCut(3, 8 if rows <= 16 else 16)
-    if layer == "qkv":
-        return SmallCut(1, 8 if rows <= 16 else 16)
-    return SmallCut(1, 8 if rows <= 32 else 16)
+    return SmallCut(1, 8 if rows <= (32 if layer == "down" else 16) else 16)
 
 
 def small_source(spec: LayerSpec, element: torch.dtype) -> KernelSource:
