@@ -27,8 +27,7 @@ class WideLinearParams(ctypes.Structure):
         *((name, ctypes.c_uint8 * MAP_BYTES) for name in ("weight", "x")),
         ("layer", LayerLinearParams),
         ("stages", ctypes.c_int32),
-        ("ahead", ctypes.c_int32),
-        ("unused", ctypes.c_int32 * 14),
+        ("unused", ctypes.c_int32 * 15),
     )
 
 

@@ -7,12 +7,11 @@
 // from L2. One warp asks for boxes, eight multiply. The tensor map deals outputs so that pair_of's pairs are rows i and
 // i + 8 of 16, as in linear.cuh.
 //
-// The ring is filled, and some more weights are brought to L2, before the kernel waits for the one before it. Its blocks
-// leave room for as many of the next kernel, whose ring fills while this one's sums are finished: where this is not so,
-// memory rests in every launch.
+// The ring is filled before the kernel waits for the one before it. Blocks leave room for those of the next kernel, whose
+// ring fills while this one's sums are finished: where this is not so, memory rests in every launch.
 //
-// The cluster's sums meet in shared memory where the ring was: a block finishes its share of the rows, adding in a fixed
-// order, so that a warp has all that norms of heads and of rows need.
+// Each block of a cluster finishes its share of the rows, adding in a fixed order, so that a warp has all that norms of
+// heads and of rows need. Layers with tiles enough have no clusters; threads finish the sums that they have.
 // 9 warps. Shared memory: see WideShared.
 #pragma once
 
@@ -33,8 +32,7 @@ struct WideLinearParams {
     TensorMap x;              // (columns, R, parts)
     LayerLinearParams layer;  // x and weight are not read
     int stages;
-    int ahead;                // stages of weights brought to L2 beyond the ring
-    int unused[14];
+    int unused[15];
 };
 static_assert(sizeof(WideLinearParams) == 2 * 128 + sizeof(LayerLinearParams) + 64, "mirrored in params.py");
 
@@ -148,12 +146,9 @@ struct WideProducer {
 
     __device__ void run() const {
         const int units = cut.num_tiles * cut.num_chunks, at_first = min(params.stages, units);
-        WideUnit unit = {cut.first_tile, 0}, ahead = unit;
+        WideUnit ahead = {cut.first_tile, 0}, unit = ahead;
 #pragma unroll 1
         for (int i = 0; i < at_first; ++i, ahead.advance(cut)) ask_weights(ahead, i);
-#pragma unroll 1
-        for (int i = at_first; i < min(units, at_first + params.ahead); ++i, ahead.advance(cut))
-            prefetch_box(&params.weight, weights(ahead, 0));
         prefetch_map(&params.x);
         grid_dependency_wait();
 #pragma unroll 1

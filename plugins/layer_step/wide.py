@@ -17,8 +17,7 @@ THREADS = 288
 SHARED = ("qkv", "residual")
 MOST_CLUSTER = 8
 MOST_STAGES = 8
-AHEAD = {"qkv": 2, "residual": 2, "gated": 2, "logits": 0}  # stages brought to L2 before the wait, beyond the ring
-_LEAST_BLOCKS = 96  # that keep memory busy
+_LEAST_BLOCKS = 128  # that keep memory busy
 HALF, WHOLE = PROCESSOR_BYTES // 2 - 1024, PROCESSOR_BYTES - 1024
 # Of a block: so that those of the next launch find room beside.
 BLOCK_BYTES = {"qkv": HALF, "residual": HALF, "gated": 126 << 10, "logits": WHOLE}
@@ -72,13 +71,7 @@ def run_wide(params: LayerLinearParams, cut: Wide, dtype: torch.dtype, num_proce
     clusters = -(-params.tiles // rounds)
     chunks = -(-params.columns // TILE_COLUMNS // cut.cluster) * -(-params.tiles // clusters)
     stages = num_stages(cut, bucket, params.parts, chunks)
-    wide = WideLinearParams(
-        weight=_weight_map(params),
-        x=_x_map(params, bucket),
-        layer=params,
-        stages=stages,
-        ahead=AHEAD[cut.mode],
-    )
+    wide = WideLinearParams(weight=_weight_map(params), x=_x_map(params, bucket), layer=params, stages=stages)
     run_kernel(
         wide_source(dtype), f"layer_wide_{MODES[params.mode]}_{bucket}_kernel", clusters * cut.cluster, THREADS, wide,
         shared_bytes(cut, bucket, params.parts, stages), cluster=cut.cluster,

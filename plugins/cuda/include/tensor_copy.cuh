@@ -64,15 +64,6 @@ __device__ __forceinline__ void copy_box(
 #endif
 }
 
-// Bring that box into L2.
-__device__ __forceinline__ void prefetch_box(const TensorMap* map, const BoxCorner& first) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.tile [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(first.at[0]),
-                 "r"(first.at[1]), "r"(first.at[2]), "r"(first.at[3]), "r"(first.at[4])
-                 : "memory");
-#endif
-}
-
 // Bring the map itself near, so that its first copy does not wait for it.
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {
 #if __CUDA_ARCH__ >= 900

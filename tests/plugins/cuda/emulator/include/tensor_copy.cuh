@@ -60,10 +60,4 @@ inline void copy_box(void* shared, const TensorMap* map, int row, int column, Mb
     copy_box(shared, map, {{column, row, 0, 0, 0}}, barrier, evict_first());
 }
 
-inline void prefetch_box(const TensorMap* map, const BoxCorner& first) {
-    for (unsigned dimension = 0; dimension < 5; ++dimension)
-        if (first.at[dimension] < 0 || first.at[dimension] >= int(map->sizes[dimension]))
-            emulator::fail("prefetch_box: %d of dimension %u is not in the tensor", first.at[dimension], dimension);
-}
-
 inline void prefetch_map(const TensorMap*) {}
