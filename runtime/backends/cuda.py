@@ -9,7 +9,7 @@ from runtime.backends.gpu_errors import gpu_errors
 from runtime.batch import Batch, StepPlan
 from runtime.kv.cache import KVCache
 from runtime.model.decoder import Decoder, DecoderOutput
-from runtime.model.layer_steps import LayerSteps, usual_rows
+from runtime.model.layer_steps import LayerSteps, has_small_layers, usual_rows
 from runtime.model.whole_step import WholeStep
 from runtime.tuning import NO_CHOICES, Choices
 
@@ -29,9 +29,9 @@ class _Handle:
 
 
 class CudaBackend(CapturedBackend):
-    """Passes over few rows go through kernels of their own, where they take the model and the device: one launch for a
-    row or two, a few for each layer for some more. Others go through the ops. What was measured on the device says
-    which, where something was."""
+    """Passes over few rows go through kernels of their own, where they take the model and the device: a few launches for
+    each layer or, over up to four rows of a model whose layers are not small, one launch. Others go through the ops. What
+    was measured on the device says which, where something was."""
 
     def __init__(
         self,
@@ -48,10 +48,10 @@ class CudaBackend(CapturedBackend):
         self._usual_rows = usual_rows(decoder.spec, takes_wide(cache.storage.device, cache.storage.dtype))
         self._few_rows: dict[str, WholeStep | LayerSteps] = {}  # by name, what is usually fastest first
         if use_whole_step:
-            self._few_rows = {
-                "whole_step": WholeStep(decoder, cache, limits.max_seq_len),
-                "layer_steps": LayerSteps(decoder, cache),
-            }
+            whole_step, layer_steps = WholeStep(decoder, cache, limits.max_seq_len), LayerSteps(decoder, cache)
+            self._few_rows = {"whole_step": whole_step, "layer_steps": layer_steps}
+            if has_small_layers(decoder.spec):
+                self._few_rows = {"layer_steps": layer_steps, "whole_step": whole_step}
 
     def paths(self, batch: Batch) -> list[str]:
         """The kinds of kernels that take this batch; the first is what it takes where nothing was measured."""

@@ -1,4 +1,4 @@
-"""The decoder's pass over some 5 to 64 rows in a few launches a layer, where GPU kernels take the model."""
+"""The decoder's pass over up to 64 rows in a few launches a layer, where GPU kernels take the model."""
 
 import torch
 
@@ -28,13 +28,18 @@ def most_rows(spec: ModelSpec, dtype: torch.dtype) -> int:
     return max((rows for rows in range(1, MOST_ROWS + 1) if supports(sizes, dtype, rows) is None), default=0)
 
 
+def has_small_layers(spec: ModelSpec) -> bool:
+    """Whether these launches took less time than the whole-step kernel on an H100, at any number of rows."""
+    return is_small(layer_spec(spec))
+
+
 def usual_rows(spec: ModelSpec, has_wide: bool = False) -> int:
     """Rows up to which these launches took less time than the ops on an H100, fitted to SmolLM2-135M and Llama-3.2-1B.
 
     They save about 16 us a layer, and lose some with each row, the more the larger the layers are; nothing where the
     layers are small, or all go through the launches of wide ones (`has_wide`). `runtime.tuning` measures it.
     """
-    if is_small(layer_spec(spec)) or (has_wide and all(_wide_linears(spec))):
+    if has_small_layers(spec) or (has_wide and all(_wide_linears(spec))):
         return MOST_ROWS
     layer_mb = 2 * spec.num_parameters / spec.num_layers / 1e6
     return int(16.0 / (0.25 + 0.012 * layer_mb))
