@@ -29,9 +29,9 @@ class _Handle:
 
 
 class CudaBackend(CapturedBackend):
-    """Passes over few rows go through kernels of their own, where they take the model and the device: a few launches for
-    each layer or, over up to four rows of a model whose layers are not small, one launch. Others go through the ops. What
-    was measured on the device says which, where something was."""
+    """Passes over few rows go through kernels of their own, where they take the model and the device: a few launches
+    for each layer or, over up to four rows of a model whose layers are not small, one launch. Others go through the
+    ops. What was measured on the device says which, where something was."""
 
     def __init__(
         self,
