@@ -37,7 +37,7 @@ __device__ __forceinline__ void finish_own(
     }
 }
 
-// The sum over the cluster of COUNT neighbouring floats.
+// The sum over the cluster of neighbouring floats.
 template <class Vector>
 struct PartSums {
     const float* first;
