@@ -9,7 +9,7 @@ from plugins.layer_step.weights import LayerSpec
 from tests.plugins.test_layer_linear import EPS, check, normal, walled
 
 # Tiles that are no multiple of a block's, two row groups and more, and warps with one step and with two.
-SPEC = LayerSpec(192, 1, 3, 1, 64, 832, 130, EPS, True, False, None)
+SPEC = LayerSpec(192, 1, 3, 1, 64, 704, 130, EPS, True, False, None)
 CUTS = {
     "qkv": [SmallCut(1, 8), SmallCut(1, 16)],
     "dense": [SmallCut(1, 8), SmallCut(1, 16)],
@@ -118,6 +118,7 @@ def test_a_row_is_the_same_in_every_cut_among_any_number(kernel_device, layer, m
 
 
 def test_which_models_are_small():
+    assert is_small(SPEC)
     assert is_small(LayerSpec(576, 30, 9, 3, 64, 1536, 49152, EPS, False, False, None))
     assert not is_small(SPEC._replace(qk_norm=True))
     assert not is_small(LayerSpec(2048, 16, 32, 8, 64, 8192, 128256, EPS, False, False, None))
