@@ -29,6 +29,7 @@ from runtime.speculation.redrafter.head_file import (
     HeadDescription,
     TreeStatistics,
 )
+from runtime.speculation.policy import SMALL_TREES, TINY_TREES
 from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import TreeShape
 from runtime.text.tokenizer import Tokenizer
@@ -40,13 +41,17 @@ DATA = Path(__file__).parents[1] / "data"
 OPENINGS_FILE, PROMPTS_FILE, HELD_OUT_FILE = (
     DATA / name for name in ("draft_openings.json", "draft_prompts.json", "prompts.json")
 )
-TREES = tuple(
-    TreeShape(num_nodes, num_beams, depth)
-    for num_nodes, beams, depths in (
-        (8, (1, 2), (3, 4, 5)), (12, (2, 4, 6), (4, 5, 6)), (32, (4, 8), (5, 6, 7)), (64, (8, 24), (5, 6, 7, 9)),
-    )
-    for num_beams in beams
-    for depth in depths
+TREES = (
+    *TINY_TREES,
+    *SMALL_TREES,
+    *(
+        TreeShape(num_nodes, num_beams, depth)
+        for num_nodes, beams, depths in (
+            (8, (1, 2), (3, 4, 5)), (12, (2, 4, 6), (4, 5, 6)), (32, (4, 8), (5, 6, 7)), (64, (8, 24), (5, 6, 7, 9)),
+        )
+        for num_beams in beams
+        for depth in depths
+    ),
 )  # fmt: skip
 HELD_OUT_TREE = TreeShape(64, 16, 6)
 BARE_OPENINGS = 12  # conversations that the target opens itself, to so many of each kind's openings

@@ -113,7 +113,7 @@ def load_drafter(
         candidates = (*TINY_TREES, *SMALL_TREES, *worthwhile_on_gpus(trees))
     else:
         candidates = (*SMALL_TREES, *(tree.shape for tree in worthwhile(trees)))
-    return LoadedDrafter(drafter, candidates, _head_prior(trees))
+    return LoadedDrafter(drafter, tuple(dict.fromkeys(candidates)), _head_prior(trees))
 
 
 def _kind(draft_dir: Path) -> str:
