@@ -22,6 +22,7 @@ from pipelines.draft.texts import read_token_ids
 from pipelines.draft.training import LoopSettings, StepMetrics, Training, draft_vocabulary, run_training
 from runtime.formats.checkpoint import TOKENIZER_DIR, Checkpoint
 from runtime.formats.digest import sha256_file
+from runtime.speculation.policy import SMALL_TREES, TINY_TREES
 from runtime.speculation.redrafter.head_file import (
     VOCAB_IDS,
     Dialect,
@@ -29,7 +30,6 @@ from runtime.speculation.redrafter.head_file import (
     HeadDescription,
     TreeStatistics,
 )
-from runtime.speculation.policy import SMALL_TREES, TINY_TREES
 from runtime.speculation.redrafter.loading import make_redrafter
 from runtime.speculation.tree import TreeShape
 from runtime.text.tokenizer import Tokenizer
