@@ -51,7 +51,7 @@ def test_a_head_is_trained_packaged_and_loads(tmp_path, monkeypatch):
     assert recipe["data"]["tokens"] == 8 * 200
     assert len(recipe["data"]["data_sha256"]) == 64
     assert recipe["settings"] == asdict(DraftTrainConfig(**recipe["settings"]))
-    client = MlflowClient(f"sqlite:///{tmp_path}/root/mlflow/mlflow.db")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'root' / 'mlflow' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("enginewright")
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'draft'")
     for name, key in (("train_loss", "loss"), ("held_out_accepted_length", "accepted_length")):
