@@ -6,12 +6,11 @@ import torch
 
 from plugins.cuda.run import ELEMENTS, run_kernel
 from plugins.cuda.source import KernelSource
+from plugins.layer_step.layout import SMALL_WEIGHTS, STEP
 from plugins.layer_step.params import LayerLinearParams
 from plugins.layer_step.weights import LayerSpec
 
-_STEP = 32  # columns
 _MOST_WARPS = 12
-_SMALL_WEIGHTS = 3 << 20  # of a layer, whose blocks hold all of them in registers
 _MOST_STEPS = 4  # of a warp
 _SUM_BYTES = 2 * 8 * 8 * 4  # of a warp, for 16 outputs of 8 rows
 
@@ -27,8 +26,8 @@ def is_small(spec: LayerSpec) -> bool:
     """Whether a model's layers have kernels of their own."""
     layers = {name: sizes for name, sizes in spec.linears.items() if name != "head"}
     fits = all(
-        outputs * columns < _SMALL_WEIGHTS and columns % _STEP == 0 and outputs % 16 == 0
-        and columns // _STEP // small_warps(columns) <= _MOST_STEPS
+        outputs * columns < SMALL_WEIGHTS and columns % STEP == 0 and outputs % 16 == 0
+        and columns // STEP // small_warps(columns) <= _MOST_STEPS
         for outputs, columns in layers.values()
     )  # fmt: skip
     return fits and not spec.qk_norm and spec.head_dim % 16 == 0 and spec.intermediate_size % 8 == 0
@@ -36,7 +35,7 @@ def is_small(spec: LayerSpec) -> bool:
 
 def small_warps(columns: int) -> int:
     """Of a block: as many as have equally many steps."""
-    return next(warps for warps in range(_MOST_WARPS, 0, -1) if columns // _STEP % warps == 0)
+    return next(warps for warps in range(_MOST_WARPS, 0, -1) if columns // STEP % warps == 0)
 
 
 def small_cut(layer: str, rows: int) -> SmallCut:

@@ -66,14 +66,52 @@ def check(y: torch.Tensor, exact: torch.Tensor, slack: torch.Tensor) -> None:
     assert ((y.cpu().double() - exact).abs() <= exact.abs() * RELATIVE[y.dtype] * 1.01 + slack + 1e-7).all()
 
 
-@pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 1, 256), (5, 130, 288), (17, 40, 256), (64, 264, 320)])
-def test_logits_add_two_parts(kernel_device, cut, rows, outputs, columns):
-    layer = Layer(kernel_device, cut, outputs, columns)
-    x = walled(normal(2 * rows, columns), kernel_device)
+def check_gated(y: torch.Tensor, exact: torch.Tensor, slack: torch.Tensor) -> None:
+    """Against both branches of the MLP, one after the other as the weights have them."""
+    (branch, gate), (branch_slack, gate_slack) = exact.chunk(2, 1), slack.chunk(2, 1)
+    silu = torch.nn.functional.silu(branch)
+    check(y, silu * gate, branch_slack * 1.1 * gate.abs() + silu.abs() * gate_slack + silu.abs() * 1e-5)
+
+
+def check_stream(
+    hidden: torch.Tensor,
+    y: torch.Tensor,
+    squares: torch.Tensor,
+    norm: torch.Tensor,
+    exact: torch.Tensor,
+    slack: torch.Tensor,
+) -> None:
+    """The new stream, and what the next norm needs of the stream that was written."""
+    check(hidden, exact, slack)
+    check(y, hidden.cpu().double() * norm.cpu().double(), torch.zeros(()))
+    check(squares.cpu().sum(1), hidden.cpu().double().square().sum(1), torch.zeros(()))
+
+
+def check_logits(layer: Layer, rows: int) -> None:
+    """Of rows in two parts."""
+    outputs, columns = layer.weight.shape
+    x = walled(normal(2 * rows, columns), layer.device)
     y = layer.empty(rows, outputs, torch.float32)
     layer.run("logits", x, y, parts=2)
     (high, high_slack), (low, low_slack) = layer.product(x[:rows]), layer.product(x[rows:])
     check(y, high + low, high_slack + low_slack)
+
+
+def check_residual(layer: Layer, rows: int) -> None:
+    """The stream is far larger than what is added, as late in a model."""
+    outputs, columns = layer.weight.shape
+    x, norm = normal(rows, columns).to(layer.device), normal(outputs, seed=1).to(layer.device)
+    before = normal(rows, outputs, dtype=torch.float32).mul(1e4)
+    hidden, y = before.clone().to(layer.device), layer.empty(rows, outputs, torch.bfloat16)
+    squares = layer.empty(rows, layer.cut.squares(outputs), torch.float32)
+    layer.run("residual", x, y, hidden=hidden, norm=norm, squares_out=squares)
+    exact, slack = layer.product(x)
+    check_stream(hidden, y, squares, norm, before.double() + exact, slack)
+
+
+@pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 1, 256), (5, 130, 288), (17, 40, 256), (64, 264, 320)])
+def test_logits_add_two_parts(kernel_device, cut, rows, outputs, columns):
+    check_logits(Layer(kernel_device, cut, outputs, columns), rows)
 
 
 def test_norm_and_bias(kernel_device, cut):
@@ -97,24 +135,12 @@ def test_the_gate_takes_any_size(kernel_device, cut):
     y = layer.empty(rows, half, torch.bfloat16)
     layer.run("gated", x, y)
     exact, slack = layer.product(x)
-    silu, gate = torch.nn.functional.silu(exact[:, :half]), exact[:, half:]
     assert exact[:, :half].abs().max() > 200
-    check(y, silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * slack[:, half:] + silu.abs() * 1e-5)
+    check_gated(y, exact, slack)
 
 
 def test_the_stream_and_what_the_next_norm_needs(kernel_device, cut):
-    """The stream is far larger than what is added, as late in a model."""
-    rows, outputs, columns = 19, 144, 256
-    layer = Layer(kernel_device, cut, outputs, columns)
-    x, norm = normal(rows, columns).to(kernel_device), normal(outputs, seed=1).to(kernel_device)
-    before = normal(rows, outputs, dtype=torch.float32).mul(1e4)
-    hidden, y = before.clone().to(kernel_device), layer.empty(rows, outputs, torch.bfloat16)
-    squares = layer.empty(rows, cut.squares(outputs), torch.float32)
-    layer.run("residual", x, y, hidden=hidden, norm=norm, squares_out=squares)
-    exact, slack = layer.product(x)
-    check(hidden, before.double() + exact, slack)
-    check(y, hidden.cpu().double() * norm.cpu().double(), torch.zeros(()))
-    check(squares.cpu().sum(1), hidden.cpu().double().square().sum(1), torch.zeros(()))
+    check_residual(Layer(kernel_device, cut, outputs=144, columns=256), rows=19)
 
 
 def test_a_row_is_the_same_among_1_2_13_or_64(kernel_device, cut):

@@ -6,7 +6,7 @@ import torch
 from plugins.layer_step.params import LayerLinearParams
 from plugins.layer_step.small import SmallCut, is_small, run_small
 from plugins.layer_step.weights import LayerSpec
-from tests.plugins.test_layer_linear import EPS, check, normal, walled
+from tests.plugins.test_layer_linear import EPS, check, check_gated, check_stream, normal, walled
 
 # Tiles that are no multiple of a block's, two row groups and more, and warps with one step and with two.
 SPEC = LayerSpec(192, 1, 3, 1, 64, 704, 130, EPS, True, False, None)
@@ -73,16 +73,11 @@ def test_equals_the_reference(kernel_device, layer, cut, rows, monkeypatch):
     result = case.run()
     exact, slack = case.product()
     if layer == "gate_up":
-        half = exact.shape[1] // 2
-        silu, gate = torch.nn.functional.silu(exact[:, :half]), exact[:, half:]
-        check(result["y"], silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * (slack[:, half:] + 1e-5))
+        check_gated(result["y"], exact, slack)
     elif layer == "qkv":
         check_heads(case, result, exact, slack)
     else:
-        check(result["hidden"], case.hidden.cpu().double() + exact, slack)
-        hidden = result["hidden"].cpu().double()
-        check(result["y"], hidden * case.norm.cpu().double(), torch.zeros(()))
-        check(result["squares"].cpu().sum(1), hidden.square().sum(1), torch.zeros(()))
+        check_stream(**result, norm=case.norm, exact=case.hidden.cpu().double() + exact, slack=slack)
 
 
 def check_heads(case: Case, result: dict[str, torch.Tensor], exact: torch.Tensor, slack: torch.Tensor) -> None:

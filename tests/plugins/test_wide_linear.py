@@ -6,7 +6,16 @@ import torch
 from plugins.layer_step.layout import is_wide
 from plugins.layer_step.params import LINEAR_MODES
 from plugins.layer_step.wide import BLOCK_BYTES, MOST_CLUSTER, WHOLE, Wide, num_stages, shared_bytes, wide_cut
-from tests.plugins.test_layer_linear import EPS, MODEL, Layer, check, normal, walled
+from tests.plugins.test_layer_linear import (
+    EPS,
+    MODEL,
+    Layer,
+    check,
+    check_gated,
+    check_logits,
+    check_residual,
+    normal,
+)
 
 
 @pytest.fixture(params=[2, 8])
@@ -16,12 +25,7 @@ def cluster(request):
 
 @pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 16, 512), (5, 144, 512), (17, 4112, 640), (64, 128, 576)])
 def test_logits_add_two_parts(kernel_device, rows, outputs, columns):
-    layer = Layer(kernel_device, Wide("logits"), outputs, columns)
-    x = walled(normal(2 * rows, columns), kernel_device)
-    y = layer.empty(rows, outputs, torch.float32)
-    layer.run("logits", x, y, parts=2)
-    (high, high_slack), (low, low_slack) = layer.product(x[:rows]), layer.product(x[rows:])
-    check(y, high + low, high_slack + low_slack)
+    check_logits(Layer(kernel_device, Wide("logits"), outputs, columns), rows)
 
 
 def test_the_gate_takes_any_size(kernel_device):
@@ -35,25 +39,12 @@ def test_the_gate_takes_any_size(kernel_device):
     factor = (squares.cpu().double().sum(1, keepdim=True) / columns + EPS).rsqrt()
     exact, slack = layer.product(x)
     exact, slack = exact * factor, (slack + exact.abs() * 2.0**-20) * factor
-    silu, gate = torch.nn.functional.silu(exact[:, :half]), exact[:, half:]
     assert exact[:, :half].abs().max() > 200
-    check(y, silu * gate, slack[:, :half] * 1.1 * gate.abs() + silu.abs() * slack[:, half:] + silu.abs() * 1e-5)
+    check_gated(y, exact, slack)
 
 
 def test_the_stream_and_what_the_next_norm_needs(kernel_device, cluster):
-    """The stream is far larger than what is added, as late in a model."""
-    rows, outputs, columns = 19, 272, 512
-    cut = Wide("residual", cluster)
-    layer = Layer(kernel_device, cut, outputs, columns)
-    x, norm = normal(rows, columns).to(kernel_device), normal(outputs, seed=1).to(kernel_device)
-    before = normal(rows, outputs, dtype=torch.float32).mul(1e4)
-    hidden, y = before.clone().to(kernel_device), layer.empty(rows, outputs, torch.bfloat16)
-    squares = layer.empty(rows, cut.squares(outputs), torch.float32)
-    layer.run("residual", x, y, hidden=hidden, norm=norm, squares_out=squares)
-    exact, slack = layer.product(x)
-    check(hidden, before.double() + exact, slack)
-    check(y, hidden.cpu().double() * norm.cpu().double(), torch.zeros(()))
-    check(squares.cpu().sum(1), hidden.cpu().double().square().sum(1), torch.zeros(()))
+    check_residual(Layer(kernel_device, Wide("residual", cluster), outputs=272, columns=512), rows=19)
 
 
 @pytest.mark.parametrize(("head_dim", "has_norms"), [(32, True), (64, False), (64, True), (128, False), (128, True)])
